@@ -1,1 +1,7 @@
-//! x
+//! The tpad daemon: configuration, the gRPC and HTTP edge, start and drain.
+//!
+//! The binary `tpad` is a thin shell around this library; tests start the same
+//! daemon in process.
+
+pub mod config;
+pub mod memory;

@@ -1,0 +1,275 @@
+//! The daemon's configuration: a TOML file, read strictly and checked whole before a socket opens.
+//!
+//! Precedence, for every key: command line, then file, then environment, then
+//! default. This module reads none of them but the file's text: what else it
+//! needs to know about the process is in [`Surroundings`], which `main` fills.
+//! `config/tpad.toml` shows every key with its default and why; a test holds it
+//! equal to this code in both directions.
+
+mod mirror;
+mod resolve;
+mod units;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::memory::MemoryLimit;
+pub(crate) use units::show_bytes;
+
+/// What the configuration needs to know about the process it is for.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// The memory that the daemon may use: bounds and defaults the DRAM capacity.
+    pub memory: MemoryLimit,
+    /// The user's directory for sockets (`XDG_RUNTIME_DIR`), if there is one.
+    pub runtime_dir: Option<PathBuf>,
+    /// The user's name or number, for a socket path of their own where there is no runtime directory.
+    pub user: String,
+    /// Origin options from the environment, used where a model's section says nothing.
+    pub origin: Origin,
+}
+
+/// A checked configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where the daemon listens.
+    pub listen: Listen,
+    /// The models to serve, at least one, names unique.
+    pub models: Vec<Model>,
+    /// The DRAM level.
+    pub dram: Dram,
+    /// What to do with a tier that exceeds its parameter budget.
+    pub budget_enforcement: BudgetEnforcement,
+    /// What is logged, and how.
+    pub log: Log,
+    /// Bounds of the edge.
+    pub limits: Limits,
+    /// How long a request may take.
+    pub deadlines: Deadlines,
+    /// How long a drain waits for requests in progress before it aborts them.
+    pub drain_deadline: Duration,
+    /// What is allowed but unwise, to be logged once at start.
+    pub warnings: Vec<String>,
+}
+
+/// Where the daemon listens; `None` is off. At least one of gRPC and the Unix socket is on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// gRPC over TCP, unencrypted: loopback unless the file allows more.
+    pub grpc: Option<SocketAddr>,
+    /// gRPC over a Unix socket.
+    pub uds: Option<UnixSocket>,
+    /// The read-only HTTP port.
+    pub http: Option<SocketAddr>,
+}
+
+/// A Unix socket to create.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnixSocket {
+    /// An absolute path.
+    pub path: PathBuf,
+    /// Permission bits of the socket: 0600 or 0660.
+    pub mode: u32,
+}
+
+/// One model to serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Model {
+    /// The name that requests use.
+    pub name: String,
+    /// The checkpoint's root, or one revision's URL.
+    pub root: String,
+    /// Roots that a manifest's `objects_base` may name.
+    pub allowed_bases: Vec<String>,
+    /// How to reach the root.
+    pub origin: Origin,
+}
+
+/// How to reach an object store. `None` leaves the store's own default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// URL of an S3-compatible server.
+    pub endpoint: Option<String>,
+    /// Region.
+    pub region: Option<String>,
+    /// Access key.
+    pub access_key_id: Option<String>,
+    /// Its secret.
+    pub secret_access_key: Option<Secret>,
+    /// Token of temporary credentials.
+    pub session_token: Option<Secret>,
+    /// Whether an `http://` endpoint is allowed.
+    pub allow_http: bool,
+}
+
+/// Text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+/// The DRAM level.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dram {
+    /// All memory of the level: budgets, fills in flight, leased blocks.
+    pub capacity_bytes: u64,
+    /// Budgets by tier id; `router` and `dense` name the blocks outside the tiers' experts.
+    pub tier_bytes: BTreeMap<String, u64>,
+}
+
+/// What to do with a tier that exceeds its parameter budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BudgetEnforcement {
+    /// Serve it and say so.
+    Warn,
+    /// Keep the revision that was served before.
+    Reject,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// A filter in `tracing_subscriber`'s syntax: a level, or `target=level` entries.
+    pub level: String,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How long a request may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    /// For a request that brings no `grpc-timeout`.
+    pub default: Duration,
+    /// The longest that a request's own `grpc-timeout` can ask for.
+    pub max: Duration,
+}
+
+/// Bounds of the edge: over each of them a peer is refused or cut, never queued without end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// gRPC connections, TCP and Unix socket together.
+    pub connections: usize,
+    /// Connections of the HTTP port.
+    pub http_connections: usize,
+    /// Requests at a time on one gRPC connection.
+    pub streams_per_connection: u32,
+    /// gRPC requests at a time, over all connections.
+    pub requests: usize,
+    /// Bytes of replies that clients have not yet taken.
+    pub in_flight_bytes: u64,
+    /// Size of one request message.
+    pub request_bytes: usize,
+    /// Size of one request's headers.
+    pub header_bytes: u32,
+    /// Time for a new connection to say that it speaks HTTP/2, or to send an HTTP request's head.
+    pub preface_deadline: Duration,
+    /// Time in which a client must take some of a reply that waits for it.
+    pub progress_deadline: Duration,
+    /// How often a quiet connection is asked whether it lives.
+    pub keepalive_interval: Duration,
+    /// How long it may take to answer.
+    pub keepalive_timeout: Duration,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The text is not TOML, or has an unknown key or a value of the wrong type; says where.
+    #[error("{0}")]
+    Document(#[from] toml::de::Error),
+    /// Values that cannot be; all of them.
+    #[error("{}", Listing(.0))]
+    Values(Vec<Problem>),
+}
+
+/// One value that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key as one writes it, such as `levels.dram.capacity`.
+    pub key: String,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+impl Config {
+    /// Reads and checks a file's text.
+    pub fn from_toml(text: &str, surroundings: &Surroundings) -> Result<Self, ConfigError> {
+        let file: mirror::File = toml::from_str(text)?;
+        resolve::resolve(file, surroundings).map_err(ConfigError::Values)
+    }
+
+    /// The configuration of `tpad serve ROOT`: one model, defaults for all else.
+    ///
+    /// Without a name the model is called after the root's last path component.
+    pub fn for_root(
+        root: &str,
+        name: Option<&str>,
+        surroundings: &Surroundings,
+    ) -> Result<Self, ConfigError> {
+        let mut file = mirror::File::default();
+        file.models.push(mirror::Model {
+            name: Some(name.map_or_else(|| last_component(root), str::to_owned)),
+            root: Some(root.to_owned()),
+            allowed_bases: None,
+            origin: mirror::Origin::default(),
+        });
+        resolve::resolve(file, surroundings).map_err(ConfigError::Values)
+    }
+}
+
+/// The last path component of a root; empty when there is none, which the check then refuses.
+fn last_component(root: &str) -> String {
+    let path = root.split_once("://").map_or(root, |(_, rest)| rest);
+    path.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned()
+}
+
+impl Secret {
+    /// Hides `text` from every `Debug`.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text, for the one who sends it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.message)
+    }
+}
+
+struct Listing<'a>(&'a [Problem]);
+
+impl fmt::Display for Listing<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, problem) in self.0.iter().enumerate() {
+            if n > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

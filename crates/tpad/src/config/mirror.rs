@@ -1,0 +1,123 @@
+//! The file as serde reads it: every key optional, unknown keys refused.
+//!
+//! Only [`super::resolve`] reads these structs, by exhaustive destructuring, so
+//! a key that is added here and forgotten there does not compile.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::units::{DurationText, SizeText};
+
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct File {
+    pub(super) allow_plaintext: Option<bool>,
+    pub(super) budget_enforcement: Option<String>,
+    pub(super) listen: Listen,
+    pub(super) models: Vec<Model>,
+    pub(super) levels: Levels,
+    pub(super) log: Log,
+    pub(super) deadlines: Deadlines,
+    pub(super) drain: Drain,
+    pub(super) limits: Limits,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Listen {
+    pub(super) grpc: Option<String>,
+    pub(super) uds: Option<String>,
+    pub(super) uds_mode: Option<String>,
+    pub(super) http: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields)]
+pub(super) struct Model {
+    pub(super) name: Option<String>,
+    pub(super) root: Option<String>,
+    #[serde(default)]
+    pub(super) allowed_bases: Option<Vec<String>>,
+    #[serde(default)]
+    pub(super) origin: Origin,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Origin {
+    pub(super) endpoint: Option<String>,
+    pub(super) region: Option<String>,
+    pub(super) access_key_id: Option<String>,
+    pub(super) secret_access_key: Option<String>,
+    pub(super) session_token: Option<String>,
+    pub(super) allow_http: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Levels {
+    pub(super) dram: Dram,
+    pub(super) nvme: Nvme,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Dram {
+    pub(super) capacity: Option<SizeText>,
+    pub(super) tiers: BTreeMap<String, SizeText>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Nvme {
+    pub(super) path: Option<String>,
+    pub(super) capacity: Option<SizeText>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Log {
+    pub(super) level: Option<String>,
+    pub(super) format: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Deadlines {
+    pub(super) default: Option<DurationText>,
+    pub(super) max: Option<DurationText>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Drain {
+    pub(super) deadline: Option<DurationText>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Limits {
+    pub(super) connections: Option<u64>,
+    pub(super) http_connections: Option<u64>,
+    pub(super) streams_per_connection: Option<u64>,
+    pub(super) requests: Option<u64>,
+    pub(super) in_flight_bytes: Option<SizeText>,
+    pub(super) request_bytes: Option<SizeText>,
+    pub(super) header_bytes: Option<SizeText>,
+    pub(super) preface_deadline: Option<DurationText>,
+    pub(super) progress_deadline: Option<DurationText>,
+    pub(super) keepalive_interval: Option<DurationText>,
+    pub(super) keepalive_timeout: Option<DurationText>,
+}

@@ -1,0 +1,293 @@
+//! The configuration's rules, and the example file against the code.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::*;
+use crate::memory::LimitSource;
+
+const EXAMPLE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../config/tpad.toml"));
+
+const MODEL: &str = "[[models]]\nname = \"m\"\nroot = \"/models/m\"\n";
+
+fn surroundings() -> Surroundings {
+    Surroundings {
+        memory: MemoryLimit { bytes: 64 << 30, source: LimitSource::Host },
+        runtime_dir: Some(PathBuf::from("/run/user/1000")),
+        user: "1000".to_owned(),
+        origin: Origin::default(),
+    }
+}
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::from_toml(text, &surroundings())
+}
+
+/// The problems' keys and messages of a document that is refused.
+fn problems(text: &str) -> Vec<Problem> {
+    match parse(text) {
+        Err(ConfigError::Values(problems)) => problems,
+        other => panic!("expected value problems, got {other:?}"),
+    }
+}
+
+fn only_problem(text: &str) -> Problem {
+    let mut problems = problems(text);
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    problems.remove(0)
+}
+
+/// The example with its commented keys turned on.
+fn every_key() -> String {
+    EXAMPLE
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase()) => rest,
+            _ => line,
+        })
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[test]
+fn the_example_stands_at_the_defaults() {
+    let example = parse(EXAMPLE).expect("the example is accepted");
+    let bare = parse("[[models]]\nname = \"mixtral\"\nroot = \"/models/mixtral\"\n")
+        .expect("a model is enough");
+    assert_eq!(example, bare);
+}
+
+#[test]
+fn the_example_has_every_key_of_the_code_and_no_other() {
+    let file: mirror::File = toml::from_str(&every_key()).expect("every key is known");
+    let mut missing = Vec::new();
+    unset("", &serde_json::to_value(&file).expect("the mirror serializes"), &mut missing);
+    assert!(missing.is_empty(), "keys that the example does not show: {missing:?}");
+}
+
+/// Collects the paths of keys without a value.
+fn unset(path: &str, value: &Value, missing: &mut Vec<String>) {
+    match value {
+        Value::Null => missing.push(path.to_owned()),
+        Value::Object(fields) => {
+            if fields.is_empty() {
+                missing.push(path.to_owned());
+            }
+            for (name, value) in fields {
+                unset(&format!("{path}.{name}"), value, missing);
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| unset(path, value, missing)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_examples_values_are_valid_but_for_the_level_that_is_not_there() {
+    let keys: Vec<String> = problems(&every_key()).into_iter().map(|p| p.key).collect();
+    assert_eq!(keys, ["levels.nvme.path", "levels.nvme.capacity"]);
+}
+
+#[test]
+fn all_problems_are_told_at_once_with_their_keys() {
+    let problems = problems(
+        r#"
+        budget_enforcement = "maybe"
+        [listen]
+        grpc = "0.0.0.0:7070"
+        uds = "relative.sock"
+        uds_mode = "0777"
+        http = "nowhere"
+        [[models]]
+        name = "a b"
+        root = ""
+        [[models]]
+        name = "m"
+        root = "s3://b/m"
+        [models.origin]
+        endpoint = "http://10.0.0.1:9000"
+        access_key_id = "only"
+        [[models]]
+        name = "m"
+        root = "s3://b/m"
+        [levels.dram]
+        capacity = "128GiB"
+        [levels.dram.tiers]
+        tier_1b = "1.5GiB"
+        [levels.nvme]
+        path = "/cache"
+        [log]
+        level = "=loud"
+        format = "xml"
+        [deadlines]
+        default = "2h"
+        [drain]
+        deadline = "30"
+        [limits]
+        connections = 0
+        request_bytes = "2GiB"
+        progress_deadline = "0s"
+        "#,
+    );
+    let keys: Vec<&str> = problems.iter().map(|p| p.key.as_str()).collect();
+    assert_eq!(
+        keys,
+        [
+            "listen.grpc",
+            "listen.http",
+            "listen.uds_mode",
+            "listen.uds",
+            "models[0].name",
+            "models[0].root",
+            "models[1].origin",
+            "models[1].origin.endpoint",
+            "models[2].name",
+            "levels.dram.capacity",
+            "levels.dram.tiers.\"tier_1b\"",
+            "levels.nvme.path",
+            "budget_enforcement",
+            "log.level",
+            "log.format",
+            "deadlines.default",
+            "drain.deadline",
+            "limits.connections",
+            "limits.request_bytes",
+            "limits.progress_deadline",
+        ]
+    );
+    let text = ConfigError::Values(problems.clone()).to_string();
+    assert_eq!(text.lines().count(), problems.len(), "one line each:\n{text}");
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_its_line() {
+    let error = parse("allow_plaintxt = true\n").expect_err("unknown").to_string();
+    assert!(error.contains("allow_plaintxt") && error.contains("line 1"), "{error}");
+    for section in
+        ["listen", "levels", "levels.dram", "levels.nvme", "log", "deadlines", "drain", "limits"]
+    {
+        let error = parse(&format!("{MODEL}[{section}]\nnonsense = 1\n")).expect_err(section);
+        assert!(matches!(error, ConfigError::Document(_)), "{section}: {error}");
+    }
+    for section in ["models", "models.origin"] {
+        let header = if section == "models" { String::new() } else { format!("[{section}]\n") };
+        let error = parse(&format!("{MODEL}{header}nonsense = 1\n")).expect_err(section);
+        assert!(matches!(error, ConfigError::Document(_)), "{section}: {error}");
+    }
+}
+
+#[test]
+fn grpc_beyond_loopback_takes_a_decision() {
+    let text = format!("listen.grpc = \"192.0.2.7:7070\"\n{MODEL}");
+    let problem = only_problem(&text);
+    assert_eq!(problem.key, "listen.grpc");
+    assert!(problem.message.contains("allow_plaintext = true"), "{problem}");
+    let config = parse(&format!("allow_plaintext = true\n{text}")).expect("allowed");
+    assert_eq!(config.listen.grpc, "192.0.2.7:7070".parse().ok());
+    let config = parse(&format!("listen.grpc = \"[::1]:0\"\n{MODEL}")).expect("loopback");
+    assert_eq!(config.listen.grpc, "[::1]:0".parse().ok());
+}
+
+#[test]
+fn a_capacity_above_the_limit_is_refused_with_both_numbers_and_a_remedy() {
+    let mut surroundings = surroundings();
+    surroundings.memory = MemoryLimit {
+        bytes: 512 << 20,
+        source: LimitSource::Cgroup(PathBuf::from("/sys/fs/cgroup/a/memory.max")),
+    };
+    let text = format!("levels.dram.capacity = \"1GiB\"\n{MODEL}");
+    let error = Config::from_toml(&text, &surroundings).expect_err("too large").to_string();
+    for part in ["levels.dram.capacity", "1GiB", "512MiB", "/sys/fs/cgroup/a/memory.max", "128MiB"]
+    {
+        assert!(error.contains(part), "{part} is missing: {error}");
+    }
+    let text = format!("levels.dram.capacity = \"512MiB\"\n{MODEL}");
+    let config = Config::from_toml(&text, &surroundings).expect("the limit itself is allowed");
+    assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+    assert!(config.warnings[0].contains("512MiB"), "{:?}", config.warnings);
+    let config = Config::from_toml(MODEL, &surroundings).expect("the default fits");
+    assert_eq!(config.dram.capacity_bytes, 128 << 20);
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+}
+
+#[test]
+fn tier_budgets_fit_the_capacity() {
+    let fits = format!(
+        "{MODEL}[levels.dram]\ncapacity = \"1GiB\"\ntiers.a = \"512MiB\"\ntiers.1 = \"512MiB\"\n"
+    );
+    let config = parse(&fits).expect("fits");
+    assert_eq!(
+        config.dram.tier_bytes,
+        BTreeMap::from([("1".into(), 512 << 20), ("a".into(), 512 << 20)])
+    );
+    let problem = only_problem(&fits.replace("tiers.1 = \"512MiB\"", "tiers.1 = \"513MiB\""));
+    assert_eq!(problem.key, "levels.dram.tiers");
+    assert!(problem.message.contains("1GiB"), "{problem}");
+}
+
+#[test]
+fn a_model_is_required_and_somebody_must_be_able_to_ask() {
+    assert_eq!(only_problem("").key, "models");
+    let off = format!("{MODEL}[listen]\ngrpc = \"off\"\nuds = \"off\"\n");
+    assert_eq!(only_problem(&off).key, "listen");
+    let http_off = format!("{MODEL}[listen]\nhttp = \"off\"\n");
+    assert_eq!(parse(&http_off).expect("allowed").listen.http, None);
+}
+
+#[test]
+fn the_socket_has_a_place_for_every_user() {
+    let path = |runtime_dir: Option<&str>, user: &str| {
+        let surroundings = Surroundings {
+            runtime_dir: runtime_dir.map(PathBuf::from),
+            user: user.to_owned(),
+            ..surroundings()
+        };
+        let config = Config::from_toml(MODEL, &surroundings).expect("accepted");
+        config.listen.uds.expect("on by default").path
+    };
+    assert_eq!(path(Some("/run/user/7"), "7"), Path::new("/run/user/7/tpad/tpad.sock"));
+    assert_eq!(path(None, "0"), Path::new("/run/tpad/tpad.sock"));
+    assert_eq!(path(None, "7"), Path::new("/tmp/tpad-7/tpad.sock"));
+    let long = format!("listen.uds = \"/{}\"\n{MODEL}", "x".repeat(103));
+    assert!(only_problem(&long).message.contains("103"), "the bound is named");
+}
+
+#[test]
+fn a_models_credentials_win_over_the_environments_as_a_whole() {
+    let mut surroundings = surroundings();
+    surroundings.origin = Origin {
+        endpoint: Some("https://env.example.org".to_owned()),
+        region: Some("env-1".to_owned()),
+        access_key_id: Some("env".to_owned()),
+        secret_access_key: Some(Secret::new("env secret")),
+        session_token: Some(Secret::new("env token")),
+        allow_http: false,
+    };
+    let config = Config::from_toml(MODEL, &surroundings).expect("accepted");
+    assert_eq!(config.models[0].origin, surroundings.origin);
+    let own = format!(
+        "{MODEL}[models.origin]\nregion = \"own-1\"\naccess_key_id = \"own\"\nsecret_access_key = \"s\"\n"
+    );
+    let config = Config::from_toml(&own, &surroundings).expect("accepted");
+    let origin = &config.models[0].origin;
+    assert_eq!(origin.endpoint.as_deref(), Some("https://env.example.org"));
+    assert_eq!(origin.region.as_deref(), Some("own-1"));
+    assert_eq!(origin.access_key_id.as_deref(), Some("own"));
+    assert_eq!(origin.session_token, None, "the environment's token belongs to its own key");
+    assert!(!format!("{config:?}").contains("env secret"), "secrets stay out of Debug");
+}
+
+#[test]
+fn a_bare_root_is_named_after_its_last_component() {
+    let name = |root: &str| {
+        let config = Config::for_root(root, None, &surroundings());
+        config.map(|config| config.models[0].name.clone()).map_err(|error| error.to_string())
+    };
+    assert_eq!(name("/models/mixtral/"), Ok("mixtral".to_owned()));
+    assert_eq!(name("s3://bucket/a/b"), Ok("b".to_owned()));
+    assert_eq!(name("s3://bucket"), Ok("bucket".to_owned()));
+    assert!(name("/").expect_err("nothing to call it").contains("models[0].name"));
+    let config = Config::for_root("/models/x", Some("y"), &surroundings()).expect("accepted");
+    assert_eq!(config.models[0].name, "y");
+}
