@@ -1,0 +1,26 @@
+//! Generates the wire's code from `proto/tpad/v1`, without `protoc`.
+
+use std::path::{Path, PathBuf};
+
+use prost::Message as _;
+
+const SERVED: [&str; 3] = ["block.proto", "expert.proto", "model.proto"];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    let files = SERVED.map(|name| root.join("tpad/v1").join(name));
+    for file in &files {
+        println!("cargo::rerun-if-changed={}", file.display());
+    }
+
+    let descriptors = protox::compile(&files, [&root])?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+
+    // Bytes fields alias the receive buffer instead of copying out of it.
+    tonic_prost_build::configure()
+        .bytes(".")
+        .emit_rerun_if_changed(false)
+        .compile_fds(descriptors)?;
+    Ok(())
+}
