@@ -1,1 +1,54 @@
-//! x
+//! Client of a tpad daemon.
+//!
+//! A [`Client`] fetches experts, routers, dense tensors and files of a model
+//! and yields them as [`FetchedBlock`]s whose bytes were checked against their
+//! digest. It trusts no claim of the other side: sizes are bounded before
+//! memory is taken, and a reply that contradicts itself is an [`Error`] that
+//! says where.
+//!
+//! ```no_run
+//! use tpad_client::{Client, FetchExperts};
+//! use tpad_manifest::ExpertKey;
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect("http://127.0.0.1:7070").await?;
+//! let mut blocks = client
+//!     .fetch_experts(FetchExperts {
+//!         model: "demo".to_owned(),
+//!         keys: vec![ExpertKey { tier: "tier_1b".parse()?, group: 0, expert: 3 }],
+//!         layers: vec![5],
+//!         ..FetchExperts::default()
+//!     })
+//!     .await?;
+//! while let Some(block) = blocks.next().await {
+//!     for tensor in block?.tensors {
+//!         assert_eq!(tensor.bytes.len() as u64, tensor.dtype.tensor_bytes(&tensor.shape)?);
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod address;
+mod block;
+mod call;
+mod client;
+mod error;
+mod file;
+mod model;
+mod options;
+mod request;
+mod stream;
+
+pub use address::{Address, SocketPaths};
+pub use block::{FetchedBlock, Medium, Tensor};
+pub use client::{Client, Health};
+pub use error::{Error, Kind, Refusal};
+pub use file::FetchedFile;
+pub use model::{
+    BlockPages, GroupView, ListedBlock, ListedTensor, ModelDescription, ModelState, ModelSummary,
+    TierView,
+};
+pub use options::{ClientOptions, RetryPolicy};
+pub use request::{FetchDense, FetchExperts, FetchRouters};
+pub use stream::{BlockStream, StreamStart};

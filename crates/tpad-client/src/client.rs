@@ -1,0 +1,338 @@
+//! The connection and its calls.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::StreamExt as _;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Response, Status, Streaming};
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
+use tpad_proto::v1;
+use tpad_proto::v1::expert_service_client::ExpertServiceClient;
+use tpad_proto::v1::model_service_client::ModelServiceClient;
+
+use crate::call::Call;
+use crate::error::root;
+use crate::file::FileAssembly;
+use crate::model::{BlockPages, ModelDescription, ModelSummary};
+use crate::request::Asked;
+use crate::stream::BlockLimits;
+use crate::{
+    Address, BlockStream, ClientOptions, Error, FetchDense, FetchExperts, FetchRouters, FetchedFile,
+};
+
+/// Received by a connection and not yet read by any stream. Windows of 16 MiB
+/// and frames of 1 MiB keep the sender busy; HTTP/2's defaults of 64 KiB and
+/// 16 KiB cut throughput to an eighth.
+const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
+const STREAM_WINDOW_BYTES: u32 = 16 << 20;
+const FRAME_BYTES: u32 = 1 << 20;
+
+/// The largest message of a fetch: the daemon sends pieces of up to 4 MiB, and
+/// a block's description is far smaller.
+const FETCH_MESSAGE_BYTES: usize = 8 << 20;
+
+/// The largest answer about models: a page of 10 000 blocks of ten tensors, or
+/// a large manifest.
+const MODEL_MESSAGE_BYTES: usize = 64 << 20;
+
+/// A peer that is silent for this long while a call waits is asked whether it
+/// is there, and given up after as long again.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// A connection to one daemon. Clones share it; it reconnects by itself.
+#[derive(Clone)]
+pub struct Client {
+    address: Arc<str>,
+    channel: Channel,
+    options: Arc<ClientOptions>,
+}
+
+/// Whether a daemon, or one of its services, answers requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Health {
+    /// It does.
+    Serving,
+    /// It does not: it is starting or draining.
+    NotServing,
+    /// It does not say.
+    Unknown,
+}
+
+impl Client {
+    /// Connects to `http://HOST:PORT`, `unix:///PATH` or a bare absolute path,
+    /// with the default options.
+    ///
+    /// # Errors
+    /// [`Error::Address`] and [`Error::Connect`].
+    pub async fn connect(address: &str) -> Result<Self, Error> {
+        Self::connect_with(&address.parse()?, ClientOptions::default()).await
+    }
+
+    /// Connects with options of one's own.
+    ///
+    /// # Errors
+    /// [`Error::Address`] and [`Error::Connect`].
+    pub async fn connect_with(address: &Address, options: ClientOptions) -> Result<Self, Error> {
+        let endpoint = endpoint(address)?.connect_timeout(options.connect_timeout);
+        let failed = |reason: String| Error::Connect { address: address.to_string(), reason };
+        let connecting = tokio::time::timeout(options.connect_timeout, endpoint.connect());
+        let channel = match connecting.await {
+            Ok(Ok(channel)) => channel,
+            Ok(Err(error)) => return Err(failed(root(&error))),
+            Err(_) => {
+                let waited = options.connect_timeout.as_secs_f64();
+                return Err(failed(format!("no answer within {waited} s")));
+            }
+        };
+        Ok(Self { address: address.to_string().into(), channel, options: Arc::new(options) })
+    }
+
+    /// The same connection, with this deadline on every call; `None` for none.
+    #[must_use]
+    pub fn with_deadline(&self, deadline: Option<Duration>) -> Self {
+        let options = ClientOptions { deadline, ..ClientOptions::clone(&self.options) };
+        Self { options: Arc::new(options), ..self.clone() }
+    }
+
+    /// The address, as connected to.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Experts, whichever is ready first. Waits until the daemon has resolved
+    /// the request; dropping the future or the stream cancels the call.
+    ///
+    /// # Errors
+    /// The daemon's refusal: [`Kind::NotFound`](crate::Kind::NotFound) names
+    /// what exists, [`Kind::FailedPrecondition`](crate::Kind::FailedPrecondition)
+    /// says why a tier is skipped.
+    pub async fn fetch_experts(&self, request: FetchExperts) -> Result<BlockStream, Error> {
+        let message = v1::FetchExpertsRequest {
+            model: request.model.clone(),
+            keys: request.keys.iter().map(v1::ExpertKey::from).collect(),
+            blocks: request
+                .blocks
+                .iter()
+                .map(|(key, layer)| v1::ExpertAtLayer { key: Some(key.into()), layer: *layer })
+                .collect(),
+            tiers: request.tiers.clone(),
+            layers: request.layers.clone(),
+        };
+        let send = |call: &Call| {
+            let (mut service, message) = (self.experts(), call.request(message.clone()));
+            async move { service.fetch_experts(message).await }
+        };
+        let part = |message: v1::FetchExpertsResponse| message.part;
+        self.blocks(&request.model, || Asked::experts(&request), send, part).await
+    }
+
+    /// Router heads of the named tiers and layers.
+    ///
+    /// # Errors
+    /// As [`fetch_experts`](Self::fetch_experts).
+    pub async fn fetch_routers(&self, request: FetchRouters) -> Result<BlockStream, Error> {
+        let message = v1::FetchRoutersRequest {
+            model: request.model.clone(),
+            tiers: request.tiers.clone(),
+            layers: request.layers.clone(),
+        };
+        let send = |call: &Call| {
+            let (mut service, message) = (self.experts(), call.request(message.clone()));
+            async move { service.fetch_routers(message).await }
+        };
+        let part = |message: v1::FetchRoutersResponse| message.part;
+        self.blocks(&request.model, || Asked::routers(&request), send, part).await
+    }
+
+    /// Dense tensors by name.
+    ///
+    /// # Errors
+    /// As [`fetch_experts`](Self::fetch_experts).
+    pub async fn fetch_dense(&self, request: FetchDense) -> Result<BlockStream, Error> {
+        let message =
+            v1::FetchDenseRequest { model: request.model.clone(), names: request.names.clone() };
+        let send = |call: &Call| {
+            let (mut service, message) = (self.experts(), call.request(message.clone()));
+            async move { service.fetch_dense(message).await }
+        };
+        let part = |message: v1::FetchDenseResponse| message.part;
+        self.blocks(&request.model, || Asked::dense(&request), send, part).await
+    }
+
+    /// One of the checkpoint's small files, such as `config.json`.
+    ///
+    /// # Errors
+    /// As [`fetch_experts`](Self::fetch_experts), and [`Error::CorruptFile`].
+    pub async fn fetch_file(&self, model: &str, name: &str) -> Result<FetchedFile, Error> {
+        let message = v1::FetchFileRequest { model: model.to_owned(), name: name.to_owned() };
+        let call = self.call();
+        call.attempt(|| async {
+            let mut service = self.experts();
+            let answer = call.wait(service.fetch_file(call.request(message.clone()))).await?;
+            let mut parts = answer.map_err(|status| call.error(&status))?.into_inner();
+            let mut file = FileAssembly::of(name, self.options.max_file_bytes);
+            while let Some(part) = call.wait(parts.next()).await? {
+                file.accept(part.map_err(|status| call.error(&status))?)?;
+            }
+            file.finish(self.options.verify)
+        })
+        .await
+    }
+
+    /// The configured models, and whether each is served.
+    ///
+    /// # Errors
+    /// The daemon's refusal.
+    pub async fn list_models(&self) -> Result<Vec<ModelSummary>, Error> {
+        let send = |call: &Call| {
+            let (mut service, message) = (self.models(), call.request(v1::ListModelsRequest {}));
+            async move { service.list_models(message).await }
+        };
+        let answer = self.unary(send).await?;
+        Ok(answer.models.into_iter().map(ModelSummary::from).collect())
+    }
+
+    /// One model's tiers, groups, layers and manifest.
+    ///
+    /// # Errors
+    /// The daemon's refusal.
+    pub async fn describe_model(&self, model: &str) -> Result<ModelDescription, Error> {
+        let message = v1::DescribeModelRequest { model: model.to_owned() };
+        let send = |call: &Call| {
+            let (mut service, message) = (self.models(), call.request(message.clone()));
+            async move { service.describe_model(message).await }
+        };
+        let answer = self.unary(send).await?;
+        Ok(answer.into())
+    }
+
+    /// A model's blocks without their bytes: of one tier, or of all tiers and
+    /// the dense parameters. The pages' calls are made as they are needed.
+    #[must_use]
+    pub fn list_blocks(&self, model: &str, tier: Option<&str>) -> BlockPages {
+        BlockPages::of(self.clone(), model.to_owned(), tier.unwrap_or_default().to_owned())
+    }
+
+    pub(crate) async fn page(
+        &self,
+        message: v1::ListBlocksRequest,
+    ) -> Result<v1::ListBlocksResponse, Error> {
+        let send = |call: &Call| {
+            let (mut service, message) = (self.models(), call.request(message.clone()));
+            async move { service.list_blocks(message).await }
+        };
+        self.unary(send).await
+    }
+
+    /// The daemon's status: the JSON document that HTTP `/status` shows.
+    ///
+    /// # Errors
+    /// The daemon's refusal.
+    pub async fn status(&self) -> Result<String, Error> {
+        let send = |call: &Call| {
+            let (mut service, message) = (self.models(), call.request(v1::GetStatusRequest {}));
+            async move { service.get_status(message).await }
+        };
+        let answer = self.unary(send).await?;
+        Ok(answer.status_json)
+    }
+
+    /// Whether the daemon (`service` empty) or one of its services answers
+    /// requests, by the standard health protocol.
+    ///
+    /// # Errors
+    /// The daemon's refusal; [`Kind::NotFound`](crate::Kind::NotFound) for a
+    /// service that it does not know.
+    pub async fn health(&self, service: &str) -> Result<Health, Error> {
+        let message = HealthCheckRequest { service: service.to_owned() };
+        let send = |call: &Call| {
+            let (channel, message) = (self.channel.clone(), call.request(message.clone()));
+            async move { HealthClient::new(channel).check(message).await }
+        };
+        let answer = self.unary(send).await?;
+        Ok(match answer.status() {
+            ServingStatus::Serving => Health::Serving,
+            ServingStatus::NotServing => Health::NotServing,
+            ServingStatus::Unknown | ServingStatus::ServiceUnknown => Health::Unknown,
+        })
+    }
+
+    /// Opens a stream of blocks, again if it is turned away before its start.
+    async fn blocks<M, F>(
+        &self,
+        model: &str,
+        asked: impl Fn() -> Asked,
+        send: impl Fn(&Call) -> F,
+        part: fn(M) -> Option<v1::BlockPart>,
+    ) -> Result<BlockStream, Error>
+    where
+        M: Send + 'static,
+        F: Future<Output = Result<Response<Streaming<M>>, Status>>,
+    {
+        let call = self.call();
+        call.attempt(|| async {
+            let answer = call.wait(send(&call)).await?.map_err(|status| call.error(&status))?;
+            let parts = answer.into_inner().map(move |message| message.map(part)).boxed();
+            BlockStream::open(parts, model, asked(), self.limits(), call.clone()).await
+        })
+        .await
+    }
+
+    /// Makes a call with one answer.
+    async fn unary<M, F>(&self, send: impl Fn(&Call) -> F) -> Result<M, Error>
+    where
+        F: Future<Output = Result<Response<M>, Status>>,
+    {
+        let call = self.call();
+        call.attempt(|| async {
+            let answer = call.wait(send(&call)).await?.map_err(|status| call.error(&status))?;
+            Ok(answer.into_inner())
+        })
+        .await
+    }
+
+    fn call(&self) -> Call {
+        Call::starting_now(Arc::clone(&self.address), self.options.deadline, self.options.retry)
+    }
+
+    fn limits(&self) -> BlockLimits {
+        BlockLimits { max_block_bytes: self.options.max_block_bytes, verify: self.options.verify }
+    }
+
+    fn experts(&self) -> ExpertServiceClient<Channel> {
+        ExpertServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(FETCH_MESSAGE_BYTES)
+    }
+
+    fn models(&self) -> ModelServiceClient<Channel> {
+        ModelServiceClient::new(self.channel.clone()).max_decoding_message_size(MODEL_MESSAGE_BYTES)
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+fn endpoint(address: &Address) -> Result<Endpoint, Error> {
+    let wrong = |error: tonic::transport::Error| Error::Address {
+        address: address.to_string(),
+        reason: root(&error),
+    };
+    Ok(Endpoint::from_shared(address.to_string())
+        .map_err(wrong)?
+        .user_agent(concat!("tpad-client/", env!("CARGO_PKG_VERSION")))
+        .map_err(wrong)?
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .tcp_nodelay(true))
+}

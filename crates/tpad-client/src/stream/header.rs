@@ -1,0 +1,107 @@
+//! A block's description, from the wire to checked types.
+
+use bytes::Bytes;
+use tpad_manifest::{BlockKey, BlockRecord, TensorRecord};
+use tpad_proto::v1;
+
+use crate::{Error, FetchedBlock, ListedBlock, ListedTensor, Medium, Tensor};
+
+/// A block without its bytes.
+#[derive(Debug)]
+pub(super) struct Header {
+    pub(super) key: BlockKey,
+    record: BlockRecord,
+    medium: Medium,
+}
+
+impl Header {
+    /// The block with its whole image, cut into tensors.
+    pub(super) fn with_image(self, image: Bytes) -> Result<FetchedBlock, Error> {
+        let wrong = |what: String| Error::protocol(self.key.to_string(), what);
+        let layout = self.record.layout().map_err(|error| wrong(error.to_string()))?;
+        let mut tensors = Vec::with_capacity(self.record.tensors.len());
+        for (record, offset) in self.record.tensors.into_iter().zip(layout.offsets) {
+            let bytes = record.bytes().map_err(|error| wrong(error.to_string()))?;
+            let Some(bytes) = slice(&image, offset, bytes) else {
+                return Err(wrong(format!("tensor {} lies outside of the image", record.name)));
+            };
+            tensors.push(tensor(record, bytes));
+        }
+        Ok(FetchedBlock {
+            key: self.key,
+            id: self.record.id,
+            source: self.record.source,
+            medium: self.medium,
+            tensors,
+            image,
+        })
+    }
+}
+
+/// Reads a block's description. The conversion checks it against itself: every
+/// tensor has the size that its shape says and lies where the rule for images
+/// puts it, and the image is as large as its tensors need.
+pub(super) fn header(block: v1::Block) -> Result<Header, Error> {
+    let medium = medium(block.medium());
+    let place = block.key.clone().and_then(|key| BlockKey::try_from(key).ok());
+    let (key, record) = block.try_into().map_err(|error: tpad_proto::WireError| {
+        let place = place.map_or_else(|| "block".to_owned(), |key| key.to_string());
+        Error::protocol(place, error.to_string())
+    })?;
+    Ok(Header { key, record, medium })
+}
+
+/// A block of a list, with the same checks.
+pub(crate) fn listed_block(block: v1::Block) -> Result<ListedBlock, Error> {
+    let image_bytes = block.image_bytes;
+    let places: Vec<(u64, u64)> =
+        block.tensors.iter().map(|tensor| (tensor.offset, tensor.bytes)).collect();
+    let Header { key, record, medium } = header(block)?;
+    let tensors = record.tensors.into_iter().zip(places);
+    Ok(ListedBlock {
+        key,
+        id: record.id,
+        image_bytes,
+        source: record.source,
+        medium,
+        tensors: tensors
+            .map(|(tensor, (offset, bytes))| ListedTensor {
+                name: tensor.name.to_string(),
+                dtype: tensor.dtype.to_string(),
+                shape: tensor.shape,
+                offset,
+                bytes,
+            })
+            .collect(),
+    })
+}
+
+fn slice(image: &Bytes, offset: u64, bytes: u64) -> Option<Bytes> {
+    let start = usize::try_from(offset).ok()?;
+    let end = start.checked_add(usize::try_from(bytes).ok()?)?;
+    (end <= image.len()).then(|| image.slice(start..end))
+}
+
+fn tensor(record: TensorRecord, bytes: Bytes) -> Tensor {
+    Tensor {
+        name: record.name,
+        dtype: record.dtype,
+        shape: record.shape,
+        role: record.role,
+        orientation: record.orientation,
+        gate_up: record.gate_up,
+        values_per_element: record.values_per_element,
+        sliced: record.sliced,
+        bytes,
+    }
+}
+
+fn medium(medium: v1::Medium) -> Medium {
+    match medium {
+        v1::Medium::Hbm => Medium::Hbm,
+        v1::Medium::Dram => Medium::Dram,
+        v1::Medium::Nvme => Medium::Nvme,
+        v1::Medium::ObjectStore => Medium::ObjectStore,
+        v1::Medium::Unspecified => Medium::Unknown,
+    }
+}

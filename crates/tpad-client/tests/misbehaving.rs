@@ -1,0 +1,426 @@
+//! What the client makes of a daemon that breaks the rules: a typed error,
+//! never a wrong byte, a hang or memory for a mere claim.
+
+#[path = "misbehaving/daemon.rs"]
+mod daemon;
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+use tpad_client::{
+    Client, ClientOptions, Error, FetchDense, FetchExperts, FetchedBlock, Kind, Medium, RetryPolicy,
+};
+use tpad_manifest::{BlockId, BlockKey, ExpertKey, TierId};
+use tpad_proto::v1;
+
+use crate::daemon::{Daemon, Script, block, payload, start};
+
+fn key(expert: u32) -> ExpertKey {
+    ExpertKey { tier: TierId::Name("t".into()), group: 0, expert }
+}
+
+fn asked(experts: &[u32]) -> FetchExperts {
+    FetchExperts {
+        model: "m".to_owned(),
+        keys: experts.iter().copied().map(key).collect(),
+        ..FetchExperts::default()
+    }
+}
+
+fn image(seed: u8, bytes: usize) -> Vec<u8> {
+    (0..=u8::MAX).cycle().map(|at| seed.wrapping_add(at)).take(bytes).collect()
+}
+
+/// Fetches expert 0 from a daemon that answers with `script`.
+async fn fetched(script: Script) -> Result<Vec<FetchedBlock>, Error> {
+    let daemon = Daemon::start(script).await;
+    fetched_from(&Client::connect(&daemon.address()).await?).await
+}
+
+async fn fetched_from(client: &Client) -> Result<Vec<FetchedBlock>, Error> {
+    let mut stream = client.fetch_experts(asked(&[0])).await?;
+    let mut blocks = Vec::new();
+    while let Some(block) = stream.next().await {
+        blocks.push(block?);
+    }
+    assert!(stream.next().await.is_none(), "the stream ends once");
+    Ok(blocks)
+}
+
+/// The protocol error of a fetch, as text.
+async fn protocol_error(script: Script) -> String {
+    let error = fetched(script).await.expect_err("the daemon breaks the rules");
+    assert_eq!(error.kind(), Kind::Internal, "{error}");
+    assert!(matches!(error, Error::Protocol { .. }), "{error:?}");
+    error.to_string()
+}
+
+#[tokio::test]
+async fn a_right_reply_is_read_whole() {
+    let bytes = image(7, 512);
+    let script = Script::of([
+        start(1, 512),
+        block(0, &bytes),
+        payload(&bytes[..100]),
+        payload(&bytes[100..]),
+    ]);
+    let blocks = fetched(script).await.expect("all is well");
+    let [block] = &blocks[..] else { panic!("{} blocks", blocks.len()) };
+    assert_eq!(block.key, BlockKey::Expert { key: key(0), layer: 3 });
+    assert_eq!(block.id, BlockId::of(&bytes));
+    assert_eq!(block.medium, Medium::Dram);
+    assert_eq!(block.image, bytes);
+    assert_eq!(block.source.map(|source| (source.expert, source.column)), Some((9, 8)));
+    let [weight, scale] = &block.tensors[..] else { panic!("{} tensors", block.tensors.len()) };
+    assert_eq!((&*weight.name, weight.dtype.name(), &weight.shape[..]), ("w", "U8", &[256][..]));
+    assert_eq!((&*scale.name, scale.dtype.name(), &scale.shape[..]), ("s", "U8", &[16, 16][..]));
+    assert_eq!(weight.bytes, bytes[..256]);
+    assert_eq!(scale.bytes, bytes[256..]);
+}
+
+#[tokio::test]
+async fn large_images_are_hashed_too() {
+    let bytes = image(1, 3 << 20);
+    let good = [start(1, 3 << 20), block(0, &bytes), payload(&bytes[..1 << 20])];
+    let rest = payload(&bytes[1 << 20..]);
+    let blocks = fetched(Script::of(good.iter().cloned().chain([rest]))).await;
+    assert_eq!(blocks.expect("all is well")[0].image, bytes);
+
+    let mut flipped = bytes[1 << 20..].to_vec();
+    flipped[12_345] ^= 1;
+    let error = fetched(Script::of(good.into_iter().chain([payload(&flipped)]))).await;
+    assert!(matches!(error, Err(Error::CorruptBlock { .. })), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_flipped_byte_is_data_loss_unless_nobody_wants_to_know() {
+    let bytes = image(7, 512);
+    let mut flipped = bytes.clone();
+    flipped[300] ^= 4;
+    let daemon =
+        Daemon::start(Script::of([start(1, 512), block(0, &bytes), payload(&flipped)])).await;
+    let client = Client::connect(&daemon.address()).await.expect("a daemon");
+    let error = fetched_from(&client).await.expect_err("a wrong byte");
+    assert_eq!(error.kind(), Kind::DataLoss);
+    let Error::CorruptBlock { key: corrupt, expected, found } = error else {
+        panic!("{error:?}");
+    };
+    assert_eq!(corrupt, BlockKey::Expert { key: key(0), layer: 3 });
+    assert_eq!((expected, found), (BlockId::of(&bytes), BlockId::of(&flipped)));
+
+    let mut options = ClientOptions::default();
+    options.verify = false;
+    let address = daemon.address().parse().expect("an address");
+    let careless = Client::connect_with(&address, options).await.expect("a daemon");
+    let blocks = fetched_from(&careless).await.expect("unverified");
+    assert_eq!(blocks[0].image, flipped);
+}
+
+#[tokio::test]
+async fn payloads_that_do_not_fit_their_block_are_refused() {
+    let bytes = image(7, 512);
+    let short = Script::of([start(1, 512), block(0, &bytes), payload(&bytes[..500])]);
+    let error = protocol_error(short).await;
+    assert!(error.contains("ended after 500 of 512 bytes"), "{error}");
+
+    let next =
+        Script::of([start(2, 1024), block(0, &bytes), payload(&bytes[..500]), block(0, &bytes)]);
+    let error = protocol_error(next).await;
+    assert!(error.contains("the next block came after 500 of 512 bytes"), "{error}");
+
+    let long = Script::of([
+        start(1, 512),
+        block(0, &bytes),
+        payload(&bytes[..500]),
+        payload(&bytes[..500]),
+    ]);
+    let error = protocol_error(long).await;
+    assert!(error.contains("488 bytes more than announced"), "{error}");
+
+    let after = Script::of([start(1, 512), block(0, &bytes), payload(&bytes), payload(&bytes)]);
+    let error = protocol_error(after).await;
+    assert!(error.contains("before a block"), "{error}");
+
+    let empty = Script::of([start(1, 512), block(0, &bytes), payload(&[])]);
+    let error = protocol_error(empty).await;
+    assert!(error.contains("an empty payload"), "{error}");
+
+    let before = Script::of([start(1, 512), payload(&bytes), block(0, &bytes)]);
+    let error = protocol_error(before).await;
+    assert!(error.contains("before a block"), "{error}");
+}
+
+#[tokio::test]
+async fn blocks_that_contradict_themselves_are_refused() {
+    let bytes = image(7, 512);
+    let with = |change: fn(&mut v1::Block)| {
+        let mut part = block(0, &bytes);
+        let Some(v1::block_part::Part::Block(block)) = &mut part.part else { unreachable!() };
+        change(block);
+        Script::of([start(1, 512), part, payload(&bytes)])
+    };
+    type Case = (fn(&mut v1::Block), &'static str);
+    let cases: [Case; 11] = [
+        (|block| block.tensors[1].offset = 512, "256 bytes at 512"),
+        (|block| block.tensors[1].offset = u64::MAX, "its image has 256 at 256"),
+        (|block| block.tensors[1].offset = 0, "256 bytes at 0,"),
+        (|block| block.tensors[1].bytes = u64::MAX, "its image has 256 at 256"),
+        (|block| block.tensors[1].shape = vec![u64::MAX, 2], "overflows"),
+        (|block| block.tensors[1].dtype = "Q9".to_owned(), "no known size"),
+        (|block| block.image_bytes = 511, "image_bytes is 511"),
+        (|block| block.image_bytes = 1 << 40, "the tensors make 512"),
+        (|block| block.block_id = vec![1; 31].into(), "block_id has 31 bytes"),
+        (|block| block.router_column = None, "come together"),
+        (|block| block.key = None, "key is missing"),
+    ];
+    for (change, expected) in cases {
+        let error = protocol_error(with(change)).await;
+        assert!(error.contains(expected), "{error} instead of {expected}");
+    }
+}
+
+#[tokio::test]
+async fn absurd_sizes_are_refused_before_memory_is_taken() {
+    let mut part = block(0, &image(7, 512));
+    let Some(v1::block_part::Part::Block(block)) = &mut part.part else { unreachable!() };
+    block.image_bytes = 1 << 60;
+    block.tensors.truncate(1);
+    block.tensors[0].shape = vec![1 << 60];
+    block.tensors[0].bytes = 1 << 60;
+    let script = Script::of([start(1, 1 << 60), part]);
+    let error = fetched(script).await.expect_err("an absurd size");
+    assert_eq!(error.kind(), Kind::ResourceExhausted);
+    let Error::TooLarge { claimed, limit, .. } = error else { panic!("{error:?}") };
+    assert_eq!((claimed, limit), (1 << 60, 16 << 30));
+}
+
+#[tokio::test]
+async fn streams_that_break_their_announcement_are_refused() {
+    let bytes = image(7, 512);
+    let good = || [block(0, &bytes), payload(&bytes)];
+    let missing = Script::of([start(2, 1024)].into_iter().chain(good()));
+    let error = protocol_error(missing).await;
+    assert!(error.contains("ended after 1 blocks of 512 bytes, 2 blocks"), "{error}");
+
+    let more = Script::of([start(1, 512)].into_iter().chain(good()).chain(good()));
+    let error = protocol_error(more).await;
+    assert!(error.contains("more came than the 1 blocks of 512 bytes"), "{error}");
+
+    let larger = Script::of([start(1, 511)].into_iter().chain(good()));
+    let error = protocol_error(larger).await;
+    assert!(error.contains("more came than the 1 blocks of 511 bytes"), "{error}");
+
+    let error = protocol_error(Script::of(good())).await;
+    assert!(error.contains("does not begin with its start"), "{error}");
+    let error = protocol_error(Script::of([])).await;
+    assert!(error.contains("ended before its start"), "{error}");
+    let error = protocol_error(Script::of([start(1, 512), start(1, 512)])).await;
+    assert!(error.contains("a second start"), "{error}");
+    let nothing = v1::BlockPart { part: None };
+    let error = protocol_error(Script::of([start(1, 512), nothing])).await;
+    assert!(error.contains("without content"), "{error}");
+}
+
+#[tokio::test]
+async fn a_block_that_nobody_asked_for_is_refused() {
+    let bytes = image(7, 512);
+    let script = Script::of([start(1, 512), block(1, &bytes), payload(&bytes)]);
+    let error = protocol_error(script).await;
+    assert!(error.contains("expert t/0/1 at layer 3"), "{error}");
+    assert!(error.contains("nobody asked for"), "{error}");
+}
+
+#[tokio::test]
+async fn statuses_keep_their_details() {
+    let bytes = image(7, 512);
+    let mut details = ErrorDetails::new();
+    details.set_error_info("TIER_SKIPPED", "tpad", [("tier".to_owned(), "t".to_owned())]);
+    details.set_retry_info(Some(Duration::from_millis(1500)));
+    let status = Status::with_error_details(Code::FailedPrecondition, "tier t is skipped", details);
+    let mut script = Script::of([start(2, 1024), block(0, &bytes), payload(&bytes)]);
+    script.last = Some(status);
+    let daemon = Daemon::start(script).await;
+    let client = Client::connect(&daemon.address()).await.expect("a daemon");
+    let mut stream = client.fetch_experts(asked(&[0])).await.expect("a start");
+    assert_eq!((stream.start().blocks, stream.start().revision), (2, 4));
+    let first = stream.next().await.expect("a block").expect("before the failure");
+    assert_eq!(first.image, bytes);
+    let error = stream.next().await.expect("a failure").expect_err("a failure");
+    let refusal = error.refusal().expect("the daemon's status");
+    assert_eq!((refusal.kind, refusal.code), (Kind::FailedPrecondition, 9));
+    assert_eq!(refusal.message, "tier t is skipped");
+    assert_eq!((&*refusal.reason, &*refusal.metadata["tier"]), ("TIER_SKIPPED", "t"));
+    assert_eq!(refusal.retry_after, Some(Duration::from_millis(1500)));
+    assert!(stream.next().await.is_none());
+}
+
+#[tokio::test]
+async fn pushback_is_followed_when_asked_to_and_only_then() {
+    let bytes = image(7, 512);
+    let mut details = ErrorDetails::new();
+    details.set_retry_info(Some(Duration::from_millis(1)));
+    let busy = Status::with_error_details(Code::ResourceExhausted, "busy", details);
+    let mut script = Script::of([start(1, 512), block(0, &bytes), payload(&bytes)]);
+    script.turned_away = (2, Some(busy));
+    let daemon = Daemon::start(script).await;
+    let address = daemon.address().parse().expect("an address");
+    let connect = async |retries| {
+        let mut options = ClientOptions::default();
+        options.retry = RetryPolicy::up_to(retries, Duration::from_secs(1));
+        Client::connect_with(&address, options).await.expect("a daemon")
+    };
+    let error = fetched_from(&connect(0).await).await.expect_err("turned away");
+    assert_eq!((error.kind(), daemon.calls()), (Kind::ResourceExhausted, 1));
+    let blocks = fetched_from(&connect(1).await).await.expect("the second call succeeds");
+    assert_eq!((blocks.len(), daemon.calls()), (1, 3));
+}
+
+#[tokio::test]
+async fn a_hanging_daemon_ends_at_the_deadline() {
+    let mut script = Script::of([start(1, 512)]);
+    script.hang = true;
+    let daemon = Daemon::start(script).await;
+    let client = Client::connect(&daemon.address()).await.expect("a daemon");
+    let client = client.with_deadline(Some(Duration::from_millis(200)));
+    let mut stream = client.fetch_experts(asked(&[0])).await.expect("a start");
+    let error = stream.next().await.expect("an error").expect_err("an error");
+    assert!(matches!(error, Error::Deadline { .. }), "{error:?}");
+    assert_eq!(error.kind(), Kind::DeadlineExceeded);
+    // The daemon was told, so that it could have stopped by itself.
+    let told = daemon.timeout().expect("a grpc-timeout header");
+    assert!(told.ends_with(['n', 'u', 'm']), "{told}");
+}
+
+#[tokio::test]
+async fn dropping_a_stream_cancels_the_call() {
+    let mut script = Script::of([start(1, 512)]);
+    script.hang = true;
+    let daemon = Daemon::start(script).await;
+    let client = Client::connect(&daemon.address()).await.expect("a daemon");
+    let stream = client.fetch_experts(asked(&[0])).await.expect("a start");
+    drop(stream);
+    daemon.stream_was_dropped().await;
+}
+
+#[tokio::test]
+async fn a_daemon_that_dies_is_a_broken_connection() {
+    let bytes = image(7, 512);
+    let mut script = Script::of([start(2, 1024), block(0, &bytes), payload(&bytes)]);
+    script.hang = true;
+    let daemon = Daemon::start(script).await;
+    let address = daemon.address();
+    let client = Client::connect(&address).await.expect("a daemon");
+    let mut stream = client.fetch_experts(asked(&[0])).await.expect("a start");
+    stream.next().await.expect("a block").expect("a block");
+    daemon.kill();
+    let error = stream.next().await.expect("an error").expect_err("an error");
+    assert!(matches!(error, Error::Disconnected { .. }), "{error:?}");
+    assert_eq!(error.kind(), Kind::Unavailable);
+    let error = Client::connect(&address).await.expect_err("nobody listens");
+    assert!(matches!(error, Error::Connect { .. }), "{error:?}");
+    assert!(error.to_string().contains(&address), "{error}");
+}
+
+#[tokio::test]
+async fn unix_sockets_work_like_ports() {
+    let bytes = image(7, 512);
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("tpad.sock");
+    let script = Script::of([start(1, 512), block(0, &bytes), payload(&bytes)]);
+    let _daemon = Daemon::start_at(&path, script).await;
+    for address in [format!("unix://{}", path.display()), path.display().to_string()] {
+        let client = Client::connect(&address).await.expect("a daemon");
+        assert_eq!(fetched_from(&client).await.expect("all is well").len(), 1);
+    }
+    let error = Client::connect("/nonexistent/tpad.sock").await.expect_err("no socket");
+    assert_eq!(error.kind(), Kind::Unavailable);
+}
+
+#[tokio::test]
+async fn dense_tensors_are_matched_by_name() {
+    let bytes = image(7, 512);
+    let mut part = block(0, &bytes);
+    let Some(v1::block_part::Part::Block(block)) = &mut part.part else { unreachable!() };
+    block.key = Some(v1::BlockKey { key: Some(v1::block_key::Key::Dense("w".to_owned())) });
+    (block.source_expert, block.router_column) = (None, None);
+    let daemon = Daemon::start(Script::of([start(1, 512), part, payload(&bytes)])).await;
+    let client = Client::connect(&daemon.address()).await.expect("a daemon");
+    let ask = |name: &str| FetchDense { model: "m".to_owned(), names: vec![name.to_owned()] };
+    let mut stream = client.fetch_dense(ask("w")).await.expect("a start");
+    let found = stream.next().await.expect("a block").expect("a block");
+    assert_eq!(found.key, BlockKey::Dense { name: "w".into() });
+    let mut stream = client.fetch_dense(ask("v")).await.expect("a start");
+    let error = stream.next().await.expect("an error").expect_err("an error");
+    assert!(error.to_string().contains("nobody asked for"), "{error}");
+}
+
+#[tokio::test]
+async fn files_are_checked_like_blocks() {
+    let bytes = b"{}".to_vec();
+    let digest = BlockId::of(&bytes).as_bytes().to_vec();
+    let head = |bytes: u64, digest: &[u8]| v1::FileStart {
+        name: "config.json".to_owned(),
+        revision: 4,
+        generation: 2,
+        bytes,
+        digest: digest.to_vec().into(),
+    };
+    let fetch = async |start: v1::FileStart, payload: &[u8]| {
+        let mut script = Script::of([]);
+        script.file = Some((start, payload.to_vec()));
+        let daemon = Daemon::start(script).await;
+        let client = Client::connect(&daemon.address()).await.expect("a daemon");
+        client.fetch_file("m", "config.json").await
+    };
+    let file = fetch(head(2, &digest), &bytes).await.expect("all is well");
+    assert_eq!((&file.bytes[..], file.revision, file.generation), (&b"{}"[..], 4, 2));
+    let error = fetch(head(2, &digest), b"[]").await.expect_err("wrong bytes");
+    assert!(matches!(error, Error::CorruptFile { .. }), "{error:?}");
+    let error = fetch(head(3, &digest), &bytes).await.expect_err("a short file");
+    assert!(error.to_string().contains("after 2 of 3 bytes"), "{error}");
+    let error = fetch(head(1, &digest), &bytes).await.expect_err("a long file");
+    assert!(error.to_string().contains("2 bytes came where 1"), "{error}");
+    let error = fetch(head(1 << 40, &digest), &bytes).await.expect_err("a huge file");
+    assert!(matches!(error, Error::TooLarge { .. }), "{error:?}");
+    let other = v1::FileStart { name: "other".to_owned(), ..head(2, &digest) };
+    let error = fetch(other, &bytes).await.expect_err("another file");
+    assert!(error.to_string().contains("came instead"), "{error}");
+}
+
+#[tokio::test]
+async fn lists_turn_pages_and_refuse_to_go_in_circles() {
+    let bytes = image(7, 512);
+    let page = |expert: u32, token: &str, generation: u64| {
+        let Some(v1::block_part::Part::Block(block)) = block(expert, &bytes).part else {
+            unreachable!()
+        };
+        v1::ListBlocksResponse {
+            blocks: vec![block],
+            next_page_token: token.to_owned(),
+            revision: 4,
+            generation,
+        }
+    };
+    let list = async |pages: Vec<v1::ListBlocksResponse>| {
+        let mut script = Script::of([]);
+        script.pages = pages;
+        let daemon = Daemon::start(script).await;
+        let client = Client::connect(&daemon.address()).await.expect("a daemon");
+        let mut pages = client.list_blocks("m", None);
+        let mut found = Vec::new();
+        while let Some(block) = pages.next().await {
+            found.push(block?);
+        }
+        Ok::<_, Error>(found)
+    };
+    let found = list(vec![page(0, "1", 2), page(1, "", 2)]).await.expect("two pages");
+    assert_eq!(found.len(), 2);
+    assert_eq!(found[1].key, BlockKey::Expert { key: key(1), layer: 3 });
+    assert_eq!(found[1].tensors[1].offset, 256);
+
+    let error = list(vec![page(0, "1", 2), page(1, "1", 2)]).await.expect_err("a circle");
+    assert!(error.to_string().contains("leads nowhere"), "{error}");
+    let error = list(vec![page(0, "1", 2), page(1, "", 3)]).await.expect_err("a reload");
+    assert!(error.to_string().contains("changed while it was listed"), "{error}");
+}
