@@ -1,0 +1,73 @@
+//! House rules that no linter knows.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::run::{root, say, tracked};
+
+/// Above this a file is probably more than one concept; it is said, not
+/// refused.
+const LONG_FILE_LINES: usize = 600;
+
+/// Marks of work that was left unfinished.
+const UNFINISHED: &[&str] = &[concat!("TO", "DO"), concat!("FIX", "ME"), concat!("#[ig", "nore")];
+
+/// Reads every tracked text file.
+pub(crate) fn check() -> Result<()> {
+    let machine = machine_paths();
+    let mut broken = Vec::new();
+    for path in tracked()? {
+        let bytes = std::fs::read(root().join(&path))
+            .with_context(|| format!("{} cannot be read", path.display()))?;
+        let Ok(text) = String::from_utf8(bytes) else { continue };
+        broken.extend(problems(&path, &text, &machine));
+        let lines = text.lines().count();
+        if path.extension().is_some_and(|extension| extension == "rs") && lines > LONG_FILE_LINES {
+            say(&format!("warning: {} has {lines} lines: is it one concept?", path.display()));
+        }
+    }
+    if !broken.is_empty() {
+        bail!("{}", broken.join("\n"));
+    }
+    Ok(())
+}
+
+/// Paths that only exist on the machine that this runs on.
+fn machine_paths() -> Vec<String> {
+    let home = std::env::var("HOME").unwrap_or_default();
+    let paths = [root().to_string_lossy().into_owned(), home];
+    let long_enough = |path: &String| path.len() > 4;
+    paths.into_iter().filter(long_enough).map(|path| path + "/").collect()
+}
+
+fn problems(path: &Path, text: &str, machine: &[String]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (n, line) in text.lines().enumerate() {
+        let place = format!("{}:{}", path.display(), n + 1);
+        if let Some(path) = machine.iter().find(|path| line.contains(path.as_str())) {
+            found.push(format!("{place}: {path} is a path of this machine alone"));
+        }
+        let source = path.extension().is_some_and(|extension| extension == "rs");
+        if let Some(mark) = UNFINISHED.iter().find(|mark| source && line.contains(**mark)) {
+            found.push(format!("{place}: {mark}: finish it, or say it in the documentation"));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_the_machine_and_unfinished_work_are_found_where_they_stand() {
+        let text = format!("fine\nread /somewhere/else/x\n// {}\n", UNFINISHED[0]);
+        let machine = ["/somewhere/else/".to_owned()];
+        let found = problems(Path::new("a.rs"), &text, &machine);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].starts_with("a.rs:2:"), "{found:?}");
+        assert!(found[1].starts_with("a.rs:3:"), "{found:?}");
+        assert_eq!(problems(Path::new("a.md"), &text, &[]), Vec::<String>::new());
+    }
+}

