@@ -6,17 +6,34 @@
 //! outside it bounds and checks, and it reports every problem with its place.
 
 mod block;
+mod catalog;
 mod digest;
+mod document;
 mod dtype;
 mod id;
 mod image;
+mod index;
 mod key;
+mod path;
+mod problem;
 mod tensor;
 
 pub use block::{BlockRecord, Source};
+pub use catalog::{Catalog, TierError};
 pub use digest::{BlockId, Digest, DigestParseError};
+pub use document::{
+    Compatibility, FORMAT_VERSION, FileRecord, FormatVersion, GroupRecord, IndexRef, LayerKind,
+    LayerRecord, Loaded, MAX_DOCUMENT_BYTES, Manifest, ModelVersion, Placement, Routing, Scoring,
+    ScoringFunction, TierRecord, VersionError,
+};
 pub use dtype::{Dtype, SizeError};
 pub use id::{TierId, TierIdError};
 pub use image::{IMAGE_ALIGN_BYTES, ImageLayout};
+pub use index::{
+    BlockTemplate, BuildError, GroupRun, Index, IndexBuilder, IndexHeader, LOOSE, LooseBlock,
+    LooseRange, LooseTensor, ObjectRecord, Segment, SegmentEntry, TensorTemplate,
+};
 pub use key::{BlockKey, ExpertKey};
+pub use path::{PathError, REVISIONS, check_object_path, index_path, revision_of, revision_path};
+pub use problem::{Problem, Rejected};
 pub use tensor::{ByteRange, GateUp, Orientation, Part, Projection, Role, TensorRecord};

@@ -1,0 +1,137 @@
+//! What must hold within one manifest.
+
+use std::collections::HashMap;
+
+use super::{Manifest, TierRecord};
+use crate::{Problem, TierId, check_object_path};
+
+/// Bounds that no honest manifest comes near; they keep counts in memory and
+/// in replies small.
+const MAX_TIERS: usize = 1024;
+const MAX_GROUPS: usize = 65_536;
+const MAX_LAYERS: usize = 65_536;
+const MAX_EXPERTS_PER_TIER: u64 = 1 << 24;
+const MAX_FILES: usize = 4096;
+
+impl Manifest {
+    /// Everything that is wrong with the manifest's content. [`Manifest::parse`]
+    /// applies these rules, and a publisher applies them before it writes.
+    #[must_use]
+    pub fn check(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        bounded(&mut problems, "/tiers", self.tiers.len(), MAX_TIERS);
+        bounded(&mut problems, "/layers", self.layers.len(), MAX_LAYERS);
+        bounded(&mut problems, "/files", self.files.len(), MAX_FILES);
+        self.check_tiers(&mut problems);
+        self.check_layers(&mut problems);
+        self.check_files(&mut problems);
+        if !self.scoring.scale.is_finite() {
+            problems.push(Problem::new("/scoring/scale", "a finite number is expected"));
+        }
+        if let Some(base) = &self.objects_base
+            && (base.is_empty() || base.chars().any(char::is_control))
+        {
+            problems.push(Problem::new("/objects_base", "a URL or directory is expected"));
+        }
+        problems
+    }
+
+    fn check_tiers(&self, problems: &mut Vec<Problem>) {
+        let mut seen: HashMap<String, &TierId> = HashMap::new();
+        for (n, tier) in self.tiers.iter().enumerate() {
+            if let Some(other) = seen.insert(tier.id.to_string(), &tier.id) {
+                let message = if *other == tier.id {
+                    format!("tier {} appears more than once", tier.id)
+                } else {
+                    format!("{} is there as an integer and as a string: one must change", tier.id)
+                };
+                problems.push(Problem::new(format!("/tiers/{n}/id"), message));
+            }
+            tier.check(&format!("/tiers/{n}"), problems);
+        }
+        for (n, id) in self.default_tier_set.iter().enumerate() {
+            if !self.tiers.iter().any(|tier| tier.id == *id) {
+                let message = format!("{id} is not a tier of this manifest");
+                problems.push(Problem::new(format!("/default_tier_set/{n}"), message));
+            }
+            if self.default_tier_set[..n].contains(id) {
+                let message = format!("{id} appears more than once");
+                problems.push(Problem::new(format!("/default_tier_set/{n}"), message));
+            }
+        }
+    }
+
+    fn check_layers(&self, problems: &mut Vec<Problem>) {
+        for (n, pair) in self.layers.windows(2).enumerate() {
+            if pair[0].layer >= pair[1].layer {
+                let message = format!("layer {} follows layer {}", pair[1].layer, pair[0].layer);
+                problems.push(Problem::new(format!("/layers/{}", n + 1), message));
+            }
+        }
+    }
+
+    fn check_files(&self, problems: &mut Vec<Problem>) {
+        for (name, file) in &self.files {
+            let place = super::json::pointer("/files", name);
+            if let Err(error) = check_object_path(name) {
+                problems.push(Problem::new(place.clone(), format!("the name: {error}")));
+            }
+            if let Err(error) = check_object_path(&file.object) {
+                problems.push(Problem::new(format!("{place}/object"), error.to_string()));
+            }
+        }
+    }
+}
+
+impl TierRecord {
+    fn check(&self, place: &str, problems: &mut Vec<Problem>) {
+        if self.groups.is_empty() {
+            problems.push(Problem::new(format!("{place}/groups"), "a tier has at least one group"));
+        }
+        bounded(problems, &format!("{place}/groups"), self.groups.len(), MAX_GROUPS);
+        for (n, group) in self.groups.iter().enumerate() {
+            if group.experts == 0 {
+                let place = format!("{place}/groups/{n}/experts");
+                problems.push(Problem::new(place, "a group has at least one expert"));
+            }
+        }
+        let experts: u64 = self.groups.iter().map(|group| u64::from(group.experts)).sum();
+        if experts > MAX_EXPERTS_PER_TIER {
+            let message =
+                format!("{experts} experts, at most {MAX_EXPERTS_PER_TIER} are supported");
+            problems.push(Problem::new(format!("{place}/groups"), message));
+        }
+        self.check_routing(place, experts, problems);
+        if let Some(index) = &self.index
+            && index.header_bytes > index.bytes
+        {
+            let message =
+                format!("{} is beyond the object's {} bytes", index.header_bytes, index.bytes);
+            problems.push(Problem::new(format!("{place}/index/header_bytes"), message));
+        }
+    }
+
+    fn check_routing(&self, place: &str, experts: u64, problems: &mut Vec<Problem>) {
+        let groups = u64::try_from(self.groups.len()).unwrap_or(u64::MAX);
+        let k = &self.routing;
+        for (name, value, most, what) in [
+            ("k_tier", k.k_tier, u64::MAX, ""),
+            ("k_group", k.k_group, groups, "groups"),
+            ("k_expert", k.k_expert, experts, "experts"),
+        ] {
+            let place = format!("{place}/routing/{name}");
+            if value == 0 {
+                problems.push(Problem::new(place, "at least 1 is expected"));
+            } else if u64::from(value) > most {
+                problems.push(Problem::new(place, format!("{value} of {most} {what}")));
+            }
+        }
+    }
+}
+
+fn bounded(problems: &mut Vec<Problem>, place: &str, count: usize, most: usize) {
+    if count > most {
+        problems
+            .push(Problem::new(place, format!("{count} entries, at most {most} are supported")));
+    }
+}
