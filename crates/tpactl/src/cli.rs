@@ -2,7 +2,8 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{completions, import, manifest, synth};
+use crate::remote::Remote;
+use crate::{completions, fetch, import, manifest, models, status, synth};
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -23,6 +24,10 @@ pub(crate) struct Cli {
     #[arg(long, global = true)]
     pub(crate) json: bool,
 
+    /// Which daemon
+    #[command(flatten)]
+    pub(crate) remote: Remote,
+
     /// What to do
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -34,6 +39,9 @@ pub(crate) enum Command {
     Import(import::Args),
     Synth(synth::Args),
     Manifest(manifest::Args),
+    Fetch(fetch::Args),
+    Models(models::Args),
+    Status(status::Args),
     Completions(completions::Args),
 }
 
@@ -45,5 +53,45 @@ mod tests {
     fn the_command_line_is_well_formed() {
         use clap::CommandFactory as _;
         Cli::command().debug_assert();
+    }
+
+    fn accepts(line: &str) -> bool {
+        Cli::try_parse_from(line.split_whitespace()).is_ok()
+    }
+
+    #[test]
+    fn the_lines_that_scripts_rely_on_are_accepted() {
+        for line in [
+            "tpactl --addr http://h:1 fetch --model m --tier t --group 0 --expert 1 --out f",
+            "tpactl --addr http://h:1 fetch --model m --tier t --group 0 --expert 1 --layer 2 --out f",
+            "tpactl --addr unix:///s fetch --model m --router --out f",
+            "tpactl fetch --model m --router --tier 1 --layer 0 --layer 1 --out f --json",
+            "tpactl fetch --model m --dense a --dense b --out f",
+            "tpactl fetch --model m --file config.json --out f",
+            "tpactl --addr http://h:1 status --json",
+            "tpactl models --timeout 2.5",
+            "tpactl models m --blocks --tier t",
+            "tpactl completions zsh",
+        ] {
+            assert!(accepts(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn lines_without_a_meaning_are_refused() {
+        for line in [
+            "tpactl fetch --model m --out f",
+            "tpactl fetch --model m --tier t --out f",
+            "tpactl fetch --model m --tier t --group 0 --out f",
+            "tpactl fetch --model m --tier t --expert 0 --out f",
+            "tpactl fetch --model m --router --group 0 --out f",
+            "tpactl fetch --model m --router --dense d --out f",
+            "tpactl fetch --model m --file config.json --layer 1 --out f",
+            "tpactl fetch --model m --dense d --tier t --out f",
+            "tpactl --addr localhost:1 status",
+            "tpactl models --blocks",
+        ] {
+            assert!(!accepts(line), "{line}");
+        }
     }
 }

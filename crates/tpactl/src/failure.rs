@@ -90,6 +90,12 @@ impl Failure {
         self
     }
 
+    /// The same failure, saying what it was about.
+    pub(crate) fn about(mut self, what: &str) -> Self {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
+
     /// Something on this machine failed.
     pub(crate) fn local(message: impl fmt::Display) -> Self {
         Self::new(Exit::Local, message)

@@ -7,16 +7,21 @@
 mod cli;
 mod completions;
 mod failure;
+mod fetch;
 mod import;
 mod manifest;
+mod models;
 mod output;
 mod progress;
+mod remote;
+mod status;
 mod synth;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use tokio_util::sync::CancellationToken;
+use tpad_client::SocketPaths;
 
 use crate::cli::{Cli, Command};
 use crate::failure::Failure;
@@ -39,34 +44,60 @@ fn start(cli: Cli, output: &Output) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::local(format!("cannot start worker threads: {error}")))?;
+    let sockets = SocketPaths::new(std::env::var_os("XDG_RUNTIME_DIR").as_deref());
     runtime.block_on(async {
         let stop = CancellationToken::new();
         tokio::select! {
-            // Commands that must tidy up watch `stop`; the rest is dropped.
-            result = run(cli, output, &stop) => result,
+            result = run(cli, &sockets, output, &stop) => result,
             () = interrupted_twice(&stop) => Err(Failure::interrupted()),
         }
     })
 }
 
-async fn run(cli: Cli, output: &Output, stop: &CancellationToken) -> Result<(), Failure> {
-    match cli.command {
+async fn run(
+    cli: Cli,
+    sockets: &SocketPaths,
+    output: &Output,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
+    let Cli { json: _, remote, command } = cli;
+    match command {
+        // These tidy up when `stop` is cancelled.
         Command::Import(args) => import::run(args, output, stop).await,
         Command::Synth(args) => synth::run(args, output, stop).await,
         Command::Manifest(args) => manifest::run(args, output, stop).await,
         Command::Completions(args) => completions::run(args, output),
+        // These leave nothing behind when they are dropped.
+        Command::Fetch(args) => {
+            until(stop, async { fetch::run(args, &remote.connect(sockets).await?, output).await })
+                .await
+        }
+        Command::Models(args) => {
+            until(stop, async { models::run(args, &remote.connect(sockets).await?, output).await })
+                .await
+        }
+        Command::Status(args) => {
+            until(stop, async { status::run(args, &remote.connect(sockets).await?, output).await })
+                .await
+        }
     }
 }
 
-/// Cancels `stop` at the first Ctrl-C and completes at the second, or at once
-/// when signals cannot be watched.
+/// What `command` says, unless Ctrl-C comes first.
+async fn until(
+    stop: &CancellationToken,
+    command: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    stop.run_until_cancelled(command).await.unwrap_or_else(|| Err(Failure::interrupted()))
+}
+
+/// Cancels `stop` at the first Ctrl-C and completes at the second, or never
+/// when signals cannot be watched: Ctrl-C then ends the process by itself.
 async fn interrupted_twice(stop: &CancellationToken) {
-    if tokio::signal::ctrl_c().await.is_err() {
-        // Without a handler Ctrl-C ends the process by itself.
-        return std::future::pending().await;
-    }
-    stop.cancel();
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending().await
+    for _ in 0..2 {
+        if tokio::signal::ctrl_c().await.is_err() {
+            return std::future::pending().await;
+        }
+        stop.cancel();
     }
 }

@@ -60,6 +60,13 @@ impl Output {
         self.text(text)
     }
 
+    /// Writes `value` as one line of JSON, for lists without an end in sight.
+    pub(crate) fn json_line<T: Serialize + ?Sized>(&self, value: &T) -> Result<(), Failure> {
+        let text = serde_json::to_string(value)
+            .map_err(|error| Failure::local(format!("cannot write JSON: {error}")))?;
+        self.text(text)
+    }
+
     /// Writes a line for people to standard error; standard output stays for
     /// results.
     pub(crate) fn note(&self, text: impl fmt::Display) {
@@ -162,7 +169,7 @@ mod tests {
             vec!["\u{1b}[2J".to_owned(), "16".to_owned()],
         ];
         let table = plain().table(&["TIER", "EXPERTS"], &rows);
-        assert_eq!(table, "TIER        EXPERTS\ntier_1b     8\n\\u{1b}[2J  16");
+        assert_eq!(table, "TIER       EXPERTS\ntier_1b    8\n\\u{1b}[2J  16");
     }
 
     #[test]

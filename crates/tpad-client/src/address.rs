@@ -64,8 +64,8 @@ impl fmt::Display for Address {
 /// The places of the daemon's Unix socket when nobody names one: the one rule
 /// for the daemon and its clients.
 ///
-/// In order: `$XDG_RUNTIME_DIR/tpad/tpad.sock`, `/run/tpad/tpad.sock` (made by
-/// a service manager), `/tmp/tpad-UID/tpad.sock`.
+/// They are `$XDG_RUNTIME_DIR/tpad/tpad.sock`, `/run/tpad/tpad.sock` for the
+/// system's daemon, and `/tmp/tpad-UID/tpad.sock`.
 #[derive(Clone, Debug)]
 pub struct SocketPaths {
     runtime: Option<PathBuf>,
@@ -91,17 +91,15 @@ impl SocketPaths {
         }
     }
 
-    /// Where a daemon listens: in its user's runtime directory, else in
-    /// `/run/tpad` when that was made for its user, else below `/tmp`.
+    /// Where a daemon listens: in its user's runtime directory, else in `/run`
+    /// for root, else below `/tmp`.
     #[must_use]
     pub fn to_listen(&self) -> PathBuf {
-        if let Some(runtime) = &self.runtime {
-            return runtime.clone();
+        match &self.runtime {
+            Some(runtime) => runtime.clone(),
+            None if self.user == 0 => self.system.clone(),
+            None => self.temporary.clone(),
         }
-        if self.system.parent().is_some_and(|dir| owner(dir) == Some(self.user)) {
-            return self.system.clone();
-        }
-        self.temporary.clone()
     }
 
     /// Where a client connects: the first place that holds a socket of this
@@ -152,11 +150,10 @@ mod tests {
         assert_eq!(paths.to_listen(), mine);
         assert_eq!(paths.to_connect(), mine);
 
-        let mut daemon = paths.clone();
-        daemon.runtime = None;
-        assert_eq!(daemon.to_listen(), paths.temporary);
-        std::fs::create_dir(dir.path().join("run")).expect("a directory");
-        assert_eq!(daemon.to_listen(), paths.system);
+        let elsewhere = |user| SocketPaths { runtime: None, user, ..paths.clone() }.to_listen();
+        assert_eq!(elsewhere(0), paths.system);
+        assert_eq!(elsewhere(7), paths.temporary);
+
         std::fs::create_dir(dir.path().join("tmp")).expect("a directory");
         let _socket = std::os::unix::net::UnixListener::bind(&paths.temporary).expect("a socket");
         assert_eq!(paths.to_connect(), paths.temporary);
