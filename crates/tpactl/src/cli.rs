@@ -6,6 +6,12 @@ use crate::remote::Remote;
 use crate::{completions, fetch, import, manifest, models, status, synth};
 
 const AFTER_HELP: &str = "\
+Examples:
+  tpactl import /models/mixtral --model mixtral
+  tpactl manifest check /models/mixtral
+  tpactl models
+  tpactl fetch --model mixtral --tier tier_1b --group 0 --expert 3 --out expert.safetensors
+
 Exit codes:
   0 done                    7 not in this state (tier skipped, model loading)
   1 a check found problems  8 a limit was reached

@@ -95,10 +95,10 @@ impl Output {
             self.note(format_args!(
                 "{} {}",
                 paint(self.colour_stderr, Tone::Bad, "error:"),
-                failure.message
+                printable_lines(&failure.message)
             ));
             if let Some(remedy) = &failure.remedy {
-                self.note(format_args!("  {remedy}"));
+                self.note(format_args!("  {}", printable_lines(remedy)));
             }
         }
         failure.exit.into()
@@ -147,6 +147,11 @@ pub(crate) fn printable(text: &str) -> String {
         if c.is_control() { c.escape_default().to_string() } else { c.to_string() }
     };
     text.chars().map(spell).collect()
+}
+
+/// `text` with every control character but the line break spelled out.
+pub(crate) fn printable_lines(text: &str) -> String {
+    text.lines().map(printable).collect::<Vec<_>>().join("\n")
 }
 
 /// Bytes for people: three digits and a binary unit.
