@@ -8,11 +8,7 @@ mod convert;
 mod decode;
 mod encode;
 
-#[expect(
-    missing_docs,
-    unreachable_pub,
-    reason = "generated from the proto file, which is documented"
-)]
+#[expect(unreachable_pub, reason = "generated from the proto file, which is documented")]
 mod wire {
     include!(concat!(env!("OUT_DIR"), "/tpad.v1.rs"));
 }
