@@ -4,9 +4,12 @@
 //! Nothing here skips. A tool that is missing is a failure whose message says
 //! `cargo xtask setup`.
 
+pub mod cgroup;
 pub mod leash;
 pub mod logs;
+pub mod process;
 pub mod reference;
 pub mod scene;
+pub mod tap;
 pub mod tools;
 pub mod weed;

@@ -1,0 +1,274 @@
+//! A proxy in front of the S3 server that counts what is read, and lies when a
+//! test asks for it.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{AbortHandle, JoinSet};
+
+/// What happens to reads of shards. Other requests always pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing.
+    None,
+    /// One bit of the answer is wrong.
+    FlippedBit,
+    /// The connection closes in the middle of the body.
+    CutOff,
+    /// The answer says that it is complete, but is a byte short.
+    OneByteShort,
+    /// The answer ignores the range.
+    IgnoredRange,
+    /// An error of the server's, with this status.
+    Status(u16),
+    /// The connection closes without an answer.
+    Refused,
+    /// No answer ever comes.
+    Hanging,
+}
+
+/// The proxy. It ends with this value.
+#[derive(Debug)]
+pub struct Tap {
+    address: SocketAddr,
+    state: Arc<Mutex<State>>,
+    task: AbortHandle,
+}
+
+#[derive(Debug)]
+struct State {
+    fault: Fault,
+    faults: u64,
+    reads: BTreeMap<String, u64>,
+}
+
+impl Tap {
+    /// Starts a proxy to `upstream` on a port of its own.
+    ///
+    /// # Panics
+    /// When no port is free.
+    pub async fn start(upstream: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let state = State { fault: Fault::None, faults: 0, reads: BTreeMap::new() };
+        let state = Arc::new(Mutex::new(state));
+        let served = Arc::clone(&state);
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                let state = Arc::clone(&served);
+                // A connection that breaks is the tested side's to notice.
+                connections.spawn(async move { drop(serve(client, upstream, &state).await) });
+                while connections.try_join_next().is_some() {}
+            }
+        });
+        Self { address, state, task: task.abort_handle() }
+    }
+
+    /// Its URL, as `endpoint` options take it.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// From now on, reads of shards go wrong like this.
+    pub fn set(&self, fault: Fault) {
+        self.lock().fault = fault;
+    }
+
+    /// How many reads went wrong so far.
+    #[must_use]
+    pub fn faults(&self) -> u64 {
+        self.lock().faults
+    }
+
+    /// How often each range of each shard was asked for, as `PATH RANGE`.
+    #[must_use]
+    pub fn reads(&self) -> BTreeMap<String, u64> {
+        self.lock().reads.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Serves one request and closes the connection, which HTTP allows at any time.
+async fn serve(
+    mut client: TcpStream,
+    upstream: SocketAddr,
+    state: &Mutex<State>,
+) -> std::io::Result<()> {
+    let Some((head, body)) = request(&mut client).await? else { return Ok(()) };
+    let fault = match shard_read(&head) {
+        Some(read) => {
+            let mut state = lock(state);
+            *state.reads.entry(read).or_default() += 1;
+            state.faults += u64::from(state.fault != Fault::None);
+            state.fault
+        }
+        None => Fault::None,
+    };
+    match fault {
+        Fault::Refused => return Ok(()),
+        Fault::Hanging => return std::future::pending().await,
+        Fault::Status(status) => {
+            let answer = format!(
+                "HTTP/1.1 {status} Fault\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            );
+            return client.write_all(answer.as_bytes()).await;
+        }
+        _ => {}
+    }
+    let mut server = TcpStream::connect(upstream).await?;
+    server.write_all(closing(&head).as_bytes()).await?;
+    server.write_all(&body).await?;
+    let mut answer = Vec::new();
+    server.read_to_end(&mut answer).await?;
+    client.write_all(&spoiled(answer, fault)).await?;
+    client.shutdown().await
+}
+
+/// A request's head, its last empty line included, and its body.
+async fn request(client: &mut TcpStream) -> std::io::Result<Option<(String, Vec<u8>)>> {
+    let mut bytes = Vec::new();
+    let end = loop {
+        if let Some(end) = find(&bytes, b"\r\n\r\n") {
+            break end + 4;
+        }
+        if client.read_buf(&mut bytes).await? == 0 {
+            return Ok(None);
+        }
+    };
+    let mut body = bytes.split_off(end);
+    let head = String::from_utf8_lossy(&bytes).into_owned();
+    let wanted = header(&head, "content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
+    while body.len() < wanted {
+        if client.read_buf(&mut body).await? == 0 {
+            return Ok(None);
+        }
+    }
+    Ok(Some((head, body)))
+}
+
+fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    let fields = head.lines().skip(1).filter_map(|line| line.split_once(':'));
+    let mut values = fields.filter(|(field, _)| field.eq_ignore_ascii_case(name));
+    values.next().map(|(_, value)| value.trim())
+}
+
+/// `PATH RANGE` of a read of a shard's bytes.
+fn shard_read(head: &str) -> Option<String> {
+    let path = head.strip_prefix("GET ")?.split(' ').next()?;
+    let range = header(head, "range")?;
+    path.contains(".safetensors").then(|| format!("{path} {range}"))
+}
+
+/// The request with `connection: close`, so that the answer ends with the
+/// connection. Signatures do not cover that field.
+fn closing(head: &str) -> String {
+    let kept = head.trim_end().lines().filter(|line| {
+        !line.split(':').next().is_some_and(|name| name.eq_ignore_ascii_case("connection"))
+    });
+    kept.chain(["connection: close", "", ""]).collect::<Vec<&str>>().join("\r\n")
+}
+
+fn spoiled(mut answer: Vec<u8>, fault: Fault) -> Vec<u8> {
+    let Some(start) = find(&answer, b"\r\n\r\n").map(|end| end + 4) else { return answer };
+    let mut body = answer.split_off(start);
+    let length = body.len();
+    match fault {
+        Fault::FlippedBit if length > 0 => body[length / 2] ^= 1,
+        Fault::CutOff => body.truncate(length / 2),
+        Fault::OneByteShort => {
+            body.truncate(length.saturating_sub(1));
+            answer = resized(&answer, "206 Partial Content", body.len());
+        }
+        Fault::IgnoredRange => {
+            body.extend_from_within(..);
+            answer = resized(&answer, "200 OK", body.len());
+        }
+        _ => {}
+    }
+    answer.extend_from_slice(&body);
+    answer
+}
+
+/// An answer's head for a body of another length.
+fn resized(head: &[u8], status: &str, length: usize) -> Vec<u8> {
+    let head = String::from_utf8_lossy(head);
+    let mut lines = vec![format!("HTTP/1.1 {status}"), format!("content-length: {length}")];
+    let fields = head.trim_end().lines().skip(1);
+    lines.extend(fields.filter_map(|line| {
+        let name = line.split(':').next()?.to_ascii_lowercase();
+        if name == "content-length" || name == "transfer-encoding" {
+            return None;
+        }
+        let Some((range, total)) = line.split_once('/').filter(|_| name == "content-range") else {
+            return Some(line.to_owned());
+        };
+        // The lie is consistent: the range says what the body holds.
+        let (first, _) = range.rsplit_once(' ')?.1.split_once('-')?;
+        let last = first.parse::<usize>().ok()? + length.saturating_sub(1);
+        status.starts_with("206").then(|| format!("content-range: bytes {first}-{last}/{total}"))
+    }));
+    (lines.join("\r\n") + "\r\n\r\n").into_bytes()
+}
+
+fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
+    bytes.windows(pattern.len()).position(|window| window == pattern)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANSWER: &str = "HTTP/1.1 206 Partial Content\r\nContent-Length: 4\r\n\
+        Content-Range: bytes 10-13/99\r\nETag: \"x\"\r\n\r\nabcd";
+
+    fn played(fault: Fault) -> String {
+        String::from_utf8(spoiled(ANSWER.as_bytes().to_vec(), fault)).expect("text")
+    }
+
+    #[test]
+    fn every_fault_spoils_the_answer_in_its_own_way() {
+        assert_eq!(played(Fault::None), ANSWER);
+        assert!(played(Fault::FlippedBit).ends_with("\r\n\r\nabbd"));
+        assert!(played(Fault::CutOff).contains("Content-Length: 4\r\n"));
+        assert!(played(Fault::CutOff).ends_with("\r\n\r\nab"));
+        let short = played(Fault::OneByteShort);
+        assert!(short.contains("content-length: 3\r\n") && short.contains("bytes 10-12/99"));
+        assert!(short.ends_with("\r\n\r\nabc"));
+        let whole = played(Fault::IgnoredRange);
+        assert!(whole.starts_with("HTTP/1.1 200") && !whole.contains("ontent-range"), "{whole}");
+        assert!(whole.ends_with("\r\n\r\nabcdabcd"));
+    }
+
+    #[test]
+    fn only_ranges_of_shards_are_counted() {
+        let head = |path: &str| format!("GET {path} HTTP/1.1\r\nRange: bytes=0-7\r\n\r\n");
+        let read = shard_read(&head("/models/a/x.safetensors"));
+        assert_eq!(read.as_deref(), Some("/models/a/x.safetensors bytes=0-7"));
+        assert_eq!(shard_read(&head("/models/a/tpad/index/0123")), None);
+        assert_eq!(shard_read("GET /a.safetensors HTTP/1.1\r\n\r\n"), None);
+    }
+
+    #[test]
+    fn requests_are_made_to_close_their_connection() {
+        let head = "GET / HTTP/1.1\r\nhost: a\r\nConnection: keep-alive\r\n\r\n";
+        assert_eq!(closing(head), "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+    }
+}
