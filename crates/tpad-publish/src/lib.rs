@@ -5,6 +5,20 @@
 //! No weight is ever rewritten: an import reads every byte once, to know its
 //! digest, and writes indexes and one small document.
 
+mod layout;
+mod mapping;
+mod plan;
+mod progress;
 mod shard;
+mod synth;
 
-pub use shard::ShardTensor;
+pub use layout::{
+    Checkpoint, DraftBlock, ExpertSize, LayoutError, MoeLayer, RouterTensor, recognise,
+};
+pub use mapping::{LayerDraft, Mapping, TierDraft, map};
+pub use plan::{Plan, PlanError};
+pub use progress::{Phase, Progress, Silent};
+pub use shard::{
+    HeaderFault, MAX_HEADER_BYTES, MAX_NAME_BYTES, MAX_RANK, ShardError, ShardTensor, parse_header,
+};
+pub use synth::{PRESETS, SynthDtype, SynthError, SynthFamily, SynthSpec, Synthesized, synthesize};

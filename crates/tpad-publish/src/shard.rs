@@ -1,8 +1,20 @@
 //! Shards: safetensors files, of which only the header is read here.
+//!
+//! The reader is our own because what it reads comes from strangers: the
+//! `safetensors` crate lets the last of two equal names win, accepts headers
+//! that need gigabytes to hold, and tells nothing about bytes that no tensor
+//! owns. A header that passes here describes every byte of its file exactly
+//! once.
+
+mod error;
+mod header;
 
 use std::sync::Arc;
 
 use tpad_manifest::Dtype;
+
+pub use error::{HeaderFault, ShardError};
+pub use header::{MAX_HEADER_BYTES, MAX_NAME_BYTES, MAX_RANK, parse_header};
 
 /// One tensor as a shard's header lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]

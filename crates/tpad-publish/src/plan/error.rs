@@ -1,0 +1,14 @@
+//! Why a plan is refused.
+
+use tpad_manifest::Rejected;
+
+/// Why a plan is refused.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum PlanError {
+    /// The text is no plan.
+    #[error("the plan cannot be read: {0}")]
+    Syntax(#[from] Box<toml::de::Error>),
+    /// The plan does not fit the checkpoint, or itself.
+    #[error("the plan does not fit: {0}")]
+    Rejected(#[from] Rejected),
+}
