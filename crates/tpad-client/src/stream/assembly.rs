@@ -1,6 +1,9 @@
 //! Blocks from the messages of a stream, and every rule that the messages have
 //! to keep.
 
+use std::collections::HashSet;
+
+use tpad_manifest::BlockKey;
 use tpad_proto::v1::{Block, BlockPart, block_part::Part};
 
 use super::StreamStart;
@@ -16,7 +19,9 @@ pub(crate) struct Assembly {
     asked: Asked,
     max_block_bytes: u64,
     open: Option<(Header, Image)>,
-    blocks: u64,
+    /// Blocks that were opened. A request resolves to distinct blocks, so one
+    /// that comes twice hides one that does not come.
+    opened: HashSet<BlockKey>,
     bytes: u64,
 }
 
@@ -44,7 +49,7 @@ impl Assembly {
             blocks: start.blocks,
             bytes: start.bytes,
         };
-        Ok(Self { start, asked, max_block_bytes, open: None, blocks: 0, bytes: 0 })
+        Ok(Self { start, asked, max_block_bytes, open: None, opened: HashSet::new(), bytes: 0 })
     }
 
     pub(super) fn start(&self) -> &StreamStart {
@@ -93,13 +98,14 @@ impl Assembly {
                 ),
             ));
         }
-        if (self.blocks, self.bytes) != (self.start.blocks, self.start.bytes) {
+        let blocks = self.opened.len() as u64;
+        if (blocks, self.bytes) != (self.start.blocks, self.start.bytes) {
             return Err(Error::protocol(
                 "fetch",
                 format!(
-                    "the stream ended after {} blocks of {} bytes, {} blocks of {} bytes were \
-                     announced",
-                    self.blocks, self.bytes, self.start.blocks, self.start.bytes
+                    "the stream ended after {blocks} blocks of {} bytes, {} blocks of {} bytes \
+                     were announced",
+                    self.bytes, self.start.blocks, self.start.bytes
                 ),
             ));
         }
@@ -131,9 +137,9 @@ impl Assembly {
         if !self.asked.contains(&header.key) {
             return Err(Error::protocol(place(), "a block came that nobody asked for"));
         }
-        self.blocks = self.blocks.saturating_add(1);
         self.bytes = self.bytes.saturating_add(claimed);
-        if self.blocks > self.start.blocks || self.bytes > self.start.bytes {
+        let blocks = self.opened.len() as u64 + 1;
+        if blocks > self.start.blocks || self.bytes > self.start.bytes {
             return Err(Error::protocol(
                 place(),
                 format!(
@@ -142,7 +148,13 @@ impl Assembly {
                 ),
             ));
         }
+        if !self.opened.insert(header.key.clone()) {
+            return Err(Error::protocol(place(), "the block came twice"));
+        }
         self.open = Some((header, Image::of(claimed)));
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
