@@ -4,4 +4,5 @@
 //! daemon in process.
 
 pub mod config;
+pub mod edge;
 pub mod memory;

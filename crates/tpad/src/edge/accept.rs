@@ -1,0 +1,145 @@
+//! The accept loops: one task a listener, one task a connection, a pause after a failure.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::io::Socket;
+use super::metrics::{ConnectionOutcome, EdgeMetrics, ListenerKind, ListenerLabel};
+use super::peer::Peer;
+
+/// The pause after a failed accept, doubled up to the longest while it goes on failing: out
+/// of descriptors, the listener stays readable and accept fails at once, for ever.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A bound listener of either family.
+#[derive(Debug)]
+pub(super) enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// How one listener's connections are accepted.
+#[derive(Debug)]
+pub(super) struct Acceptor {
+    pub(super) listener: Listener,
+    pub(super) kind: ListenerKind,
+    pub(super) slots: Arc<Semaphore>,
+    /// Sent to a connection that gets no slot.
+    pub(super) farewell: &'static [u8],
+    pub(super) metrics: EdgeMetrics,
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<(Socket, Peer)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (socket, remote) = listener.accept().await?;
+                // Replies are written whole; waiting for more only delays their last bytes.
+                socket.set_nodelay(true)?;
+                let peer = Peer::Tcp { local: socket.local_addr().ok(), remote };
+                Ok((Socket::Tcp(socket), peer))
+            }
+            Self::Unix(listener) => {
+                let (socket, _) = listener.accept().await?;
+                let credentials = socket.peer_cred().ok();
+                let peer = Peer::Unix {
+                    uid: credentials.map(|c| c.uid()),
+                    pid: credentials.and_then(|c| c.pid()),
+                };
+                Ok((Socket::Unix(socket), peer))
+            }
+        }
+    }
+}
+
+impl Acceptor {
+    /// Accepts until `stop`, then closes the listener. Each connection runs as a task of `connections`.
+    pub(super) async fn run<F, C>(self, stop: CancellationToken, connections: TaskTracker, serve: F)
+    where
+        F: Fn(Socket, Peer) -> C,
+        C: Future<Output = ConnectionOutcome> + Send + 'static,
+    {
+        let mut pause = FIRST_PAUSE;
+        let mut failing = false;
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => return,
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((socket, peer)) => {
+                    if failing {
+                        tracing::warn!(listener = ?self.kind, "accepting connections again");
+                    }
+                    (failing, pause) = (false, FIRST_PAUSE);
+                    self.admit(socket, peer, &connections, &serve);
+                }
+                Err(error) => {
+                    self.metrics.accept_errors.inc();
+                    if !failing && !is_the_peers(&error) {
+                        failing = true;
+                        tracing::warn!(listener = ?self.kind, %error, "cannot accept connections; trying again");
+                    }
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(pause) => {}
+                    }
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+
+    fn admit<F, C>(&self, socket: Socket, peer: Peer, connections: &TaskTracker, serve: &F)
+    where
+        F: Fn(Socket, Peer) -> C,
+        C: Future<Output = ConnectionOutcome> + Send + 'static,
+    {
+        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+            socket.write_farewell(self.farewell);
+            self.metrics.connection_ended(self.kind, ConnectionOutcome::Refused);
+            tracing::debug!(%peer, "connection refused: all slots are taken");
+            return;
+        };
+        let open = Open::new(
+            self.metrics.connections.get_or_create_owned(&ListenerLabel { listener: self.kind }),
+        );
+        let connection = serve(socket, peer);
+        let (metrics, kind) = (self.metrics.clone(), self.kind);
+        connections.spawn(async move {
+            let outcome = connection.await;
+            metrics.connection_ended(kind, outcome);
+            tracing::debug!(%peer, ?outcome, "connection ended");
+            drop((open, slot));
+        });
+    }
+}
+
+/// An open connection on the gauge.
+struct Open(prometheus_client::metrics::gauge::Gauge);
+
+impl Open {
+    fn new(gauge: prometheus_client::metrics::gauge::Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Whether it was the peer that gave up before it was accepted.
+fn is_the_peers(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
+}

@@ -1,0 +1,222 @@
+//! From an HTTP/2 request to the gRPC routes: named, admitted or refused early, given a deadline.
+
+use std::collections::HashSet;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue, Request, Response};
+use hyper::body::Incoming;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tonic::service::Routes;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+use tower_service::Service;
+use tracing::Instrument;
+
+use super::account::Account;
+use super::in_flight::{InFlight, Share};
+use super::metrics::EdgeMetrics;
+use super::peer::Peer;
+use super::reply::ReplyBody;
+use super::request::{REQUEST_ID, RequestBody, RequestDeadline, RequestId, RequestIds, timeout};
+use super::stream::StreamState;
+use crate::config::{Deadlines, Limits};
+
+/// Methods of this package have one request message and an end: they get a
+/// deadline even when the caller names none. Health watches and reflection do not.
+const BOUNDED_PACKAGE: &str = "/tpad.";
+
+/// How long a refused caller is asked to wait: a piece of work takes some
+/// milliseconds from DRAM and some hundred from the origin.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// What all gRPC connections share.
+#[derive(Debug)]
+pub(super) struct Gateway {
+    pub(super) limits: Limits,
+    pub(super) deadlines: Deadlines,
+    pub(super) metrics: EdgeMetrics,
+    routes: Routes,
+    /// `package.Service/Method` of everything that is served: the labels of metrics.
+    methods: HashSet<String>,
+    requests: Arc<Semaphore>,
+    in_flight: Arc<InFlight>,
+    ids: RequestIds,
+}
+
+/// One connection's way to the gateway.
+#[derive(Clone, Debug)]
+pub(super) struct ConnectionService {
+    gateway: Arc<Gateway>,
+    peer: Peer,
+    share: Arc<Share>,
+}
+
+type Reply = Response<ReplyBody>;
+
+impl Gateway {
+    pub(super) fn new(
+        routes: Routes,
+        methods: HashSet<String>,
+        limits: Limits,
+        deadlines: Deadlines,
+        metrics: EdgeMetrics,
+    ) -> Self {
+        let in_flight = InFlight::new(limits.in_flight_bytes, metrics.in_flight_bytes.clone());
+        Self {
+            limits,
+            deadlines,
+            routes: routes.prepare(),
+            methods,
+            requests: Arc::new(Semaphore::new(limits.requests)),
+            in_flight: Arc::new(in_flight),
+            ids: RequestIds::new(),
+            metrics,
+        }
+    }
+
+    /// Runs in the stream's own task.
+    async fn answer(&self, mut request: Request<Incoming>, peer: Peer, share: Arc<Share>) -> Reply {
+        let stream = StreamState::current();
+        let id = self.ids.name(request.headers());
+        let path = request.uri().path().trim_start_matches('/');
+        let method = if self.methods.contains(path) { path } else { "unknown" }.to_owned();
+        let bounded = request.uri().path().starts_with(BOUNDED_PACKAGE);
+        let span = tracing::info_span!("request", id = id.as_str(), method, %peer);
+
+        let admitted = self.admit();
+        let deadline = self.deadline(request.headers(), bounded);
+        let (permit, refusal) = match (admitted, &deadline) {
+            (Err(refusal), _) => (None, Some(refusal)),
+            (Ok(_), Err(status)) => (None, Some(status.clone())),
+            (Ok(permit), Ok(_)) => (Some(permit), None),
+        };
+        let account = Account::open(self.metrics.clone(), method, span.clone(), permit);
+        let deadline = deadline.unwrap_or_default();
+        if let Some(deadline) = deadline {
+            stream.set_deadline(deadline);
+            request.extensions_mut().insert(RequestDeadline(deadline));
+        }
+        let response = match refusal {
+            Some(refusal) => refusal.into_http(),
+            None => {
+                request.extensions_mut().insert(id.clone());
+                peer.describe(request.extensions_mut());
+                self.route(request, bounded, deadline).instrument(span).await
+            }
+        };
+        self.reply(response, &id, deadline, stream, share, account)
+    }
+
+    async fn route(
+        &self,
+        request: Request<Incoming>,
+        bounded: bool,
+        deadline: Option<Instant>,
+    ) -> Response<tonic::body::Body> {
+        let request = request.map(|body| {
+            let patience = bounded.then_some(self.limits.progress_deadline);
+            let in_flight = Arc::clone(&self.in_flight);
+            RequestBody::new(body, self.limits.request_bytes, in_flight, patience)
+        });
+        let mut routes = self.routes.clone();
+        let response = routes.call(request);
+        let response = match deadline {
+            Some(deadline) => tokio::time::timeout_at(deadline, response).await,
+            None => Ok(response.await),
+        };
+        match response {
+            Ok(Ok(response)) => response,
+            Err(_) => {
+                Status::deadline_exceeded("the deadline passed before the reply began").into_http()
+            }
+        }
+    }
+
+    /// Wraps the routes' response, or records it at once when it has no body.
+    fn reply(
+        &self,
+        response: Response<tonic::body::Body>,
+        id: &RequestId,
+        deadline: Option<Instant>,
+        stream: Arc<StreamState>,
+        share: Arc<Share>,
+        mut account: Account,
+    ) -> Reply {
+        let (mut parts, body) = response.into_parts();
+        if let Ok(id) = HeaderValue::from_str(id.as_str()) {
+            parts.headers.insert(REQUEST_ID, id);
+        }
+        if http_body::Body::is_end_stream(&body) {
+            account.finish(Some(&parts.headers));
+        }
+        let deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
+        let body = ReplyBody::new(body, deadline, stream, share, self.metrics.clone(), account);
+        Response::from_parts(parts, body)
+    }
+
+    fn admit(&self) -> Result<OwnedSemaphorePermit, Status> {
+        if self.in_flight.saturated() {
+            return Err(refusal(
+                "IN_FLIGHT_BYTES",
+                "limits.in_flight_bytes",
+                "limits.in_flight_bytes is reached and clients are not taking their replies: try again later",
+            ));
+        }
+        Arc::clone(&self.requests).try_acquire_owned().map_err(|_| {
+            refusal(
+                "TOO_MANY_REQUESTS",
+                "limits.requests",
+                &format!(
+                    "{} requests are in progress, as many as limits.requests allows: try again later",
+                    self.limits.requests
+                ),
+            )
+        })
+    }
+
+    /// The caller's deadline within `deadlines.max`, else the default for calls that have an end.
+    fn deadline(&self, headers: &HeaderMap, bounded: bool) -> Result<Option<Instant>, Status> {
+        let own = timeout(headers)?;
+        let timeout = match (own, bounded) {
+            (Some(own), true) => own.min(self.deadlines.max),
+            (Some(own), false) => own,
+            (None, true) => self.deadlines.default,
+            (None, false) => return Ok(None),
+        };
+        // Beyond the clock's range is no deadline at all.
+        Ok(Instant::now().checked_add(timeout))
+    }
+}
+
+impl ConnectionService {
+    pub(super) fn new(gateway: Arc<Gateway>, peer: Peer) -> Self {
+        let share = Arc::new(Share::new(Arc::clone(&gateway.in_flight)));
+        Self { gateway, peer, share }
+    }
+}
+
+impl hyper::service::Service<Request<Incoming>> for ConnectionService {
+    type Response = Reply;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Reply, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let Self { gateway, peer, share } = self.clone();
+        Box::pin(async move { Ok(gateway.answer(request, peer, share).await) })
+    }
+}
+
+/// `RESOURCE_EXHAUSTED` with the time to wait, in the error's details and as gRPC's retry pushback.
+fn refusal(reason: &str, limit: &str, message: &str) -> Status {
+    let limit = [("limit".to_owned(), limit.to_owned())];
+    let mut details = ErrorDetails::with_error_info(reason, "tpad", limit);
+    details.set_retry_info(Some(RETRY_AFTER));
+    let mut status = Status::with_error_details(Code::ResourceExhausted, message, details);
+    let pushback = u32::try_from(RETRY_AFTER.as_millis()).unwrap_or(u32::MAX);
+    status.metadata_mut().insert("grpc-retry-pushback-ms", pushback.into());
+    status
+}

@@ -1,0 +1,54 @@
+//! Who is at the other end of a connection.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use http::Extensions;
+use tonic::transport::server::TcpConnectInfo;
+
+/// The other end of a connection; in the request's extensions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Over TCP.
+    Tcp {
+        /// The address that the connection came in on.
+        local: Option<SocketAddr>,
+        /// The peer's address.
+        remote: SocketAddr,
+    },
+    /// Over the Unix socket: who it is, as the kernel says.
+    Unix {
+        /// The peer's user.
+        uid: Option<u32>,
+        /// The peer's process.
+        pid: Option<i32>,
+    },
+}
+
+impl Peer {
+    /// Whether the peer is on this machine.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp { remote, .. } => remote.ip().is_loopback(),
+            Self::Unix { .. } => true,
+        }
+    }
+
+    /// Adds the peer to a request's extensions, in tonic's own form too.
+    pub(super) fn describe(self, extensions: &mut Extensions) {
+        if let Self::Tcp { local, remote } = self {
+            extensions.insert(TcpConnectInfo { local_addr: local, remote_addr: Some(remote) });
+        }
+        extensions.insert(self);
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { remote, .. } => write!(f, "{remote}"),
+            Self::Unix { pid: Some(pid), .. } => write!(f, "uds:pid={pid}"),
+            Self::Unix { pid: None, .. } => f.write_str("uds"),
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! A request as it comes in: its deadline, its id, and a body that is bounded in size and time.
+
+use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame};
+use tokio::time::{Instant, Sleep};
+use tonic::Status;
+
+use super::in_flight::InFlight;
+use crate::config::show_bytes;
+
+/// When the request has to be over; in the request's extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestDeadline(pub Instant);
+
+/// The request's name in logs and errors; in the request's extensions, and in the
+/// reply's `x-request-id`.
+#[derive(Clone, Debug)]
+pub struct RequestId(Arc<str>);
+
+/// Names requests that bring no name of their own.
+#[derive(Debug)]
+pub(super) struct RequestIds {
+    /// Tells this process's requests from another's.
+    process: u64,
+    next: AtomicU64,
+}
+
+pub(super) const REQUEST_ID: &str = "x-request-id";
+
+impl RequestId {
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl RequestIds {
+    pub(super) fn new() -> Self {
+        Self { process: RandomState::new().hash_one(std::process::id()), next: AtomicU64::new(1) }
+    }
+
+    /// The caller's own id if it is short and plain, else a new one.
+    pub(super) fn name(&self, headers: &HeaderMap) -> RequestId {
+        let own = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(|id| {
+            (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+        });
+        match own {
+            Some(id) => RequestId(id.into()),
+            None => {
+                let number = self.next.fetch_add(1, Ordering::Relaxed);
+                RequestId(format!("{:08x}-{number}", self.process >> 32).into())
+            }
+        }
+    }
+}
+
+/// The time that `grpc-timeout` allows; `None` without the header.
+pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
+    let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
+    let malformed = || {
+        Status::invalid_argument(
+            "grpc-timeout is not up to eight digits and one of the units H, M, S, m, u, n",
+        )
+    };
+    let text = value.to_str().map_err(|_| malformed())?;
+    let (digits, unit) =
+        text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(malformed)?;
+    if !(1..=8).contains(&digits.len()) || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(malformed());
+    }
+    let number: u64 = digits.parse().map_err(|_| malformed())?;
+    // Eight digits of hours are less than 2^64 nanoseconds times 2^32: no overflow below.
+    Ok(Some(match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return Err(malformed()),
+    }))
+}
+
+/// A request's body, bounded in bytes and, for calls with one request message, in time.
+pub(super) struct RequestBody {
+    inner: hyper::body::Incoming,
+    limit: u64,
+    received: u64,
+    in_flight: Arc<InFlight>,
+    patience: Option<Pin<Box<Sleep>>>,
+}
+
+impl RequestBody {
+    pub(super) fn new(
+        inner: hyper::body::Incoming,
+        limit: usize,
+        in_flight: Arc<InFlight>,
+        patience: Option<Duration>,
+    ) -> Self {
+        let patience = patience
+            .filter(|_| !inner.is_end_stream())
+            .map(|patience| Box::pin(tokio::time::sleep(patience)));
+        Self { inner, limit: limit as u64, received: 0, in_flight, patience }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = tonic::codegen::StdError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = self.get_mut();
+        if let Some(patience) = &mut this.patience
+            && patience.as_mut().poll(cx).is_ready()
+        {
+            this.patience = None;
+            let status = Status::deadline_exceeded(
+                "the request was not complete within limits.progress_deadline",
+            );
+            return Poll::Ready(Some(Err(status.into())));
+        }
+        let frame = match ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+            None => {
+                this.patience = None;
+                return Poll::Ready(None);
+            }
+        };
+        if let Some(data) = frame.data_ref() {
+            let length = data.len() as u64;
+            this.received += length;
+            this.in_flight.add(length);
+            if this.received > this.limit {
+                let status = Status::resource_exhausted(format!(
+                    "the request is larger than limits.request_bytes = {}: ask for less at a time",
+                    show_bytes(this.limit),
+                ));
+                return Poll::Ready(Some(Err(status.into())));
+            }
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        self.in_flight.remove(self.received);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: &'static str, value: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(name, value.parse().expect("a header value"));
+        headers
+    }
+
+    #[test]
+    fn every_unit_of_grpc_timeout_is_read() {
+        let read = |text: &str| timeout(&headers("grpc-timeout", text)).map_err(|s| s.code());
+        assert_eq!(read("2H"), Ok(Some(Duration::from_secs(7200))));
+        assert_eq!(read("3M"), Ok(Some(Duration::from_secs(180))));
+        assert_eq!(read("4S"), Ok(Some(Duration::from_secs(4))));
+        assert_eq!(read("100m"), Ok(Some(Duration::from_millis(100))));
+        assert_eq!(read("5u"), Ok(Some(Duration::from_micros(5))));
+        assert_eq!(read("6n"), Ok(Some(Duration::from_nanos(6))));
+        assert_eq!(read("99999999H"), Ok(Some(Duration::from_secs(99_999_999 * 3600))));
+        assert_eq!(timeout(&HeaderMap::new()).map_err(|s| s.code()), Ok(None));
+    }
+
+    #[test]
+    fn a_malformed_timeout_is_told_not_guessed() {
+        for text in ["", "S", "1", "1s", "-1S", "1.5S", "123456789S", "1 S", "+1S"] {
+            let status = timeout(&headers("grpc-timeout", text)).expect_err(text);
+            assert_eq!(status.code(), tonic::Code::InvalidArgument, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_request_keeps_a_plain_id_and_loses_any_other() {
+        let ids = RequestIds::new();
+        assert_eq!(ids.name(&headers(REQUEST_ID, "trace-7")).as_str(), "trace-7");
+        let long = "x".repeat(129);
+        for id in ["", "two words", long.as_str()] {
+            assert_ne!(ids.name(&headers(REQUEST_ID, id)).as_str(), id);
+        }
+        let (first, second) = (ids.name(&HeaderMap::new()), ids.name(&HeaderMap::new()));
+        assert_ne!(first.as_str(), second.as_str());
+    }
+}

@@ -1,0 +1,211 @@
+//! One gRPC stream on the server: its task, what its client has not taken, and when it is cut.
+//!
+//! HTTP/2 polls a reply's body only while the client takes it, so a body cannot
+//! notice a client that stopped. The task around it can: every stream runs in a
+//! task of its connection, which ends it when nothing was taken for too long,
+//! when its deadline has passed, and when the connection is gone. Dropping the
+//! stream drops the bytes that HTTP/2 still holds for it and sends RST_STREAM.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::task::AtomicWaker;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::in_flight::Share;
+use super::metrics::{CutLabel, CutReason, EdgeMetrics};
+use super::stall::Stall;
+
+/// A stream that has this much or less outstanding is let go at its end: unary
+/// replies then need no second wake-up, and what a client can leave behind is small.
+pub(super) const HELD_BYTES: u64 = 16 << 10;
+
+/// After its deadline a stream gets this long to deliver the status that says so.
+const STATUS_GRACE: Duration = Duration::from_millis(250);
+
+tokio::task_local! {
+    /// The stream that the current task serves.
+    static STREAM: Arc<StreamState>;
+}
+
+/// What a stream's task and its body know of each other.
+#[derive(Debug)]
+pub(super) struct StreamState {
+    stall: Stall,
+    outstanding: AtomicU64,
+    body: AtomicWaker,
+    deadline: OnceLock<Instant>,
+}
+
+/// Runs the streams of one connection.
+#[derive(Clone, Debug)]
+pub(super) struct StreamExecutor {
+    streams: TaskTracker,
+    closed: CancellationToken,
+    progress_deadline: Duration,
+    metrics: EdgeMetrics,
+}
+
+/// Bytes that HTTP/2 holds for a client; counted until it drops them.
+struct Piece {
+    bytes: Bytes,
+    stream: Arc<StreamState>,
+    share: Arc<Share>,
+    metrics: EdgeMetrics,
+}
+
+impl StreamState {
+    pub(super) fn new() -> Self {
+        Self {
+            stall: Stall::new(),
+            outstanding: AtomicU64::new(0),
+            body: AtomicWaker::new(),
+            deadline: OnceLock::new(),
+        }
+    }
+
+    /// The state of the stream whose task is running; a fresh one outside of any.
+    pub(super) fn current() -> Arc<Self> {
+        STREAM.try_with(Arc::clone).unwrap_or_else(|_| Arc::new(Self::new()))
+    }
+
+    /// When the stream is cut at the latest; the first call counts.
+    pub(super) fn set_deadline(&self, deadline: Instant) {
+        let _ = self.deadline.set(deadline);
+    }
+
+    /// Whether the client has yet to take more than a stream may leave behind.
+    ///
+    /// If so, `waker` is woken when that changes.
+    pub(super) fn holds_back(&self, waker: &std::task::Waker) -> bool {
+        if self.outstanding.load(Ordering::Acquire) <= HELD_BYTES {
+            return false;
+        }
+        self.body.register(waker);
+        // Again: what was taken before the waker was there woke nobody.
+        self.outstanding.load(Ordering::Acquire) > HELD_BYTES
+    }
+
+    pub(super) fn outstanding_bytes(&self) -> u64 {
+        self.outstanding.load(Ordering::Acquire)
+    }
+
+    /// Wraps bytes on their way to HTTP/2, so that it is known when they are taken.
+    pub(super) fn send(
+        self: &Arc<Self>,
+        bytes: Bytes,
+        share: &Arc<Share>,
+        metrics: &EdgeMetrics,
+    ) -> Bytes {
+        let length = length(&bytes);
+        if length == 0 {
+            return bytes;
+        }
+        share.add(length);
+        self.outstanding.fetch_add(length, Ordering::AcqRel);
+        self.stall.begin();
+        Bytes::from_owner(Piece {
+            bytes,
+            stream: Arc::clone(self),
+            share: Arc::clone(share),
+            metrics: metrics.clone(),
+        })
+    }
+
+    fn taken(&self, bytes: u64) {
+        let before = self.outstanding.fetch_sub(bytes, Ordering::AcqRel);
+        if before == bytes {
+            self.stall.clear();
+            // More may have been sent between the two lines above.
+            if self.outstanding_bytes() > 0 {
+                self.stall.begin();
+            }
+        } else {
+            self.stall.progress();
+        }
+        if before - bytes <= HELD_BYTES {
+            self.body.wake();
+        }
+    }
+
+    /// Ends when the stream is to be cut, and says why.
+    async fn cut(&self, progress_deadline: Duration) -> CutReason {
+        let late = async {
+            match self.deadline.get() {
+                Some(deadline) => tokio::time::sleep_until(*deadline + STATUS_GRACE).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.stall.exceeds(progress_deadline) => CutReason::Stalled,
+            () = late => CutReason::Deadline,
+        }
+    }
+}
+
+impl StreamExecutor {
+    pub(super) fn new(progress_deadline: Duration, metrics: EdgeMetrics) -> Self {
+        Self {
+            streams: TaskTracker::new(),
+            closed: CancellationToken::new(),
+            progress_deadline,
+            metrics,
+        }
+    }
+
+    /// Ends every stream of the connection and waits for their tasks.
+    pub(super) async fn close(&self) {
+        self.closed.cancel();
+        self.streams.close();
+        self.streams.wait().await;
+    }
+}
+
+impl<F> hyper::rt::Executor<F> for StreamExecutor
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        let state = Arc::new(StreamState::new());
+        let this = self.clone();
+        self.streams.spawn(async move {
+            let served = STREAM.scope(Arc::clone(&state), stream);
+            // In this order: the first poll of the stream sets its deadline.
+            let cut = tokio::select! {
+                biased;
+                () = this.closed.cancelled() => None,
+                () = served => None,
+                reason = state.cut(this.progress_deadline) => Some(reason),
+            };
+            if let Some(reason) = cut {
+                this.metrics.streams_cut.get_or_create(&CutLabel { reason }).inc();
+                tracing::debug!(?reason, "stream cut");
+            }
+        });
+    }
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        let length = length(&self.bytes);
+        self.metrics.sent_bytes.inc_by(length);
+        self.share.remove(length);
+        self.stream.taken(length);
+    }
+}
+
+fn length(bytes: &Bytes) -> u64 {
+    // usize is 64 bits wherever this runs.
+    bytes.len() as u64
+}
