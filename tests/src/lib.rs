@@ -5,11 +5,13 @@
 //! `cargo xtask setup`.
 
 pub mod cgroup;
+pub mod compare;
 pub mod leash;
 pub mod logs;
 pub mod process;
 pub mod reference;
 pub mod scene;
+pub mod shards;
 pub mod tap;
 pub mod tools;
 pub mod weed;
