@@ -4,6 +4,7 @@
 //! process ends; every command is a module with its `Args` and a `run` that
 //! reports through [`output::Output`] and fails with a [`failure::Failure`].
 
+mod bar;
 mod cli;
 mod completions;
 mod failure;
