@@ -32,6 +32,23 @@ pub struct Surroundings {
     pub origin: Origin,
 }
 
+/// Values of the command line, which win over the file's; spelled as in the file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `listen.grpc`
+    pub grpc: Option<String>,
+    /// `listen.uds`
+    pub uds: Option<String>,
+    /// `listen.http`
+    pub http: Option<String>,
+    /// `levels.dram.capacity`
+    pub dram_capacity: Option<String>,
+    /// `log.level`
+    pub log_level: Option<String>,
+    /// `log.format`
+    pub log_format: Option<String>,
+}
+
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -203,17 +220,49 @@ pub struct Problem {
 
 impl Config {
     /// Reads and checks a file's text.
+    ///
+    /// # Errors
+    /// When it is no TOML or has an unknown key, with the line; else all values that cannot be.
     pub fn from_toml(text: &str, surroundings: &Surroundings) -> Result<Self, ConfigError> {
-        let file: mirror::File = toml::from_str(text)?;
+        Self::from_toml_with(text, Overrides::default(), surroundings)
+    }
+
+    /// Reads a file's text, replaces what `overrides` names, and checks the whole.
+    ///
+    /// # Errors
+    /// As [`Config::from_toml`].
+    pub fn from_toml_with(
+        text: &str,
+        overrides: Overrides,
+        surroundings: &Surroundings,
+    ) -> Result<Self, ConfigError> {
+        let mut file: mirror::File = toml::from_str(text)?;
+        file.replace(overrides);
         resolve::resolve(file, surroundings).map_err(ConfigError::Values)
     }
 
-    /// The configuration of `tpad serve ROOT`: one model, defaults for all else.
+    /// One model, defaults for all else.
     ///
     /// Without a name the model is called after the root's last path component.
+    ///
+    /// # Errors
+    /// As [`Config::from_toml`].
     pub fn for_root(
         root: &str,
         name: Option<&str>,
+        surroundings: &Surroundings,
+    ) -> Result<Self, ConfigError> {
+        Self::for_root_with(root, name, Overrides::default(), surroundings)
+    }
+
+    /// The configuration of `tpad serve ROOT`: one model, `overrides`, defaults for all else.
+    ///
+    /// # Errors
+    /// As [`Config::from_toml`].
+    pub fn for_root_with(
+        root: &str,
+        name: Option<&str>,
+        overrides: Overrides,
         surroundings: &Surroundings,
     ) -> Result<Self, ConfigError> {
         let mut file = mirror::File::default();
@@ -223,6 +272,7 @@ impl Config {
             allowed_bases: None,
             origin: mirror::Origin::default(),
         });
+        file.replace(overrides);
         resolve::resolve(file, surroundings).map_err(ConfigError::Values)
     }
 }

@@ -4,5 +4,8 @@
 //! daemon in process.
 
 pub mod config;
+pub mod descriptors;
 pub mod edge;
+mod http;
+pub mod log;
 pub mod memory;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::Overrides;
 use super::units::{DurationText, SizeText};
 
 #[derive(Debug, Default, Deserialize)]
@@ -22,6 +23,26 @@ pub(super) struct File {
     pub(super) deadlines: Deadlines,
     pub(super) drain: Drain,
     pub(super) limits: Limits,
+}
+
+impl File {
+    /// Puts the command line's values in the place of the file's.
+    pub(super) fn replace(&mut self, overrides: Overrides) {
+        let Overrides { grpc, uds, http, dram_capacity, log_level, log_format } = overrides;
+        let replace = |key: &mut Option<String>, value: Option<String>| {
+            if value.is_some() {
+                *key = value;
+            }
+        };
+        replace(&mut self.listen.grpc, grpc);
+        replace(&mut self.listen.uds, uds);
+        replace(&mut self.listen.http, http);
+        replace(&mut self.log.level, log_level);
+        replace(&mut self.log.format, log_format);
+        if let Some(capacity) = dram_capacity {
+            self.levels.dram.capacity = Some(SizeText::new(capacity));
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -291,3 +291,25 @@ fn a_bare_root_is_named_after_its_last_component() {
     let config = Config::for_root("/models/x", Some("y"), &surroundings()).expect("accepted");
     assert_eq!(config.models[0].name, "y");
 }
+
+#[test]
+fn the_command_line_wins_over_the_file() {
+    let text = format!(
+        "{MODEL}[listen]\ngrpc = \"127.0.0.1:1\"\nhttp = \"127.0.0.1:2\"\n[log]\nlevel = \"warn\"\n"
+    );
+    let overrides = Overrides {
+        grpc: Some("127.0.0.1:9".to_owned()),
+        dram_capacity: Some("3GiB".to_owned()),
+        log_format: Some("json".to_owned()),
+        ..Overrides::default()
+    };
+    let config = Config::from_toml_with(&text, overrides, &surroundings()).expect("accepted");
+    assert_eq!(config.listen.grpc, "127.0.0.1:9".parse().ok());
+    assert_eq!(config.listen.http, "127.0.0.1:2".parse().ok(), "the file's");
+    assert_eq!(config.dram.capacity_bytes, 3 << 30);
+    assert_eq!(config.log, Log { level: "warn".to_owned(), format: LogFormat::Json });
+    let overrides = Overrides { uds: Some("here".to_owned()), ..Overrides::default() };
+    let error =
+        Config::for_root_with("/m", None, overrides, &surroundings()).expect_err("relative");
+    assert!(error.to_string().contains("listen.uds"), "{error}");
+}

@@ -23,6 +23,10 @@ const SIZES: [(&str, u64); 5] =
 const DURATIONS: [(&str, u64); 4] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
 
 impl SizeText {
+    pub(super) fn new(text: String) -> Self {
+        Self(text)
+    }
+
     /// The size in bytes, or what to write instead.
     pub(super) fn bytes(&self) -> Result<u64, String> {
         let text = self.0.trim();

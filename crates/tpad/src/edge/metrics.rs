@@ -1,6 +1,8 @@
 //! What the edge counts.
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use std::fmt;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -38,7 +40,7 @@ pub struct ListenerLabel {
 }
 
 /// A listener, as a label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ListenerKind {
     /// gRPC over TCP.
     Tcp,
@@ -58,7 +60,7 @@ pub struct ConnectionLabels {
 }
 
 /// What became of a connection, as a label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ConnectionOutcome {
     /// Ended by the peer, or by both after a drain.
     Closed,
@@ -98,7 +100,7 @@ pub struct CutLabel {
 }
 
 /// Why a stream was cut, as a label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CutReason {
     /// The client took nothing for `limits.progress_deadline`.
     Stalled,
@@ -172,5 +174,55 @@ impl EdgeMetrics {
 
     pub(super) fn connection_ended(&self, listener: ListenerKind, outcome: ConnectionOutcome) {
         self.connection_outcomes.get_or_create(&ConnectionLabels { listener, outcome }).inc();
+    }
+}
+
+impl ListenerKind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Uds => "uds",
+            Self::Http => "http",
+        }
+    }
+}
+
+impl ConnectionOutcome {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Refused => "refused",
+            Self::NoPreface => "no_preface",
+            Self::Failed => "failed",
+            Self::Stalled => "stalled",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
+impl CutReason {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Stalled => "stalled",
+            Self::Deadline => "deadline",
+        }
+    }
+}
+
+impl EncodeLabelValue for ListenerKind {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        self.as_str().encode(encoder)
+    }
+}
+
+impl EncodeLabelValue for ConnectionOutcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        self.as_str().encode(encoder)
+    }
+}
+
+impl EncodeLabelValue for CutReason {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        self.as_str().encode(encoder)
     }
 }
