@@ -1,1 +1,25 @@
-//! x
+//! Blocks by content: the levels in front of the origin.
+//!
+//! A [`Hierarchy`] answers reads of blocks from the fastest level that holds
+//! them, and from the [`Origin`] otherwise. Every block lies in a slot of the
+//! host-memory arena and is verified against its [`BlockId`](tpad_manifest::BlockId)
+//! before anyone sees it. This crate knows neither experts nor any wire format.
+
+mod fetch;
+mod hierarchy;
+mod kind;
+mod level;
+mod metrics;
+mod origin;
+
+pub use fetch::{BlockFetch, CacheClass, FetchPart, Medium, ReadOptions, Urgency};
+pub use hierarchy::{
+    BlockBytes, DramConfig, FetchTuning, Hierarchy, HierarchyConfig, ReadError, Served, StoreError,
+    StoreStatus,
+};
+pub use kind::ErrorKind;
+pub use level::Level;
+pub use metrics::StoreMetrics;
+pub use origin::{
+    Created, ObjectEntry, ObjectOrigin, Origin, OriginError, OriginOptions, install_tls,
+};

@@ -1,0 +1,70 @@
+//! The bounds of a hierarchy.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// The bounds of a hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HierarchyConfig {
+    /// Host memory.
+    pub dram: DramConfig,
+    /// How misses are filled.
+    pub fetch: FetchTuning,
+}
+
+/// Bounds on host memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DramConfig {
+    /// All memory for blocks: kept ones, ones being filled, and ones that are
+    /// still read after they were given up. Never exceeded.
+    pub capacity_bytes: u64,
+    /// What each class may keep. Classes without a budget share the rest.
+    pub class_budgets: BTreeMap<String, u64>,
+}
+
+/// How misses are filled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FetchTuning {
+    /// Two ranges of an object at most this far apart are fetched as one: a
+    /// request costs more than these bytes.
+    pub gap_bytes: u64,
+    /// Larger ranges are split into parts of this size, fetched in parallel.
+    pub part_bytes: u64,
+    /// Ranges in flight over all blocks.
+    pub concurrent_ranges: usize,
+    /// Digests computed at once; each uses all cores for large blocks.
+    pub concurrent_digests: usize,
+    /// Blocks that are being filled or wait for it. One more is refused.
+    pub max_fills: usize,
+    /// Reads that wait for a fill. One more is refused.
+    pub max_waiting: usize,
+    /// How long a fill may take once it has memory, whoever still waits for it.
+    pub max_fill_time: Duration,
+    /// How long a lower level may take for a read, beside what its bytes cost
+    /// at 100 MB/s.
+    pub level_patience: Duration,
+}
+
+impl HierarchyConfig {
+    /// The defaults for this much host memory.
+    #[must_use]
+    pub fn new(capacity_bytes: u64) -> Self {
+        let dram = DramConfig { capacity_bytes, class_budgets: BTreeMap::new() };
+        Self { dram, fetch: FetchTuning::default() }
+    }
+}
+
+impl Default for FetchTuning {
+    fn default() -> Self {
+        Self {
+            gap_bytes: 256 << 10,
+            part_bytes: 8 << 20,
+            concurrent_ranges: 32,
+            concurrent_digests: std::thread::available_parallelism().map_or(1, usize::from),
+            max_fills: 4096,
+            max_waiting: 65_536,
+            max_fill_time: Duration::from_secs(120),
+            level_patience: Duration::from_secs(2),
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The origin: the object store that holds the truth.
+//!
+//! [`Origin`] is the seam that blocks are read through; [`ObjectOrigin`] is the
+//! real one, over S3, Google Cloud Storage, Azure, HTTP and directories.
+
+mod error;
+mod object;
+mod options;
+mod store;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+pub use error::OriginError;
+pub use object::{Created, ObjectEntry, ObjectOrigin};
+pub use options::OriginOptions;
+
+/// Where blocks come from.
+///
+/// Reads fill memory that the caller owns. What arrives is as trustworthy as
+/// the store: its length is checked here, its digest by the caller.
+#[async_trait]
+pub trait Origin: Send + Sync + 'static {
+    /// Where this is, for messages.
+    fn url(&self) -> &str;
+
+    /// Reads `into.len()` bytes of `object` from `offset` on.
+    ///
+    /// Passing failures are tried again before `deadline`; nothing above this
+    /// retries them. When the future is dropped the read stops.
+    ///
+    /// # Errors
+    /// When not all bytes were read; `into` then holds anything.
+    async fn read_range(
+        &self,
+        object: &str,
+        offset: u64,
+        into: &mut [u8],
+        deadline: Instant,
+    ) -> Result<(), OriginError>;
+}
+
+/// Makes ring the TLS provider of this process. Calls after the first do
+/// nothing; opening a remote root calls it too.
+pub fn install_tls() {
+    // An error says that a provider is installed already, which is what was wanted.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}

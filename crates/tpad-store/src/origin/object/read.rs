@@ -1,0 +1,152 @@
+//! Reading an object's bytes, and counting them.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures::TryStreamExt as _;
+use object_store::path::Path;
+use object_store::{GetOptions, GetRange, GetResultPayload, ObjectStore, ObjectStoreExt as _};
+
+use crate::OriginError;
+
+/// How much of a local file one step on the blocking pool reads. The step's
+/// buffer is copied into place afterwards, so it should still be in the cache.
+const FILE_STEP_BYTES: usize = 1 << 20;
+
+/// Fills `into` from `offset` on, or fails.
+pub(super) async fn range(
+    store: &dyn ObjectStore,
+    location: &Path,
+    object: &str,
+    offset: u64,
+    into: &mut [u8],
+) -> Result<(), OriginError> {
+    let expected = into.len() as u64;
+    if expected == 0 {
+        return Ok(());
+    }
+    let end = offset.saturating_add(expected);
+    let range = Some(GetRange::Bounded(offset..end));
+    let result = match store.get_opts(location, GetOptions { range, ..GetOptions::default() }).await
+    {
+        Ok(result) => result,
+        Err(error) => return Err(refused(store, location, object, end, error).await),
+    };
+    if result.meta.size < end {
+        return Err(OriginError::Truncated {
+            object: object.to_owned(),
+            bytes: result.meta.size,
+            needed: end,
+        });
+    }
+    if result.range != (offset..end) {
+        let found = result.range.end.saturating_sub(result.range.start);
+        return Err(OriginError::Length { object: object.to_owned(), expected, found });
+    }
+    match result.payload {
+        GetResultPayload::File(file, _) => file_range(file, object, offset, into).await,
+        GetResultPayload::Stream(mut stream) => {
+            let mut filled = 0usize;
+            while let Some(chunk) =
+                stream.try_next().await.map_err(|error| OriginError::of(object, error))?
+            {
+                let room = into.get_mut(filled..).unwrap_or_default();
+                if chunk.len() > room.len() {
+                    let found = (filled as u64).saturating_add(chunk.len() as u64);
+                    return Err(OriginError::Length { object: object.to_owned(), expected, found });
+                }
+                if let Some(room) = room.get_mut(..chunk.len()) {
+                    room.copy_from_slice(&chunk);
+                }
+                filled += chunk.len();
+            }
+            if filled != into.len() {
+                let found = filled as u64;
+                return Err(OriginError::Length { object: object.to_owned(), expected, found });
+            }
+            Ok(())
+        }
+    }
+}
+
+/// A store's refusal of a range. Some answer a range beyond the end with an
+/// error that tells nothing, so the size is asked for.
+async fn refused(
+    store: &dyn ObjectStore,
+    location: &Path,
+    object: &str,
+    end: u64,
+    error: object_store::Error,
+) -> OriginError {
+    let error = OriginError::of(object, error);
+    if let OriginError::Failed { .. } = error
+        && let Ok(meta) = store.head(location).await
+        && meta.size < end
+    {
+        return OriginError::Truncated { object: object.to_owned(), bytes: meta.size, needed: end };
+    }
+    error
+}
+
+/// A local file's bytes. Blocking reads cannot be given up, so each step owns
+/// its buffer: a step that outlives its reader writes into nothing of ours.
+async fn file_range(
+    file: File,
+    object: &str,
+    offset: u64,
+    into: &mut [u8],
+) -> Result<(), OriginError> {
+    let failed = |source: std::io::Error| OriginError::Io {
+        object: object.to_owned(),
+        source: Arc::new(source),
+    };
+    let file = Arc::new(file);
+    let mut buffer = vec![0u8; into.len().min(FILE_STEP_BYTES)];
+    let mut at = offset;
+    for step in into.chunks_mut(FILE_STEP_BYTES) {
+        let file = Arc::clone(&file);
+        let bytes = step.len();
+        let read = tokio::task::spawn_blocking(move || {
+            buffer.truncate(bytes);
+            file.read_exact_at(&mut buffer, at).map(|()| buffer)
+        });
+        buffer = match read.await {
+            Ok(read) => read.map_err(failed)?,
+            Err(stopped) => return Err(failed(std::io::Error::other(stopped))),
+        };
+        step.copy_from_slice(&buffer);
+        at += bytes as u64;
+    }
+    Ok(())
+}
+
+/// A whole object, if it is not larger than `limit`.
+pub(super) async fn whole(
+    store: &dyn ObjectStore,
+    location: &Path,
+    object: &str,
+    limit: u64,
+) -> Result<Bytes, OriginError> {
+    let failed = |error| OriginError::of(object, error);
+    let result = store.get(location).await.map_err(failed)?;
+    let bytes = result.meta.size;
+    if bytes > limit {
+        return Err(OriginError::TooLarge { object: object.to_owned(), bytes, limit });
+    }
+    let mut stream = result.into_stream();
+    let mut collected = BytesMut::new();
+    while let Some(chunk) = stream.try_next().await.map_err(failed)? {
+        let found = (collected.len() as u64).saturating_add(chunk.len() as u64);
+        if found > bytes {
+            return Err(OriginError::Length { object: object.to_owned(), expected: bytes, found });
+        }
+        collected.extend_from_slice(&chunk);
+    }
+    let found = collected.len() as u64;
+    if found != bytes {
+        return Err(OriginError::Length { object: object.to_owned(), expected: bytes, found });
+    }
+    Ok(collected.freeze())
+}
