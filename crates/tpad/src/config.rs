@@ -17,6 +17,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::memory::MemoryLimit;
+/// How to reach an object store; its `Debug` hides secrets.
+pub use tpad_store::OriginOptions as Origin;
 pub(crate) use units::show_bytes;
 
 /// What the configuration needs to know about the process it is for.
@@ -104,27 +106,6 @@ pub struct Model {
     /// How to reach the root.
     pub origin: Origin,
 }
-
-/// How to reach an object store. `None` leaves the store's own default.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Origin {
-    /// URL of an S3-compatible server.
-    pub endpoint: Option<String>,
-    /// Region.
-    pub region: Option<String>,
-    /// Access key.
-    pub access_key_id: Option<String>,
-    /// Its secret.
-    pub secret_access_key: Option<Secret>,
-    /// Token of temporary credentials.
-    pub session_token: Option<Secret>,
-    /// Whether an `http://` endpoint is allowed.
-    pub allow_http: bool,
-}
-
-/// Text that is never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
 
 /// The DRAM level.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -281,24 +262,6 @@ impl Config {
 fn last_component(root: &str) -> String {
     let path = root.split_once("://").map_or(root, |(_, rest)| rest);
     path.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned()
-}
-
-impl Secret {
-    /// Hides `text` from every `Debug`.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text, for the one who sends it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
-    }
 }
 
 impl fmt::Display for Problem {

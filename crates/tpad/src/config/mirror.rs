@@ -76,7 +76,12 @@ pub(super) struct Origin {
     pub(super) access_key_id: Option<String>,
     pub(super) secret_access_key: Option<String>,
     pub(super) session_token: Option<String>,
+    pub(super) google_credentials: Option<String>,
+    pub(super) instance_credentials: Option<bool>,
     pub(super) allow_http: Option<bool>,
+    pub(super) connect_timeout: Option<DurationText>,
+    pub(super) read_timeout: Option<DurationText>,
+    pub(super) retries: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -10,7 +10,7 @@ use crate::memory::MemoryLimit;
 use super::units::{DurationText, SizeText, show_bytes};
 use super::{
     BudgetEnforcement, Config, Deadlines, Dram, Limits, Listen, Log, LogFormat, Model, Origin,
-    Problem, Secret, Surroundings, UnixSocket, mirror,
+    Problem, Surroundings, UnixSocket, mirror,
 };
 
 const GRPC_DEFAULT: &str = "127.0.0.1:7070";
@@ -233,7 +233,7 @@ fn resolve_models(
         if allowed_bases.iter().any(String::is_empty) {
             problems.add(key("allowed_bases"), "has an empty entry; remove it");
         }
-        let origin = resolve_origin(origin, &key("origin"), &surroundings.origin, problems);
+        let origin = resolve_origin(origin, &root, &key("origin"), &surroundings.origin, problems);
         resolved.push(Model { name, root, allowed_bases, origin });
     }
     resolved
@@ -242,6 +242,7 @@ fn resolve_models(
 /// A model's own options win; a credential taken from the environment comes with its own token or not at all.
 fn resolve_origin(
     origin: mirror::Origin,
+    root: &str,
     key: &str,
     environment: &Origin,
     problems: &mut Problems,
@@ -252,8 +253,32 @@ fn resolve_origin(
         access_key_id,
         secret_access_key,
         session_token,
+        google_credentials,
+        instance_credentials,
         allow_http,
+        connect_timeout,
+        read_timeout,
+        retries,
     } = origin;
+    let time = || Duration::from_millis(1)..=hours(1);
+    let connect_timeout = duration(
+        &format!("{key}.connect_timeout"),
+        connect_timeout,
+        environment.connect_timeout,
+        time(),
+        problems,
+    );
+    let read_timeout = duration(
+        &format!("{key}.read_timeout"),
+        read_timeout,
+        environment.read_timeout,
+        time(),
+        problems,
+    );
+    let retries = retries.unwrap_or(u64::from(environment.retries));
+    if retries > 100 {
+        problems.add(format!("{key}.retries"), format!("{retries} is outside 0 to 100"));
+    }
     if access_key_id.is_some() != secret_access_key.is_some() {
         problems
             .add(key, "access_key_id and secret_access_key belong together: give both or neither");
@@ -267,7 +292,8 @@ fn resolve_origin(
     let own_credentials = access_key_id.is_some();
     let endpoint = endpoint.or_else(|| environment.endpoint.clone());
     let allow_http = allow_http.unwrap_or(environment.allow_http);
-    if let Some(endpoint) = &endpoint {
+    // Elsewhere the environment's endpoint means nothing.
+    if let Some(endpoint) = endpoint.as_deref().filter(|_| root.starts_with("s3://")) {
         if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
             problems.add(
                 format!("{key}.endpoint"),
@@ -283,25 +309,24 @@ fn resolve_origin(
             );
         }
     }
+    let (access_key_id, secret_access_key, session_token) = if own_credentials {
+        (access_key_id, secret_access_key, session_token)
+    } else {
+        let Origin { access_key_id, secret_access_key, session_token, .. } = environment.clone();
+        (access_key_id, secret_access_key, session_token)
+    };
     Origin {
         endpoint,
         region: region.or_else(|| environment.region.clone()),
-        access_key_id: if own_credentials {
-            access_key_id
-        } else {
-            environment.access_key_id.clone()
-        },
-        secret_access_key: if own_credentials {
-            secret_access_key.map(Secret::new)
-        } else {
-            environment.secret_access_key.clone()
-        },
-        session_token: if own_credentials {
-            session_token.map(Secret::new)
-        } else {
-            environment.session_token.clone()
-        },
+        access_key_id,
+        secret_access_key,
+        session_token,
+        google_credentials: google_credentials.or_else(|| environment.google_credentials.clone()),
+        instance_credentials: instance_credentials.unwrap_or(environment.instance_credentials),
         allow_http,
+        connect_timeout,
+        read_timeout,
+        retries: narrow(retries),
     }
 }
 

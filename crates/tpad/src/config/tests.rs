@@ -260,9 +260,10 @@ fn a_models_credentials_win_over_the_environments_as_a_whole() {
         endpoint: Some("https://env.example.org".to_owned()),
         region: Some("env-1".to_owned()),
         access_key_id: Some("env".to_owned()),
-        secret_access_key: Some(Secret::new("env secret")),
-        session_token: Some(Secret::new("env token")),
-        allow_http: false,
+        secret_access_key: Some("env secret".to_owned()),
+        session_token: Some("env token".to_owned()),
+        google_credentials: Some("/env/key.json".to_owned()),
+        ..Origin::default()
     };
     let config = Config::from_toml(MODEL, &surroundings).expect("accepted");
     assert_eq!(config.models[0].origin, surroundings.origin);
@@ -275,7 +276,9 @@ fn a_models_credentials_win_over_the_environments_as_a_whole() {
     assert_eq!(origin.region.as_deref(), Some("own-1"));
     assert_eq!(origin.access_key_id.as_deref(), Some("own"));
     assert_eq!(origin.session_token, None, "the environment's token belongs to its own key");
-    assert!(!format!("{config:?}").contains("env secret"), "secrets stay out of Debug");
+    assert_eq!(origin.google_credentials.as_deref(), Some("/env/key.json"));
+    let whole = Config::from_toml(MODEL, &surroundings).expect("accepted");
+    assert!(!format!("{whole:?}").contains("env secret"), "secrets stay out of Debug");
 }
 
 #[test]
@@ -312,4 +315,15 @@ fn the_command_line_wins_over_the_file() {
     let error =
         Config::for_root_with("/m", None, overrides, &surroundings()).expect_err("relative");
     assert!(error.to_string().contains("listen.uds"), "{error}");
+}
+
+#[test]
+fn the_environments_endpoint_concerns_only_s3() {
+    let mut surroundings = surroundings();
+    surroundings.origin.endpoint = Some("http://10.0.0.1:9000".to_owned());
+    Config::from_toml(MODEL, &surroundings).expect("a directory needs no endpoint");
+    let error = Config::for_root("s3://b/m", None, &surroundings).expect_err("not encrypted");
+    assert!(error.to_string().contains("AWS_ALLOW_HTTP=true"), "{error}");
+    surroundings.origin.allow_http = true;
+    Config::for_root("s3://b/m", None, &surroundings).expect("allowed");
 }
