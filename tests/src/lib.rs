@@ -5,6 +5,7 @@
 //! `cargo xtask setup`.
 
 pub mod cgroup;
+pub mod checkpoint;
 pub mod compare;
 pub mod leash;
 pub mod logs;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
 /// What happens to reads of shards. Other requests always pass.
@@ -28,19 +29,21 @@ pub enum Fault {
     Refused,
     /// No answer ever comes.
     Hanging,
+    /// The read waits until another fault, or none, is set, and then passes.
+    Held,
 }
 
 /// The proxy. It ends with this value.
 #[derive(Debug)]
 pub struct Tap {
     address: SocketAddr,
-    state: Arc<Mutex<State>>,
+    fault: watch::Sender<Fault>,
+    counts: Arc<Mutex<Counts>>,
     task: AbortHandle,
 }
 
-#[derive(Debug)]
-struct State {
-    fault: Fault,
+#[derive(Debug, Default)]
+struct Counts {
     faults: u64,
     reads: BTreeMap<String, u64>,
 }
@@ -53,19 +56,20 @@ impl Tap {
     pub async fn start(upstream: SocketAddr) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
-        let state = State { fault: Fault::None, faults: 0, reads: BTreeMap::new() };
-        let state = Arc::new(Mutex::new(state));
-        let served = Arc::clone(&state);
+        let (fault, faults) = watch::channel(Fault::None);
+        let counts = Arc::<Mutex<Counts>>::default();
+        let counted = Arc::clone(&counts);
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                let state = Arc::clone(&served);
+                let (counts, faults) = (Arc::clone(&counted), faults.clone());
                 // A connection that breaks is the tested side's to notice.
-                connections.spawn(async move { drop(serve(client, upstream, &state).await) });
+                connections
+                    .spawn(async move { drop(serve(client, upstream, faults, &counts).await) });
                 while connections.try_join_next().is_some() {}
             }
         });
-        Self { address, state, task: task.abort_handle() }
+        Self { address, fault, counts, task: task.abort_handle() }
     }
 
     /// Its URL, as `endpoint` options take it.
@@ -76,7 +80,7 @@ impl Tap {
 
     /// From now on, reads of shards go wrong like this.
     pub fn set(&self, fault: Fault) {
-        self.lock().fault = fault;
+        self.fault.send_replace(fault);
     }
 
     /// How many reads went wrong so far.
@@ -91,8 +95,8 @@ impl Tap {
         self.lock().reads.clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        lock(&self.counts)
     }
 }
 
@@ -102,29 +106,33 @@ impl Drop for Tap {
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(counts: &Mutex<Counts>) -> MutexGuard<'_, Counts> {
+    counts.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Serves one request and closes the connection, which HTTP allows at any time.
 async fn serve(
     mut client: TcpStream,
     upstream: SocketAddr,
-    state: &Mutex<State>,
+    mut faults: watch::Receiver<Fault>,
+    counts: &Mutex<Counts>,
 ) -> std::io::Result<()> {
     let Some((head, body)) = request(&mut client).await? else { return Ok(()) };
     let fault = match shard_read(&head) {
         Some(read) => {
-            let mut state = lock(state);
-            *state.reads.entry(read).or_default() += 1;
-            state.faults += u64::from(state.fault != Fault::None);
-            state.fault
+            let fault = *faults.borrow();
+            let mut counts = lock(counts);
+            *counts.reads.entry(read).or_default() += 1;
+            counts.faults += u64::from(fault != Fault::None);
+            fault
         }
         None => Fault::None,
     };
     match fault {
         Fault::Refused => return Ok(()),
         Fault::Hanging => return std::future::pending().await,
+        // An error means that the proxy is gone, and so is this task.
+        Fault::Held => drop(faults.wait_for(|fault| *fault != Fault::Held).await),
         Fault::Status(status) => {
             let answer = format!(
                 "HTTP/1.1 {status} Fault\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
