@@ -1,1 +1,28 @@
-//! x
+//! Keys in, blocks out: the engine loads models, resolves what requests ask for
+//! to blocks, and reads them from the hierarchy below.
+//!
+//! A model's manifest and index headers are one [`Generation`], immutable and
+//! swapped as a whole; whoever reads holds one from start to end. Index segments
+//! are read when first needed. Nothing here knows a wire format.
+
+mod base;
+mod config;
+mod engine;
+mod error;
+#[cfg(any(test, feature = "fixture"))]
+pub mod fixture;
+mod generation;
+mod load;
+mod locate;
+mod metrics;
+mod model;
+mod shelf;
+mod status;
+
+pub use config::{Bounds, BudgetEnforcement, EngineConfig, ModelConfig, RetryIntervals};
+pub use engine::{Engine, StartError};
+pub use error::{EngineError, FileProblem, IndexProblem};
+pub use generation::{Block, Generation, ListedBlock, Page, PageRequest, Selected, Selection};
+pub use metrics::EngineMetrics;
+pub use model::{ModelState, ModelView};
+pub use status::{ModelStatus, Readiness, Status, TierStatus};

@@ -1,0 +1,110 @@
+//! What the engine is told: models, the store below it, and its bounds.
+
+use std::time::Duration;
+
+use tpad_store::{HierarchyConfig, OriginOptions};
+
+/// Everything that an engine needs to start.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// The models; names are unique.
+    pub models: Vec<ModelConfig>,
+    /// The levels in front of the origins.
+    pub store: HierarchyConfig,
+    /// What to do with a tier over its parameter budget.
+    pub budget_enforcement: BudgetEnforcement,
+    /// How often a model that cannot be loaded is tried again.
+    pub retry: RetryIntervals,
+    /// Bounds on memory and on single requests.
+    pub bounds: Bounds,
+}
+
+/// One model.
+#[derive(Clone, Debug)]
+pub struct ModelConfig {
+    /// What requests call it.
+    pub name: String,
+    /// The checkpoint's root, whose highest revision is served, or the URL of
+    /// one revision (`ROOT/tpad/revisions/N.json`), which then stays.
+    pub root: String,
+    /// Where a manifest's `objects_base` may point besides the root: each entry
+    /// allows itself and what lies below it.
+    pub allowed_bases: Vec<String>,
+    /// How to reach the root and the bases.
+    pub origin: OriginOptions,
+}
+
+/// What happens to a revision with a tier over its parameter budget.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BudgetEnforcement {
+    /// It is served and the status says so: a daemon that stops serving over an
+    /// advisory number helps nobody.
+    #[default]
+    Warn,
+    /// It is not served; what was served before stays.
+    Reject,
+}
+
+/// When a model that could not be loaded is tried again: `first`, then twice as
+/// long each time, up to `longest`.
+#[derive(Clone, Copy, Debug)]
+pub struct RetryIntervals {
+    /// After the first failure.
+    pub first: Duration,
+    /// At most.
+    pub longest: Duration,
+}
+
+/// Bounds on memory and on single requests.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// For one attempt at loading a model, and for reading one index segment.
+    pub load_deadline: Duration,
+    /// Index segments that a generation keeps, in bytes as they are stored. One
+    /// segment is kept whatever its size.
+    pub segment_bytes: u64,
+    /// Small files that a generation keeps.
+    pub file_bytes: u64,
+    /// The largest file that is served.
+    pub largest_file_bytes: u64,
+    /// Blocks that one request may select.
+    pub selected_blocks: usize,
+    /// Blocks that all requests in progress may have selected.
+    pub selected_blocks_in_flight: usize,
+}
+
+impl EngineConfig {
+    /// These models on this store, the rest at its defaults.
+    #[must_use]
+    pub fn new(models: Vec<ModelConfig>, store: HierarchyConfig) -> Self {
+        Self {
+            models,
+            store,
+            budget_enforcement: BudgetEnforcement::default(),
+            retry: RetryIntervals::default(),
+            bounds: Bounds::default(),
+        }
+    }
+}
+
+impl Default for RetryIntervals {
+    fn default() -> Self {
+        Self { first: Duration::from_secs(1), longest: Duration::from_secs(60) }
+    }
+}
+
+impl Default for Bounds {
+    /// A block costs about 80 bytes in a segment and 20 in a selection: 128 MiB
+    /// hold the index of 1.6 million blocks, and all selections together take
+    /// at most 80 MiB.
+    fn default() -> Self {
+        Self {
+            load_deadline: Duration::from_secs(60),
+            segment_bytes: 128 << 20,
+            file_bytes: 64 << 20,
+            largest_file_bytes: 256 << 20,
+            selected_blocks: 1_000_000,
+            selected_blocks_in_flight: 4_000_000,
+        }
+    }
+}

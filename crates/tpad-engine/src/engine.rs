@@ -1,0 +1,215 @@
+//! The engine: its models, the hierarchy below them, and their tasks.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tpad_store::{Hierarchy, StoreError, StoreMetrics};
+
+use crate::generation::{Generation, Shared};
+use crate::model::{Loader, Model, ModelView};
+use crate::{EngineConfig, EngineError, EngineMetrics, ModelStatus, Readiness, Status};
+
+/// Index segments and files checked at a time: BLAKE3 and the bounds of a
+/// million records keep a core busy for a tenth of a second.
+const CHECKS_AT_ONCE: usize = 2;
+
+/// Loads models and reads their blocks. Stops its tasks in
+/// [`Engine::shutdown`].
+pub struct Engine {
+    models: Vec<Arc<Model>>,
+    hierarchy: Arc<Hierarchy>,
+    started: Instant,
+    readiness: watch::Sender<Readiness>,
+    /// Readiness is over, and stays so.
+    draining: AtomicBool,
+    /// Ends every task; also when the engine is dropped without a shutdown.
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Why an engine does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Two models have one name.
+    #[error("two models are called {0:?}")]
+    DuplicateModel(String),
+    /// The store does not start.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Engine {
+    /// Starts the store and one task for each model, which loads it and tries
+    /// again while that fails. To be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When names repeat or the store cannot be set up. A model that cannot be
+    /// loaded is no error: its status says so.
+    pub fn start(
+        config: EngineConfig,
+        metrics: EngineMetrics,
+        store_metrics: StoreMetrics,
+    ) -> Result<Arc<Self>, StartError> {
+        let EngineConfig { models, store, budget_enforcement, retry, bounds } = config;
+        let mut names = BTreeSet::new();
+        if let Some(twice) = models.iter().find(|model| !names.insert(model.name.clone())) {
+            return Err(StartError::DuplicateModel(twice.name.clone()));
+        }
+        let hierarchy = Hierarchy::new(store, Vec::new(), store_metrics)?;
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let shared = Shared {
+            hierarchy: Arc::clone(&hierarchy),
+            metrics,
+            bounds,
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+            selections: Arc::new(Semaphore::new(bounds.selected_blocks_in_flight)),
+            checks: Arc::new(Semaphore::new(CHECKS_AT_ONCE)),
+        };
+        let models: Vec<Arc<Model>> =
+            models.into_iter().map(|model| Arc::new(Model::new(model))).collect();
+        let (readiness, _) = watch::channel(readiness_of(&models));
+        let engine = Arc::new(Self {
+            models,
+            hierarchy,
+            started: Instant::now(),
+            readiness,
+            draining: AtomicBool::new(false),
+            stop: stop.clone(),
+            tasks: tasks.clone(),
+        });
+        let swaps = Arc::new(AtomicU64::new(0));
+        for model in &engine.models {
+            let loader = Loader { enforcement: budget_enforcement, retry, shared: shared.clone() };
+            let swaps = Arc::clone(&swaps);
+            let number = move || swaps.fetch_add(1, Ordering::Relaxed) + 1;
+            // Weak, so that an engine that is dropped without a shutdown goes.
+            let weak = Arc::downgrade(&engine);
+            let changed = move || {
+                if let Some(engine) = weak.upgrade() {
+                    engine.publish_readiness();
+                }
+            };
+            tasks.spawn(Arc::clone(model).run(loader, number, changed));
+        }
+        tasks.close();
+        Ok(engine)
+    }
+
+    /// What the model serves now. Whoever reads holds it from start to end.
+    ///
+    /// # Errors
+    /// When there is no such model or it is not loaded.
+    pub fn open(&self, model: &str) -> Result<Arc<Generation>, EngineError> {
+        if self.stop.is_cancelled() {
+            return Err(EngineError::Stopping);
+        }
+        self.model(model)?.open()
+    }
+
+    /// The model as it is now, loaded or not.
+    ///
+    /// # Errors
+    /// When there is no such model.
+    pub fn view(&self, model: &str) -> Result<ModelView, EngineError> {
+        Ok(self.model(model)?.view())
+    }
+
+    /// All models, in the configuration's order.
+    #[must_use]
+    pub fn models(&self) -> Vec<ModelView> {
+        self.models.iter().map(|model| model.view()).collect()
+    }
+
+    /// The engine's state as one document.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        Status {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            ready: self.ready().is_ready(),
+            models: self.models().into_iter().map(ModelStatus::from).collect(),
+            store: self.hierarchy.status(),
+        }
+    }
+
+    /// Whether requests can be answered.
+    #[must_use]
+    pub fn ready(&self) -> Readiness {
+        self.readiness.borrow().clone()
+    }
+
+    /// Tells when readiness changes.
+    #[must_use]
+    pub fn watch_readiness(&self) -> watch::Receiver<Readiness> {
+        self.readiness.subscribe()
+    }
+
+    /// The levels below.
+    #[must_use]
+    pub fn hierarchy(&self) -> &Arc<Hierarchy> {
+        &self.hierarchy
+    }
+
+    /// From here on the engine says that it is not ready, so that no new work
+    /// is sent to it. What comes is still answered.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.readiness.send_replace(Readiness::NotReady("draining".into()));
+    }
+
+    /// Ends all tasks and waits for them. Requests in progress fail with
+    /// [`EngineError::Stopping`] where they need what is not there yet.
+    pub async fn shutdown(&self) {
+        self.drain();
+        self.stop.cancel();
+        self.tasks.wait().await;
+        self.hierarchy.shutdown().await;
+    }
+
+    fn model(&self, name: &str) -> Result<&Arc<Model>, EngineError> {
+        let found = self.models.iter().find(|model| model.config.name == name);
+        found.ok_or_else(|| EngineError::UnknownModel {
+            model: name.chars().take(200).collect(),
+            known: self.models.iter().map(|model| model.config.name.clone()).collect(),
+        })
+    }
+
+    fn publish_readiness(&self) {
+        let now = readiness_of(&self.models);
+        self.readiness.send_if_modified(|known| {
+            // A model that loads late must not call a draining engine ready.
+            let changed = *known != now && !self.draining.load(Ordering::Acquire);
+            if changed {
+                *known = now;
+            }
+            changed
+        });
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("models", &self.models).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn readiness_of(models: &[Arc<Model>]) -> Readiness {
+    let views: Vec<ModelView> = models.iter().map(|model| model.view()).collect();
+    Readiness::of(&views)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,345 @@
+//! Why a request for parameters fails, and what its caller can do.
+
+use std::sync::Arc;
+
+use tpad_index::IndexError;
+use tpad_manifest::{BlockKey, Digest, SizeError, TierError};
+use tpad_store::{ErrorKind, OriginError, ReadError};
+
+/// Names listed in an error at most, so that its text stays readable.
+const NAMES_SHOWN: usize = 16;
+
+/// Why a request for parameters failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No model of that name is configured.
+    #[error("model {model:?} is not configured; configured are {}", listed(.known))]
+    UnknownModel {
+        /// The name asked for.
+        model: String,
+        /// The names that exist.
+        known: Vec<String>,
+    },
+    /// The model's manifest is being read for the first time.
+    #[error("model {model:?} is still loading")]
+    ModelLoading {
+        /// The model.
+        model: String,
+    },
+    /// The model could not be loaded and is tried again.
+    #[error("model {model:?} could not be loaded, and is tried again: {reason}")]
+    ModelFailed {
+        /// The model.
+        model: String,
+        /// What went wrong last time.
+        reason: String,
+    },
+    /// The tier is unknown or not served.
+    #[error("model {model:?}: {source}")]
+    Tier {
+        /// The model.
+        model: String,
+        /// Which and why.
+        source: TierError,
+    },
+    /// The tier has no such group.
+    #[error("tier {tier} has no group {group}; it has groups 0 to {}", .groups.saturating_sub(1))]
+    UnknownGroup {
+        /// The tier.
+        tier: String,
+        /// The group asked for.
+        group: u32,
+        /// How many there are.
+        groups: usize,
+    },
+    /// The group has no such expert.
+    #[error("group {group} of tier {tier} has no expert {expert}; it has experts 0 to {}", .experts.saturating_sub(1))]
+    UnknownExpert {
+        /// The tier.
+        tier: String,
+        /// The group.
+        group: u32,
+        /// The expert asked for.
+        expert: u32,
+        /// How many there are.
+        experts: u32,
+    },
+    /// The tier has nothing at that layer.
+    #[error("tier {tier} has no layer {layer}; it has {layers}")]
+    UnknownLayer {
+        /// The tier.
+        tier: String,
+        /// The layer asked for.
+        layer: u32,
+        /// The layers that exist.
+        layers: String,
+    },
+    /// The tier has no router there.
+    #[error("tier {tier} has no router at {place}")]
+    NoRouter {
+        /// The tier.
+        tier: String,
+        /// Which layer, or any.
+        place: String,
+    },
+    /// There is no dense tensor of that name.
+    #[error("model {model:?} has no dense tensor {name:?}{}", similar(.close))]
+    UnknownDense {
+        /// The model.
+        model: String,
+        /// The name asked for.
+        name: String,
+        /// Names like it.
+        close: Vec<String>,
+    },
+    /// The manifest lists no such file.
+    #[error("model {model:?} has no file {name:?}; it has {}", listed(.known))]
+    UnknownFile {
+        /// The model.
+        model: String,
+        /// The name asked for.
+        name: String,
+        /// The names that exist.
+        known: Vec<String>,
+    },
+    /// The request names nothing.
+    #[error("nothing was asked for: name keys, blocks or tiers")]
+    NothingSelected,
+    /// The request selects more than one request may.
+    #[error(
+        "the request selects {count} blocks, one request may select {limit}: ask layer by layer"
+    )]
+    TooManyBlocks {
+        /// How many at the least.
+        count: u64,
+        /// How many it may be.
+        limit: usize,
+    },
+    /// All requests together have selected more than they may.
+    #[error(
+        "requests in progress have selected too many blocks for {count} more: try again later, or ask for fewer"
+    )]
+    SelectionsBusy {
+        /// How many this one wants.
+        count: usize,
+    },
+    /// An index segment could not be used.
+    #[error("{place}: {source}")]
+    Index {
+        /// The index and layer.
+        place: String,
+        /// Why.
+        source: Arc<IndexProblem>,
+    },
+    /// A block's record has no size.
+    #[error("{key}: {source}")]
+    BlockSize {
+        /// The block.
+        key: BlockKey,
+        /// Why.
+        source: SizeError,
+    },
+    /// A block could not be read.
+    #[error("{key}: {source}")]
+    Block {
+        /// The block.
+        key: BlockKey,
+        /// Why.
+        source: Arc<ReadError>,
+    },
+    /// A file could not be read.
+    #[error("file {name}: {source}")]
+    File {
+        /// The file.
+        name: String,
+        /// Why.
+        source: Arc<FileProblem>,
+    },
+    /// A page token that this daemon did not make for this request.
+    #[error("page_token is not one that this request was answered with")]
+    PageToken,
+    /// A page token from before a swap.
+    #[error(
+        "page_token belongs to generation {found}, generation {current} is served now: list again from the start"
+    )]
+    StalePage {
+        /// The token's.
+        found: u64,
+        /// The one being read.
+        current: u64,
+    },
+    /// The caller's deadline passed.
+    #[error("the deadline passed while {what}")]
+    Deadline {
+        /// What was going on.
+        what: String,
+    },
+    /// The engine is stopping.
+    #[error("the daemon is stopping")]
+    Stopping,
+}
+
+/// Why an index segment could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexProblem {
+    /// Its bytes could not be had.
+    #[error(transparent)]
+    Origin(#[from] OriginError),
+    /// Its bytes are not what the manifest promised.
+    #[error(transparent)]
+    Content(#[from] IndexError),
+    /// The check did not finish: the daemon is stopping, or it has a defect.
+    #[error("the check of its bytes did not finish")]
+    Interrupted,
+}
+
+/// Why a file could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileProblem {
+    /// Its bytes could not be had.
+    #[error(transparent)]
+    Origin(#[from] OriginError),
+    /// Its bytes are not what the manifest promised.
+    #[error("the digest of {object} is {found}, the manifest promises {expected}")]
+    Content {
+        /// The object.
+        object: String,
+        /// The digest of its bytes.
+        found: Digest,
+        /// The digest in the manifest.
+        expected: Digest,
+    },
+    /// It is too large to be served as a file.
+    #[error("{bytes} bytes, at most {limit} are served as a file")]
+    TooLarge {
+        /// Its size.
+        bytes: u64,
+        /// The bound.
+        limit: u64,
+    },
+    /// The check did not finish: the daemon is stopping, or it has a defect.
+    #[error("the check of its bytes did not finish")]
+    Interrupted,
+}
+
+impl EngineError {
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::UnknownModel { .. }
+            | Self::Tier { source: TierError::Unknown { .. }, .. }
+            | Self::UnknownGroup { .. }
+            | Self::UnknownExpert { .. }
+            | Self::UnknownLayer { .. }
+            | Self::NoRouter { .. }
+            | Self::UnknownDense { .. }
+            | Self::UnknownFile { .. } => ErrorKind::NotFound,
+            Self::Tier {
+                source: TierError::Skipped { .. } | TierError::NoIndex { .. }, ..
+            }
+            | Self::StalePage { .. } => ErrorKind::FailedPrecondition,
+            Self::NothingSelected | Self::TooManyBlocks { .. } | Self::PageToken => {
+                ErrorKind::InvalidArgument
+            }
+            Self::SelectionsBusy { .. } => ErrorKind::ResourceExhausted,
+            Self::ModelLoading { .. } | Self::ModelFailed { .. } | Self::Stopping => {
+                ErrorKind::Unavailable
+            }
+            Self::BlockSize { .. } => ErrorKind::DataLoss,
+            Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
+            Self::Index { source, .. } => match &**source {
+                IndexProblem::Origin(error) => promised(error.kind()),
+                IndexProblem::Content(_) => ErrorKind::DataLoss,
+                IndexProblem::Interrupted => ErrorKind::Internal,
+            },
+            Self::Block { source, .. } => promised(source.kind()),
+            Self::File { source, .. } => match &**source {
+                FileProblem::Origin(error) => promised(error.kind()),
+                FileProblem::Content { .. } => ErrorKind::DataLoss,
+                FileProblem::TooLarge { .. } => ErrorKind::FailedPrecondition,
+                FileProblem::Interrupted => ErrorKind::Internal,
+            },
+        }
+    }
+
+    /// A constant that programs can compare, finer than the kind.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::UnknownModel { .. } => "MODEL_NOT_FOUND",
+            Self::ModelLoading { .. } => "MODEL_LOADING",
+            Self::ModelFailed { .. } => "MODEL_NOT_LOADED",
+            Self::Tier { source, .. } => match source {
+                TierError::Unknown { .. } => "TIER_NOT_FOUND",
+                TierError::Skipped { .. } => "TIER_SKIPPED",
+                TierError::NoIndex { .. } => "TIER_WITHOUT_INDEX",
+            },
+            Self::UnknownGroup { .. } => "GROUP_NOT_FOUND",
+            Self::UnknownExpert { .. } => "EXPERT_NOT_FOUND",
+            Self::UnknownLayer { .. } => "LAYER_NOT_FOUND",
+            Self::NoRouter { .. } => "ROUTER_NOT_FOUND",
+            Self::UnknownDense { .. } => "DENSE_TENSOR_NOT_FOUND",
+            Self::UnknownFile { .. } => "FILE_NOT_FOUND",
+            Self::NothingSelected => "NOTHING_SELECTED",
+            Self::TooManyBlocks { .. } => "TOO_MANY_BLOCKS",
+            Self::SelectionsBusy { .. } => "SELECTIONS_BUSY",
+            Self::Index { .. } => "INDEX_UNREADABLE",
+            Self::BlockSize { .. } => "BLOCK_WITHOUT_SIZE",
+            Self::Block { .. } => "BLOCK_UNREADABLE",
+            Self::File { .. } => "FILE_UNREADABLE",
+            Self::PageToken => "PAGE_TOKEN_INVALID",
+            Self::StalePage { .. } => "PAGE_TOKEN_STALE",
+            Self::Deadline { .. } => "DEADLINE_EXCEEDED",
+            Self::Stopping => "STOPPING",
+        }
+    }
+}
+
+/// The kind of a failure to read what the manifest promises. That it is missing
+/// is no fault of the caller, who asked for something that exists.
+fn promised(kind: ErrorKind) -> ErrorKind {
+    match kind {
+        ErrorKind::NotFound => ErrorKind::DataLoss,
+        ErrorKind::InvalidArgument => ErrorKind::Internal,
+        other => other,
+    }
+}
+
+fn listed(names: &[String]) -> String {
+    if names.is_empty() {
+        return "none".into();
+    }
+    let shown = names.iter().take(NAMES_SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().checked_sub(NAMES_SHOWN) {
+        None | Some(0) => shown,
+        Some(more) => format!("{shown} and {more} more"),
+    }
+}
+
+fn similar(names: &[String]) -> String {
+    if names.is_empty() {
+        return String::new();
+    }
+    format!("; similar are {}", listed(names))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_bounded() {
+        let names: Vec<String> = (0..20).map(|n| n.to_string()).collect();
+        assert_eq!(listed(&[]), "none");
+        assert_eq!(listed(&names[..2]), "0, 1");
+        assert!(listed(&names[..16]).ends_with("14, 15"));
+        assert!(listed(&names).ends_with("15 and 4 more"));
+    }
+
+    #[test]
+    fn what_the_manifest_promises_is_never_not_found() {
+        assert_eq!(promised(ErrorKind::NotFound), ErrorKind::DataLoss);
+        assert_eq!(promised(ErrorKind::Unavailable), ErrorKind::Unavailable);
+    }
+}

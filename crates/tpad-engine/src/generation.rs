@@ -1,0 +1,241 @@
+//! One revision of one model, as the daemon serves it: immutable, and held by
+//! every read from start to end, so that a reload never mixes two manifests.
+
+mod files;
+mod index;
+mod names;
+mod pages;
+mod select;
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tpad_manifest::{BlockKey, BlockRecord, Catalog, Digest, FileRecord, Manifest, TierId};
+use tpad_store::{
+    BlockFetch, CacheClass, Hierarchy, Medium, ObjectOrigin, Origin, ReadOptions, Served,
+};
+
+use crate::shelf::Shelf;
+use crate::{Bounds, EngineError, EngineMetrics};
+
+pub(crate) use self::index::index_range;
+use self::index::{OpenIndex, SegmentKey, SharedSegment};
+pub use self::pages::{ListedBlock, Page, PageRequest};
+pub use self::select::{Selected, Selection};
+
+/// One revision of one model.
+pub struct Generation {
+    model: Arc<str>,
+    number: u64,
+    /// BLAKE3 of the manifest document.
+    document: Digest,
+    catalog: Catalog,
+    warnings: Vec<String>,
+    /// One for each tier of the manifest; `None` where it is not served.
+    tiers: Vec<Option<OpenIndex>>,
+    dense: Option<OpenIndex>,
+    /// Where indexes lie.
+    root: Arc<ObjectOrigin>,
+    /// Where shards and files lie.
+    objects: Arc<dyn Origin>,
+    segments: Arc<Shelf<SegmentKey, SharedSegment>>,
+    files: Arc<Shelf<Digest, Bytes>>,
+    shared: Shared,
+}
+
+/// What generations share with the engine.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) hierarchy: Arc<Hierarchy>,
+    pub(crate) metrics: EngineMetrics,
+    pub(crate) bounds: Bounds,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
+    /// Bounds the blocks selected by requests in progress.
+    pub(crate) selections: Arc<Semaphore>,
+    /// Bounds the index segments that are checked at a time: that is CPU work.
+    pub(crate) checks: Arc<Semaphore>,
+}
+
+/// What a generation is made of.
+pub(crate) struct Parts {
+    pub(crate) model: Arc<str>,
+    pub(crate) number: u64,
+    pub(crate) document: Digest,
+    pub(crate) catalog: Catalog,
+    pub(crate) warnings: Vec<String>,
+    pub(crate) root: Arc<ObjectOrigin>,
+    pub(crate) objects: Arc<dyn Origin>,
+}
+
+/// A block that was read.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// What was asked for, its tier spelled as in the manifest.
+    pub key: BlockKey,
+    /// What it is.
+    pub record: BlockRecord,
+    /// Its image, verified, and the level that it came from.
+    pub served: Served,
+}
+
+impl Generation {
+    pub(crate) fn new(parts: Parts, shared: Shared) -> Self {
+        let Parts { model, number, document, catalog, warnings, root, objects } = parts;
+        let shelf = (shared.tasks.clone(), shared.stop.clone());
+        Self {
+            model,
+            number,
+            document,
+            tiers: index::of_tiers(&catalog),
+            dense: index::of_dense(&catalog),
+            catalog,
+            warnings,
+            root,
+            objects,
+            segments: Shelf::new(shared.bounds.segment_bytes, shelf.clone()),
+            files: Shelf::new(shared.bounds.file_bytes, shelf),
+            shared,
+        }
+    }
+
+    /// The model's name in the configuration.
+    #[must_use]
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// The daemon's count of swaps when this generation was made.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The manifest's number.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.manifest().revision
+    }
+
+    /// The manifest.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        self.catalog.manifest()
+    }
+
+    /// The manifest with its indexes' headers.
+    #[must_use]
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// What is odd about the manifest but does not stop it.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// How many dense tensors there are.
+    #[must_use]
+    pub fn dense_tensors(&self) -> u64 {
+        self.catalog.dense().map_or(0, |header| header.blocks())
+    }
+
+    /// The record of a block. Reads its index segment if it is not there, and
+    /// leaves the caches of blocks alone.
+    ///
+    /// # Errors
+    /// When there is no such block, or its segment cannot be read.
+    pub async fn record(
+        &self,
+        key: &BlockKey,
+        deadline: Instant,
+    ) -> Result<BlockRecord, EngineError> {
+        match key {
+            BlockKey::Expert { key, layer } => {
+                let tier = self.tier(&key.tier)?;
+                self.check_expert(tier, key.group, key.expert)?;
+                let segment = self.layer(tier, *layer, deadline).await?;
+                segment
+                    .expert(key.group, key.expert)
+                    .ok_or_else(|| self.no_expert(tier, key.group, key.expert))
+            }
+            BlockKey::Router { tier, layer } => {
+                let tier = self.tier(tier)?;
+                let segment = self.layer(tier, *layer, deadline).await?;
+                segment.router().ok_or_else(|| self.no_router(tier, Some(*layer)))
+            }
+            BlockKey::Dense { name } => {
+                let Some(segment) = self.dense_segment(deadline).await? else {
+                    return Err(self.no_dense(name, None));
+                };
+                segment.dense(name).ok_or_else(|| self.no_dense(name, Some(&segment)))
+            }
+        }
+    }
+
+    /// Reads a block: its record, then its verified image from the fastest
+    /// level that holds it. A caller that drops this stops nothing for others.
+    ///
+    /// # Errors
+    /// As [`Generation::record`], and when the image cannot be had in time.
+    pub async fn read(&self, key: BlockKey, options: ReadOptions) -> Result<Block, EngineError> {
+        let record = self.record(&key, options.deadline).await?;
+        let class = self.class(&key);
+        let fetch = BlockFetch::of(&record, CacheClass::from(&*class))
+            .map_err(|source| EngineError::BlockSize { key: key.clone(), source })?;
+        let read = self.shared.hierarchy.read(&self.objects, &Arc::new(fetch), options).await;
+        let served =
+            read.map_err(|error| EngineError::Block { key: key.clone(), source: Arc::new(error) })?;
+        self.shared.metrics.served(&class, served.medium, served.bytes.len());
+        Ok(Block { key, record, served })
+    }
+
+    /// Where a read would find the block now: a level, or the object store.
+    #[must_use]
+    pub fn medium_of(&self, record: &BlockRecord) -> Medium {
+        self.shared.hierarchy.resident(&record.id).unwrap_or(Medium::ObjectStore)
+    }
+
+    /// A small file that the manifest lists, verified.
+    ///
+    /// # Errors
+    /// When there is no such file, or it cannot be read.
+    pub async fn file(
+        &self,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<(FileRecord, Bytes), EngineError> {
+        files::read(self, name, deadline).await
+    }
+
+    /// The cache that a block belongs to.
+    fn class(&self, key: &BlockKey) -> Arc<str> {
+        match key {
+            BlockKey::Expert { key, .. } => match &key.tier {
+                TierId::Name(name) => Arc::clone(name),
+                TierId::Number(number) => number.to_string().into(),
+            },
+            BlockKey::Router { .. } => "router".into(),
+            BlockKey::Dense { .. } => "dense".into(),
+        }
+    }
+}
+
+impl fmt::Debug for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Generation")
+            .field("model", &self.model)
+            .field("number", &self.number)
+            .field("revision", &self.revision())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+//! One attempt at loading a model: from its root to a generation.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tpad_index::{IndexError, MAX_HEADER_BYTES, decode_header};
+use tpad_manifest::{
+    Catalog, Digest, IndexHeader, IndexRef, Loaded, MAX_DOCUMENT_BYTES, Manifest, Problem,
+    Rejected, TierId, index_path, revision_path,
+};
+use tpad_store::{ObjectOrigin, Origin, OriginError};
+
+use crate::base::{BaseError, check_base};
+use crate::error::IndexProblem;
+use crate::generation::{Generation, Parts, Shared, index_range};
+use crate::locate::{Place, highest_revision};
+use crate::{BudgetEnforcement, ModelConfig};
+
+/// Why a model was not loaded.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    /// The root or the base cannot be opened.
+    #[error("{url}: {source}")]
+    Open {
+        /// Which.
+        url: String,
+        /// Why.
+        source: OriginError,
+    },
+    /// The revisions cannot be listed.
+    #[error(
+        "revisions under {root} cannot be listed: {source}; if the store has no listing, give a revision's URL as the root"
+    )]
+    List {
+        /// The root.
+        root: String,
+        /// Why.
+        source: OriginError,
+    },
+    /// There is no revision.
+    #[error(
+        "{root} has no revision (tpad/revisions/N.json): import the checkpoint with tpactl import"
+    )]
+    NoRevision {
+        /// The root.
+        root: String,
+    },
+    /// The document cannot be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// The document.
+        path: String,
+        /// Why.
+        source: OriginError,
+    },
+    /// The document is refused.
+    #[error("{path}: {source}")]
+    Rejected {
+        /// The document.
+        path: String,
+        /// Its problems.
+        source: Rejected,
+    },
+    /// The document says that it is another revision.
+    #[error("{path} says that it is revision {found}")]
+    Misnamed {
+        /// The document.
+        path: String,
+        /// What it says.
+        found: u64,
+    },
+    /// Its shards lie where the configuration does not allow.
+    #[error(transparent)]
+    Base(#[from] BaseError),
+    /// An index cannot be used.
+    #[error("index of {of}: {source}")]
+    Index {
+        /// The tier, or the dense tensors.
+        of: String,
+        /// Why.
+        source: IndexProblem,
+    },
+    /// Indexes contradict the manifest.
+    #[error("{path}: {}", .problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("; "))]
+    Contradiction {
+        /// The document.
+        path: String,
+        /// Each contradiction.
+        problems: Vec<Problem>,
+    },
+    /// Tiers are over their budgets, and the configuration rejects that.
+    #[error("{path}: {}; budget_enforcement is \"reject\"", .over.join(", "))]
+    OverBudget {
+        /// The document.
+        path: String,
+        /// One entry for each tier.
+        over: Vec<String>,
+    },
+    /// The attempt took too long.
+    #[error("not loaded within {0:?}")]
+    Deadline(std::time::Duration),
+}
+
+/// Loads the model's revision.
+pub(crate) async fn load(
+    model: &ModelConfig,
+    enforcement: BudgetEnforcement,
+    number: impl FnOnce() -> u64,
+    shared: &Shared,
+) -> Result<Generation, LoadError> {
+    let deadline = shared.bounds.load_deadline;
+    let attempt = attempt(model, enforcement, number, shared);
+    tokio::time::timeout(deadline, attempt).await.map_err(|_| LoadError::Deadline(deadline))?
+}
+
+async fn attempt(
+    model: &ModelConfig,
+    enforcement: BudgetEnforcement,
+    number: impl FnOnce() -> u64,
+    shared: &Shared,
+) -> Result<Generation, LoadError> {
+    let place = Place::of(&model.root);
+    let root = open(&place.root, model)?;
+    let revision = match place.pinned {
+        Some(revision) => revision,
+        None => {
+            let highest = highest_revision(&root).await;
+            let listed =
+                highest.map_err(|source| LoadError::List { root: root.url().into(), source })?;
+            listed.ok_or_else(|| LoadError::NoRevision { root: root.url().into() })?
+        }
+    };
+    let path = revision_path(revision);
+    let document = root.get(&path, MAX_DOCUMENT_BYTES as u64).await;
+    let document = document.map_err(|source| LoadError::Read { path: path.clone(), source })?;
+    let loaded = Manifest::parse(&document)
+        .map_err(|source| LoadError::Rejected { path: path.clone(), source })?;
+    if loaded.manifest.revision != revision {
+        return Err(LoadError::Misnamed { path, found: loaded.manifest.revision });
+    }
+    let objects = match &loaded.manifest.objects_base {
+        None => Arc::clone(&root),
+        Some(base) => {
+            check_base(base, &place.root, &model.allowed_bases)?;
+            open(base, model)?
+        }
+    };
+    let deadline = Instant::now() + shared.bounds.load_deadline;
+    let (tiers, dense) = headers(&root, &loaded, deadline).await?;
+    let warnings = loaded.warnings.clone();
+    let catalog = Catalog::new(loaded, tiers, dense)
+        .map_err(|problems| LoadError::Contradiction { path: path.clone(), problems })?;
+    let mut warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    let over: Vec<String> = catalog
+        .over_budget()
+        .into_iter()
+        .map(|(tier, found, budget)| {
+            format!("tier {tier} has {found} parameters, its budget is {budget}")
+        })
+        .collect();
+    match enforcement {
+        BudgetEnforcement::Warn => warnings.extend(over),
+        BudgetEnforcement::Reject if over.is_empty() => {}
+        BudgetEnforcement::Reject => return Err(LoadError::OverBudget { path, over }),
+    }
+    let objects: Arc<dyn Origin> = objects;
+    let parts = Parts {
+        model: model.name.as_str().into(),
+        number: number(),
+        document: Digest::of(&document),
+        catalog,
+        warnings,
+        root,
+        objects,
+    };
+    Ok(Generation::new(parts, shared.clone()))
+}
+
+fn open(url: &str, model: &ModelConfig) -> Result<Arc<ObjectOrigin>, LoadError> {
+    let origin = ObjectOrigin::open(url, &model.origin);
+    origin.map(Arc::new).map_err(|source| LoadError::Open { url: url.into(), source })
+}
+
+type Headers = (BTreeMap<TierId, Arc<IndexHeader>>, Option<Arc<IndexHeader>>);
+
+/// The headers of the indexes that are served. A skipped tier's stays closed:
+/// whatever this version does not understand may be in it.
+async fn headers(
+    root: &Arc<ObjectOrigin>,
+    loaded: &Loaded,
+    deadline: Instant,
+) -> Result<Headers, LoadError> {
+    let mut tiers = BTreeMap::new();
+    for tier in &loaded.manifest.tiers {
+        if let Some(reference) = &tier.index
+            && !loaded.skipped.contains_key(&tier.id)
+        {
+            let header = header(root, reference, deadline).await;
+            let header = header
+                .map_err(|source| LoadError::Index { of: format!("tier {}", tier.id), source })?;
+            tiers.insert(tier.id.clone(), header);
+        }
+    }
+    let dense = match &loaded.manifest.dense {
+        None => None,
+        Some(reference) => {
+            let header = header(root, reference, deadline).await;
+            let of = || "the dense tensors".into();
+            Some(header.map_err(|source| LoadError::Index { of: of(), source })?)
+        }
+    };
+    Ok((tiers, dense))
+}
+
+async fn header(
+    root: &Arc<ObjectOrigin>,
+    reference: &IndexRef,
+    deadline: Instant,
+) -> Result<Arc<IndexHeader>, IndexProblem> {
+    if reference.header_bytes > MAX_HEADER_BYTES {
+        let what = "index header".into();
+        let (bytes, most) = (reference.header_bytes, MAX_HEADER_BYTES);
+        return Err(IndexError::TooLarge { what, bytes, most }.into());
+    }
+    let path = index_path(&reference.digest);
+    let prefix = index_range(root, &path, 0, reference.header_bytes, deadline).await?;
+    Ok(Arc::new(decode_header(&prefix, reference)?))
+}

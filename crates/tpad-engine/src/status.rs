@@ -1,0 +1,137 @@
+//! What the engine says of itself: one document for `/status`, `tpactl status`
+//! and gRPC.
+
+use serde::Serialize;
+use tpad_manifest::Placement;
+use tpad_store::StoreStatus;
+
+use crate::{Generation, ModelState, ModelView};
+
+/// The daemon's state.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// tpad's version.
+    pub version: &'static str,
+    /// Seconds since the engine started.
+    pub uptime_seconds: u64,
+    /// Whether requests can be answered.
+    pub ready: bool,
+    /// The configured models, in the configuration's order.
+    pub models: Vec<ModelStatus>,
+    /// The levels and what is in them.
+    pub store: StoreStatus,
+}
+
+/// One model.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelStatus {
+    /// The name that requests use.
+    pub name: String,
+    /// Its root as configured.
+    pub root: String,
+    /// Whether it can be read.
+    pub state: ModelState,
+    /// Why the last attempt to load it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The manifest's number; absent before it is loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
+    /// The daemon's count of swaps when it was loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// Its tiers, in manifest order.
+    pub tiers: Vec<TierStatus>,
+    /// What is odd about the manifest but does not stop it.
+    pub warnings: Vec<String>,
+}
+
+/// One tier.
+#[derive(Clone, Debug, Serialize)]
+pub struct TierStatus {
+    /// Its id, as text.
+    pub id: String,
+    /// Its home, as the manifest names it.
+    pub placement: Placement,
+    /// Blocks, routers included.
+    pub blocks: u64,
+    /// The sum of their images.
+    pub bytes: u64,
+    /// Logical parameters of its experts.
+    pub parameters: u64,
+    /// The most that it may have.
+    pub parameter_budget: u64,
+    /// Why it is not served, though it is in the manifest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
+}
+
+/// Whether requests can be answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Every model has been tried, and at least one can be read.
+    Ready,
+    /// Not yet, or not any more; says what is missing.
+    NotReady(String),
+}
+
+impl Readiness {
+    /// Whether requests can be answered.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        matches!(self, Self::Ready)
+    }
+
+    /// One bad model must not take a node with good ones out of service, so a
+    /// failed model counts only when there is no other.
+    pub(crate) fn of(models: &[ModelView]) -> Self {
+        let named = |state| {
+            let names = models.iter().filter(move |model| model.state == state);
+            names.map(|model| model.name.as_str()).collect::<Vec<_>>()
+        };
+        let loading = named(ModelState::Loading);
+        if !loading.is_empty() {
+            return Self::NotReady(format!("loading {}", loading.join(", ")));
+        }
+        if named(ModelState::Serving).is_empty() {
+            let failed = named(ModelState::Failed);
+            return Self::NotReady(format!("no model could be loaded: {}", failed.join(", ")));
+        }
+        Self::Ready
+    }
+}
+
+impl From<ModelView> for ModelStatus {
+    fn from(model: ModelView) -> Self {
+        let ModelView { name, root, state, reason, generation } = model;
+        let generation = generation.as_deref();
+        Self {
+            name,
+            root,
+            state,
+            reason,
+            revision: generation.map(Generation::revision),
+            generation: generation.map(Generation::number),
+            tiers: generation.map(tiers).unwrap_or_default(),
+            warnings: generation.map(|g| g.warnings().to_vec()).unwrap_or_default(),
+        }
+    }
+}
+
+fn tiers(generation: &Generation) -> Vec<TierStatus> {
+    let tiers = generation.manifest().tiers.iter();
+    let status = tiers.map(|tier| {
+        let served = generation.catalog().tier(&tier.id.to_string());
+        let header = served.as_ref().ok().map(|(_, header)| header);
+        TierStatus {
+            id: tier.id.to_string(),
+            placement: tier.placement,
+            blocks: header.map_or(0, |header| header.blocks()),
+            bytes: header.map_or(0, |header| header.image_bytes()),
+            parameters: header.map_or(0, |header| header.parameters()),
+            parameter_budget: tier.parameter_budget,
+            skipped: generation.catalog().skipped(&tier.id).map(str::to_owned),
+        }
+    });
+    status.collect()
+}
