@@ -7,6 +7,7 @@
 pub mod cgroup;
 pub mod checkpoint;
 pub mod compare;
+pub mod daemon;
 pub mod leash;
 pub mod logs;
 pub mod process;

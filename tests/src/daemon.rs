@@ -1,0 +1,161 @@
+//! A real daemon in this process, on ports of its own, with its client.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tpad::Daemon;
+use tpad::config::{Config, Surroundings};
+use tpad::memory::MemoryLimit;
+use tpad_client::Client;
+use tpad_store::OriginOptions;
+
+use crate::scene::Scene;
+
+/// How long a model may take to load. Tests of failing models do not wait.
+const LOAD_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A daemon and a client that is connected to it.
+#[derive(Debug)]
+pub struct Served {
+    daemon: Daemon,
+    client: Client,
+}
+
+impl Served {
+    /// Starts a daemon with `config`, to which free ports are added, and waits
+    /// until every model is served.
+    ///
+    /// # Panics
+    /// When it does not start or a model does not load.
+    pub async fn start(scene: &Scene, config: &str) -> Self {
+        let served = Self::start_unready(scene, config).await;
+        served.wait_until_ready().await;
+        served
+    }
+
+    /// Starts a daemon and does not wait for its models.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn start_unready(scene: &Scene, config: &str) -> Self {
+        let listen = "[listen]\ngrpc = \"127.0.0.1:0\"\nuds = \"off\"\nhttp = \"127.0.0.1:0\"\n";
+        let surroundings = Surroundings {
+            memory: MemoryLimit::detect(),
+            runtime_dir: Some(scene.directory().to_owned()),
+            user: "test".to_owned(),
+            origin: OriginOptions::default(),
+        };
+        let config = Config::from_toml(&format!("{config}\n{listen}"), &surroundings)
+            .expect("the test's configuration is right");
+        let daemon = Daemon::start(config).await.expect("the daemon starts");
+        let address = daemon.grpc_addr().expect("it listens");
+        let client = Client::connect(&format!("http://{address}")).await.expect("it answers");
+        Self { daemon, client }
+    }
+
+    /// The client.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// A client with a connection of its own.
+    ///
+    /// # Panics
+    /// When the daemon does not answer.
+    pub async fn connect(&self) -> Client {
+        Client::connect(&self.address()).await.expect("the daemon answers")
+    }
+
+    /// The address for clients.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.client.address().to_owned()
+    }
+
+    /// The daemon.
+    #[must_use]
+    pub fn daemon(&self) -> &Daemon {
+        &self.daemon
+    }
+
+    /// Stops it and waits until it has.
+    pub async fn stop(self) {
+        drop(self.client);
+        self.daemon.drain().await;
+    }
+
+    /// What the HTTP port answers at `path`, with its status code.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub async fn http(&self, path: &str) -> (u16, String) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let address = self.daemon.http_addr().expect("it has an HTTP port");
+        let mut stream = tokio::net::TcpStream::connect(address).await.expect("it listens");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("it answers");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+        (status.expect("a status code"), body.to_owned())
+    }
+
+    /// The daemon's status.
+    ///
+    /// # Panics
+    /// When it has none.
+    pub async fn status(&self) -> Value {
+        let (code, body) = self.http("/status").await;
+        assert_eq!(code, 200, "{body}");
+        serde_json::from_str(&body).expect("status is JSON")
+    }
+
+    /// The value of a metric, the sum over all label sets that hold `labels`.
+    ///
+    /// # Panics
+    /// When there is no such metric: a misspelt name is not zero.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let (code, body) = self.http("/metrics").await;
+        assert_eq!(code, 200, "{body}");
+        metric(&body, name, labels)
+    }
+
+    async fn wait_until_ready(&self) {
+        let ready = async {
+            while self.http("/readyz").await.0 != 200 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(LOAD_DEADLINE, ready).await;
+        assert!(in_time.is_ok(), "models are not served: {:#}", self.status().await);
+    }
+}
+
+fn metric(exposition: &str, name: &str, labels: &[&str]) -> f64 {
+    let family = name.strip_suffix("_total").unwrap_or(name);
+    let known = exposition.lines().any(|line| line.starts_with(&format!("# TYPE {family} ")));
+    assert!(known, "no metric {name} in\n{exposition}");
+    let samples = exposition.lines().filter_map(|line| {
+        let (series, value) = line.rsplit_once(' ')?;
+        let found = series.split('{').next()? == name;
+        (found && labels.iter().all(|label| series.contains(label))).then_some(value)
+    });
+    samples.map(|value| value.parse::<f64>().expect("a number")).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_summed_over_the_label_sets_that_match() {
+        let text = "# TYPE reads counter\nreads_total{level=\"dram\",outcome=\"hit\"} 3\n\
+            reads_total{level=\"dram\",outcome=\"miss\"} 4\nreads_total_x 9\n";
+        assert!((metric(text, "reads_total", &["level=\"dram\""]) - 7.0).abs() < f64::EPSILON);
+        assert!((metric(text, "reads_total", &["hit"]) - 3.0).abs() < f64::EPSILON);
+    }
+}
