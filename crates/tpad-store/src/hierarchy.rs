@@ -3,37 +3,15 @@
 mod config;
 mod error;
 
-use std::ops::Deref;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::time::timeout_at;
 use tpad_manifest::BlockId;
 
 pub use config::{DramConfig, FetchTuning, HierarchyConfig};
 pub use error::{ReadError, StoreError};
 
-use crate::{BlockFetch, Level, Medium, Origin, ReadOptions, StoreMetrics};
-
-/// A verified block's image.
-#[derive(Clone, Debug)]
-pub struct BlockBytes(Bytes);
-
-impl BlockBytes {
-    /// The image, shared: the memory lives as long as any slice of it.
-    #[must_use]
-    pub fn to_bytes(&self) -> Bytes {
-        self.0.clone()
-    }
-}
-
-impl Deref for BlockBytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.0
-    }
-}
+use crate::{Arena, BlockBytes, BlockFetch, Level, Medium, Origin, ReadOptions, StoreMetrics};
 
 /// A block and the medium that it came from.
 #[derive(Clone, Debug)]
@@ -99,7 +77,9 @@ impl Hierarchy {
         let id = fetch.id;
         let size = usize::try_from(fetch.bytes)
             .map_err(|_| ReadError::Fetch { id, problem: "the image is larger than memory" })?;
-        let mut image = vec![0u8; size];
+        let arena = Arena::new(fetch.bytes + (1 << 20));
+        let slot = arena.slot(size).ok().flatten();
+        let mut image = slot.ok_or(ReadError::Fetch { id, problem: "no memory" })?;
         for part in &fetch.parts {
             let span = usize::try_from(part.at).ok().zip(usize::try_from(part.bytes).ok());
             let into = span.and_then(|(at, bytes)| image.get_mut(at..at.checked_add(bytes)?));
@@ -115,7 +95,7 @@ impl Hierarchy {
             self.metrics.verify_failed(Medium::ObjectStore);
             return Err(ReadError::Digest { id, origin: origin.url().to_owned(), found });
         }
-        Ok(Served { bytes: BlockBytes(image.into()), medium: Medium::ObjectStore })
+        Ok(Served { bytes: image.freeze(), medium: Medium::ObjectStore })
     }
 
     /// The fastest medium that holds the block.

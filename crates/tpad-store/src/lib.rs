@@ -5,20 +5,22 @@
 //! host-memory arena and is verified against its [`BlockId`](tpad_manifest::BlockId)
 //! before anyone sees it. This crate knows neither experts nor any wire format.
 
+mod arena;
 mod fetch;
+mod gate;
 mod hierarchy;
 mod kind;
 mod level;
 mod metrics;
 mod origin;
 
+pub use arena::{Arena, ArenaUsage, BlockBytes, SlotMut};
 pub use fetch::{BlockFetch, CacheClass, FetchPart, Medium, ReadOptions, Urgency};
 pub use hierarchy::{
-    BlockBytes, DramConfig, FetchTuning, Hierarchy, HierarchyConfig, ReadError, Served, StoreError,
-    StoreStatus,
+    DramConfig, FetchTuning, Hierarchy, HierarchyConfig, ReadError, Served, StoreError, StoreStatus,
 };
 pub use kind::ErrorKind;
-pub use level::Level;
+pub use level::{Check, Health, Level, LevelError, LevelRead, LevelUsage};
 pub use metrics::StoreMetrics;
 pub use origin::{
     Created, ObjectEntry, ObjectOrigin, Origin, OriginError, OriginOptions, install_tls,

@@ -1,0 +1,151 @@
+//! Slots: one writer, then any number of readers, then free again.
+#![expect(unsafe_code, reason = "a slot turns its span of a mapping into slices")]
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Arena;
+use super::mapping::Mapping;
+
+/// A mapping cut into slots of one size.
+#[derive(Debug)]
+pub(super) struct Slab {
+    pub(super) id: u64,
+    pub(super) slot_bytes: usize,
+    pub(super) mapping: Mapping,
+}
+
+/// A slot that is in use. Its drop makes it free.
+///
+/// Invariant: of all live `Slot`s, no two have the same slab and index. The
+/// arena takes an index from the slab's free list to make one, and only the drop
+/// puts it back.
+struct Slot {
+    arena: Arc<Arena>,
+    slab: Arc<Slab>,
+    index: u32,
+    /// The image's size; the rest of the slot is padding.
+    bytes: usize,
+}
+
+impl Slot {
+    fn start(&self) -> usize {
+        // In the mapping, so in memory: it does not overflow.
+        self.index as usize * self.slab.slot_bytes
+    }
+
+    fn padded(&self) -> &[u8] {
+        // SAFETY: the arena makes slots inside of the mapping only. Who has a
+        // `&Slot` is its only writer (`SlotMut`, borrowed), or there is none
+        // (`BlockBytes`).
+        unsafe { self.slab.mapping.slice(self.start(), self.slab.slot_bytes) }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.arena.free(self.slab.id, self.index);
+    }
+}
+
+/// A slot to write a block into: exclusive.
+pub struct SlotMut(Slot);
+
+impl SlotMut {
+    /// The slot `index` of `slab`, which the caller has taken off the free list.
+    pub(super) fn new(arena: Arc<Arena>, slab: Arc<Slab>, index: u32, bytes: usize) -> Self {
+        debug_assert!(bytes <= slab.slot_bytes);
+        debug_assert!((index as usize + 1) * slab.slot_bytes <= slab.mapping.bytes());
+        Self(Slot { arena, slab, index, bytes })
+    }
+
+    /// The whole slot, page-aligned padding included, for direct I/O.
+    #[must_use]
+    pub fn padded_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the arena makes slots inside of the mapping only, no other
+        // `Slot` has this span, and `self` is borrowed exclusively.
+        unsafe { self.0.slab.mapping.slice_mut(self.0.start(), self.0.slab.slot_bytes) }
+    }
+
+    /// Ends writing: from here on the bytes are shared and never change. What
+    /// lies behind the image becomes zero.
+    #[must_use]
+    pub fn freeze(mut self) -> BlockBytes {
+        let image = self.0.bytes;
+        self.padded_mut()[image..].fill(0);
+        BlockBytes(Arc::new(self.0))
+    }
+}
+
+impl Deref for SlotMut {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0.padded()[..self.0.bytes]
+    }
+}
+
+impl DerefMut for SlotMut {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        let image = self.0.bytes;
+        &mut self.padded_mut()[..image]
+    }
+}
+
+impl fmt::Debug for SlotMut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SlotMut").field("bytes", &self.0.bytes).finish_non_exhaustive()
+    }
+}
+
+/// A block's image in its slot, shared. The slot is free again when the last
+/// clone, and the last [`Bytes`] made of one, is gone.
+#[derive(Clone)]
+pub struct BlockBytes(Arc<Slot>);
+
+impl BlockBytes {
+    /// The image as [`Bytes`], without a copy.
+    #[must_use]
+    pub fn to_bytes(&self) -> Bytes {
+        Bytes::from_owner(self.clone())
+    }
+
+    /// The whole slot, page-aligned zero padding included, for direct I/O.
+    #[must_use]
+    pub fn padded(&self) -> &[u8] {
+        self.0.padded()
+    }
+
+    /// The slab that the slot is in.
+    pub(crate) fn slab(&self) -> u64 {
+        self.0.slab.id
+    }
+
+    /// Whether someone else has a clone.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
+
+impl Deref for BlockBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0.padded()[..self.0.bytes]
+    }
+}
+
+impl AsRef<[u8]> for BlockBytes {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for BlockBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlockBytes").field("bytes", &self.0.bytes).finish_non_exhaustive()
+    }
+}

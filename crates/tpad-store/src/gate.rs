@@ -1,0 +1,241 @@
+//! A gate with a bounded number of places, first come, first served, in which
+//! demand goes before prefetch.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use crate::Urgency;
+
+/// Places for work that runs at once.
+///
+/// Who waits is served in order of arrival, however many places they want, so
+/// that large wishes are not overtaken for ever by small ones. Prefetches take
+/// at most half of the places, and none while a demand waits.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    places: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    used: u64,
+    used_by_prefetch: u64,
+    demand: VecDeque<Waiter>,
+    prefetch: VecDeque<Waiter>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    places: u64,
+    ready: oneshot::Sender<Permit>,
+}
+
+/// Places in a gate, given back on drop.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    /// `None` once the places were given back otherwise.
+    gate: Option<Arc<Gate>>,
+    places: u64,
+    urgency: Urgency,
+}
+
+impl Gate {
+    /// A gate with so many places, at least one.
+    pub(crate) fn new(places: u64) -> Arc<Self> {
+        Arc::new(Self { places: places.max(1), state: Mutex::default() })
+    }
+
+    /// Waits for places. A wish for more than there are is one for all of them.
+    /// Dropped, the future leaves the queue.
+    pub(crate) async fn enter(self: &Arc<Self>, places: u64, urgency: Urgency) -> Permit {
+        let places = places.min(self.places);
+        loop {
+            if let Ok(permit) = self.stand_in_line(places, urgency).await {
+                return permit;
+            }
+            // Only a panic elsewhere loses a waiter: stand in line again.
+        }
+    }
+
+    fn stand_in_line(self: &Arc<Self>, places: u64, urgency: Urgency) -> oneshot::Receiver<Permit> {
+        let (ready, permit) = oneshot::channel();
+        let mut state = self.lock();
+        state.queue(urgency).push_back(Waiter { places, ready });
+        self.grant(state);
+        permit
+    }
+
+    /// Whether the gate is entered, or someone waits for it.
+    pub(crate) fn is_busy(&self) -> bool {
+        let state = self.lock();
+        state.used > 0 || !state.demand.is_empty() || !state.prefetch.is_empty()
+    }
+
+    /// How many wait.
+    pub(crate) fn waiting(&self) -> usize {
+        let state = self.lock();
+        state.demand.len() + state.prefetch.len()
+    }
+
+    fn grant(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        loop {
+            let urgency = if state.first(Urgency::Demand).is_some() {
+                Urgency::Demand
+            } else {
+                Urgency::Prefetch
+            };
+            let Some(places) = state.first(urgency) else { return };
+            let fits = state.used + places <= self.places;
+            let crowded = urgency == Urgency::Prefetch
+                && state.used_by_prefetch > 0
+                && state.used_by_prefetch + places > self.places / 2;
+            if !fits || crowded {
+                return;
+            }
+            let Some(waiter) = state.queue(urgency).pop_front() else { return };
+            state.used += places;
+            if urgency == Urgency::Prefetch {
+                state.used_by_prefetch += places;
+            }
+            let permit = Permit { gate: Some(Arc::clone(self)), places, urgency };
+            if let Err(mut permit) = waiter.ready.send(permit) {
+                // The waiter left. Its permit must not take the lock that is held.
+                permit.gate = None;
+                state.leave(places, urgency);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn queue(&mut self, urgency: Urgency) -> &mut VecDeque<Waiter> {
+        match urgency {
+            Urgency::Demand => &mut self.demand,
+            Urgency::Prefetch => &mut self.prefetch,
+        }
+    }
+
+    /// What the first one in the queue wants; those who left are not in it.
+    fn first(&mut self, urgency: Urgency) -> Option<u64> {
+        let queue = self.queue(urgency);
+        while queue.front().is_some_and(|waiter| waiter.ready.is_closed()) {
+            queue.pop_front();
+        }
+        queue.front().map(|waiter| waiter.places)
+    }
+
+    fn leave(&mut self, places: u64, urgency: Urgency) {
+        self.used -= places;
+        if urgency == Urgency::Prefetch {
+            self.used_by_prefetch -= places;
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if let Some(gate) = self.gate.take() {
+            let mut state = gate.lock();
+            state.leave(self.places, self.urgency);
+            gate.grant(state);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use futures::future::{BoxFuture, join_all};
+
+    use super::*;
+
+    fn enter(gate: &Arc<Gate>, places: u64, urgency: Urgency) -> BoxFuture<'static, Permit> {
+        let gate = Arc::clone(gate);
+        async move { gate.enter(places, urgency).await }.boxed()
+    }
+
+    #[tokio::test]
+    async fn demand_goes_first_and_then_by_arrival() {
+        let gate = Gate::new(2);
+        let held = gate.enter(2, Urgency::Demand).await;
+        let mut prefetch = enter(&gate, 1, Urgency::Prefetch);
+        let mut large = enter(&gate, 2, Urgency::Demand);
+        let mut small = enter(&gate, 1, Urgency::Demand);
+        for waiting in [&mut prefetch, &mut large, &mut small] {
+            assert!(waiting.now_or_never().is_none());
+        }
+        drop(held);
+        assert!((&mut small).now_or_never().is_none(), "the large wish came first");
+        let large = (&mut large).now_or_never().expect("its turn");
+        drop(large);
+        let small = (&mut small).now_or_never().expect("its turn");
+        let prefetch = (&mut prefetch).now_or_never().expect("a place is left");
+        drop((small, prefetch));
+        assert!(!gate.is_busy());
+    }
+
+    #[tokio::test]
+    async fn prefetch_leaves_half_of_the_places() {
+        let gate = Gate::new(4);
+        let mut prefetches: Vec<_> = (0..3).map(|_| enter(&gate, 1, Urgency::Prefetch)).collect();
+        let entered: Vec<_> = prefetches.iter_mut().map(FutureExt::now_or_never).collect();
+        assert_eq!(entered.iter().filter(|permit| permit.is_some()).count(), 2);
+        assert!(gate.enter(2, Urgency::Demand).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn who_leaves_the_queue_takes_nothing_along() {
+        let gate = Gate::new(1);
+        let held = gate.enter(1, Urgency::Demand).await;
+        let mut left = enter(&gate, 1, Urgency::Demand);
+        let mut granted = enter(&gate, 1, Urgency::Demand);
+        let mut last = enter(&gate, 1, Urgency::Demand);
+        for waiting in [&mut left, &mut granted, &mut last] {
+            assert!(waiting.now_or_never().is_none());
+        }
+        drop(left);
+        drop(held);
+        // The permit is on its way when its owner leaves.
+        drop(granted);
+        assert!((&mut last).now_or_never().is_some());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn no_permit_is_lost_or_doubled() {
+        let gate = Gate::new(5);
+        let inside = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let tasks = (0..64u64).map(|n| {
+            let (gate, inside) = (Arc::clone(&gate), Arc::clone(&inside));
+            tokio::spawn(async move {
+                for round in 0..50 {
+                    let places = 1 + (n + round) % 7;
+                    let urgency = if n % 3 == 0 { Urgency::Prefetch } else { Urgency::Demand };
+                    let enter = gate.enter(places, urgency);
+                    if (n + round) % 5 == 0 {
+                        // Leaves at once, in the queue or inside.
+                        drop(enter.now_or_never());
+                        continue;
+                    }
+                    let permit = enter.await;
+                    let places = places.min(5);
+                    let now = inside.fetch_add(places, std::sync::atomic::Ordering::SeqCst);
+                    assert!(now + places <= 5);
+                    tokio::task::yield_now().await;
+                    inside.fetch_sub(places, std::sync::atomic::Ordering::SeqCst);
+                    drop(permit);
+                }
+            })
+        });
+        for task in join_all(tasks).await {
+            task.expect("no panic");
+        }
+        assert!(!gate.is_busy());
+    }
+}
