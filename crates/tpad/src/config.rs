@@ -183,7 +183,7 @@ pub struct Limits {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The text is not TOML, or has an unknown key or a value of the wrong type; says where.
-    #[error("{0}")]
+    #[error(transparent)]
     Document(#[from] toml::de::Error),
     /// Values that cannot be; all of them.
     #[error("{}", Listing(.0))]

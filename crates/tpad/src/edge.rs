@@ -121,7 +121,7 @@ pub struct DrainReport {
 pub enum BindError {
     /// The address is taken, or not this machine's.
     #[error(
-        "{key} = {address}: cannot listen: {source}; choose another address, or stop what listens there"
+        "{key} = {address}: cannot listen: {error}; choose another address, or stop what listens there"
     )]
     Address {
         /// The configuration's key.
@@ -129,23 +129,23 @@ pub enum BindError {
         /// The address.
         address: SocketAddr,
         /// The system's answer.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// The socket's directory cannot be made.
-    #[error("listen.uds = {}: cannot make its directory: {source}", path.display())]
+    #[error("listen.uds = {}: cannot make its directory: {error}", path.display())]
     SocketDirectory {
         /// The socket's path.
         path: PathBuf,
         /// The system's answer.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// The socket cannot be made.
-    #[error("listen.uds = {}: cannot make the socket: {source}", path.display())]
+    #[error("listen.uds = {}: cannot make the socket: {error}", path.display())]
     Socket {
         /// The socket's path.
         path: PathBuf,
         /// The system's answer.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// A live daemon has it.
     #[error("listen.uds = {}: a running daemon listens there; stop it, or choose another path (\"off\" for none)", path.display())]
@@ -174,8 +174,10 @@ impl Bound {
     /// Begins to serve.
     pub fn serve(self, config: EdgeConfig) -> Edge {
         let EdgeConfig { routes, methods, pages, limits, deadlines, metrics } = config;
-        let gateway = Arc::new(Gateway::new(routes, methods, limits, deadlines, metrics.clone()));
         let (grpc, http) = (Half::new(), Half::new());
+        let drain = grpc.closing.drain.clone();
+        let gateway = Gateway::new(routes, methods, limits, deadlines, metrics.clone(), drain);
+        let gateway = Arc::new(gateway);
         let slots = Arc::new(Semaphore::new(limits.connections));
 
         let grpc_addr = self.grpc.as_ref().map(|(_, address)| *address);
@@ -230,7 +232,7 @@ async fn bind_tcp(
     address: Option<SocketAddr>,
 ) -> Result<Option<(TcpListener, SocketAddr)>, BindError> {
     let Some(address) = address else { return Ok(None) };
-    let failed = |source| BindError::Address { key, address, source };
+    let failed = |error| BindError::Address { key, address, error };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok(Some((listener, bound)))

@@ -4,8 +4,12 @@
 //! daemon in process.
 
 pub mod config;
+mod daemon;
 pub mod descriptors;
 pub mod edge;
+mod grpc;
 mod http;
 pub mod log;
 pub mod memory;
+
+pub use daemon::{Daemon, StartError};

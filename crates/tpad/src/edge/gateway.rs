@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -45,6 +46,7 @@ pub(super) struct Gateway {
     requests: Arc<Semaphore>,
     in_flight: Arc<InFlight>,
     ids: RequestIds,
+    drain: CancellationToken,
 }
 
 /// One connection's way to the gateway.
@@ -64,6 +66,7 @@ impl Gateway {
         limits: Limits,
         deadlines: Deadlines,
         metrics: EdgeMetrics,
+        drain: CancellationToken,
     ) -> Self {
         let in_flight = InFlight::new(limits.in_flight_bytes, metrics.in_flight_bytes.clone());
         Self {
@@ -74,6 +77,7 @@ impl Gateway {
             requests: Arc::new(Semaphore::new(limits.requests)),
             in_flight: Arc::new(in_flight),
             ids: RequestIds::new(),
+            drain,
             metrics,
         }
     }
@@ -94,7 +98,7 @@ impl Gateway {
             (Ok(_), Err(status)) => (None, Some(status.clone())),
             (Ok(permit), Ok(_)) => (Some(permit), None),
         };
-        let account = Account::open(self.metrics.clone(), method, span.clone(), permit);
+        let mut account = Account::open(self.metrics.clone(), method, span.clone(), permit);
         let deadline = deadline.unwrap_or_default();
         if let Some(deadline) = deadline {
             stream.set_deadline(deadline);
@@ -108,7 +112,13 @@ impl Gateway {
                 self.route(request, bounded, deadline).instrument(span).await
             }
         };
-        self.reply(response, &id, deadline, stream, share, account)
+        // A drain waits for replies that have an end; the others it ends.
+        let drain = (!bounded).then(|| Box::pin(self.drain.clone().cancelled_owned()));
+        let deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
+        let (parts, body) = Self::head(response, &id, &mut account).into_parts();
+        let metrics = self.metrics.clone();
+        let body = ReplyBody::new(body, deadline, drain, stream, share, metrics, account);
+        Response::from_parts(parts, body)
     }
 
     async fn route(
@@ -136,26 +146,19 @@ impl Gateway {
         }
     }
 
-    /// Wraps the routes' response, or records it at once when it has no body.
-    fn reply(
-        &self,
-        response: Response<tonic::body::Body>,
+    /// Names the request in its response, and records it at once if nothing follows the headers.
+    fn head(
+        mut response: Response<tonic::body::Body>,
         id: &RequestId,
-        deadline: Option<Instant>,
-        stream: Arc<StreamState>,
-        share: Arc<Share>,
-        mut account: Account,
-    ) -> Reply {
-        let (mut parts, body) = response.into_parts();
+        account: &mut Account,
+    ) -> Response<tonic::body::Body> {
         if let Ok(id) = HeaderValue::from_str(id.as_str()) {
-            parts.headers.insert(REQUEST_ID, id);
+            response.headers_mut().insert(REQUEST_ID, id);
         }
-        if http_body::Body::is_end_stream(&body) {
-            account.finish(Some(&parts.headers));
+        if http_body::Body::is_end_stream(response.body()) {
+            account.finish(Some(response.headers()));
         }
-        let deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
-        let body = ReplyBody::new(body, deadline, stream, share, self.metrics.clone(), account);
-        Response::from_parts(parts, body)
+        response
     }
 
     fn admit(&self) -> Result<OwnedSemaphorePermit, Status> {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame};
 use tokio::time::Sleep;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 
 use super::account::Account;
@@ -28,6 +29,8 @@ pub(super) struct ReplyBody {
     /// The end, held back until the client has taken what is before it.
     end: Option<Option<HeaderMap>>,
     deadline: Option<Pin<Box<Sleep>>>,
+    /// For a reply that has no end by nature.
+    drain: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     waiting: Option<Waiting>,
     stream: Arc<StreamState>,
     share: Arc<Share>,
@@ -39,6 +42,7 @@ impl ReplyBody {
     pub(super) fn new(
         inner: tonic::body::Body,
         deadline: Option<Pin<Box<Sleep>>>,
+        drain: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
         stream: Arc<StreamState>,
         share: Arc<Share>,
         metrics: EdgeMetrics,
@@ -49,6 +53,7 @@ impl ReplyBody {
             rest: Bytes::new(),
             end: None,
             deadline,
+            drain,
             waiting: None,
             stream,
             share,
@@ -110,8 +115,22 @@ impl Body for ReplyBody {
                 this.end = Some(None);
                 continue;
             };
-            let _entered = this.account.span().enter();
-            match ready!(Pin::new(inner).poll_frame(cx)) {
+            let frame = {
+                let _entered = this.account.span().enter();
+                Pin::new(inner).poll_frame(cx)
+            };
+            let Poll::Ready(frame) = frame else {
+                // Only now: what it had to say of the drain itself is sent.
+                if let Some(drain) = &mut this.drain
+                    && drain.as_mut().poll(cx).is_ready()
+                {
+                    this.drain = None;
+                    this.end_with(&Status::unavailable("the daemon is draining"));
+                    continue;
+                }
+                return Poll::Pending;
+            };
+            match frame {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => this.rest = data,
                     Err(frame) => this.end = Some(frame.into_trailers().ok()),

@@ -30,8 +30,8 @@ pub(super) struct SocketFile {
 pub(super) fn bind(socket: &UnixSocket) -> Result<(UnixListener, SocketFile), BindError> {
     let path = &socket.path;
     make_directory(path)
-        .map_err(|source| BindError::SocketDirectory { path: path.clone(), source })?;
-    let failed = |source| BindError::Socket { path: path.clone(), source };
+        .map_err(|error| BindError::SocketDirectory { path: path.clone(), error })?;
+    let failed = |error| BindError::Socket { path: path.clone(), error };
     let lock_path = with_suffix(path, ".lck");
     let Some(lock) = lock(&lock_path).map_err(failed)? else {
         return Err(BindError::SocketInUse { path: path.clone() });

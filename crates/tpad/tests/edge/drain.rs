@@ -6,7 +6,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::raw::{DATA, END_STREAM, GOAWAY, HEADERS, PING, Raw};
-use crate::server::{ENDLESS, Server, eventually, exact, limits};
+use crate::server::{ENDLESS, Server, WATCH, eventually, exact, limits};
 
 /// What the daemon promises beyond the deadline itself.
 const GRACE: Duration = Duration::from_millis(250);
@@ -77,6 +77,22 @@ async fn what_has_begun_finishes_and_the_drain_is_over_with_it() {
     let report = drain.await.expect("drained");
     assert_eq!(report.aborted_connections, 0);
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_watch_is_told_and_ended_at_once() {
+    let server = Server::start(limits()).await;
+    let Raw { mut reader, mut writer } = Raw::connect(server.address(), 65_535).await;
+    writer.request(1, WATCH, &[]).await;
+    reader.find(|frame| frame.kind == HEADERS).await.expect("begun");
+    let drain = tokio::spawn(server.drain(Duration::from_secs(60)));
+    let ping = reader.find(|frame| frame.kind == PING).await.expect("asked");
+    writer.frame(PING, 1, 0, &ping.payload).await;
+    let end = reader.find(|frame| frame.kind == HEADERS).await.expect("trailers");
+    assert_eq!(end.flags & END_STREAM, END_STREAM);
+    let report = drain.await.expect("drained");
+    assert_eq!(report.aborted_connections, 0);
+    assert!(report.took < Duration::from_secs(10), "{:?}", report.took);
 }
 
 #[tokio::test]

@@ -1,0 +1,172 @@
+//! The daemon as a whole: started in one call, drained in another.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+use tokio::time::Instant;
+use tpad_engine::{Engine, EngineConfig, EngineMetrics, ModelConfig, Readiness};
+use tpad_store::{HierarchyConfig, StoreMetrics};
+
+use crate::config::{self, Config};
+use crate::descriptors;
+use crate::edge::{BindError, Bound, DrainReport, Edge, EdgeConfig, EdgeMetrics};
+use crate::grpc::{self, GrpcOptions};
+use crate::http::Pages;
+
+/// What the engine gets to end its tasks after the edge has drained: none of them waits for a client.
+const ENGINE_GRACE: Duration = Duration::from_millis(50);
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct Daemon {
+    edge: Edge,
+    engine: Arc<Engine>,
+    drain_deadline: Duration,
+}
+
+/// Why the daemon did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It cannot listen.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The engine or its store cannot be set up.
+    #[error(transparent)]
+    Engine(#[from] tpad_engine::StartError),
+}
+
+impl Daemon {
+    /// Binds every listener, starts the engine, and serves. Models load in the background.
+    ///
+    /// # Errors
+    /// When an address or the socket cannot be had, or the DRAM level cannot be set up.
+    /// A model that cannot be loaded is no error: its status says so and it is tried again.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let Config {
+            listen,
+            models,
+            dram,
+            budget_enforcement,
+            log: _,
+            limits,
+            deadlines,
+            drain_deadline,
+            warnings,
+        } = config;
+        for warning in &warnings {
+            tracing::warn!("{warning}");
+        }
+        if let Some(shortage) = descriptors::shortage(limits.connections + limits.http_connections)
+        {
+            tracing::warn!("{shortage}");
+        }
+        let bound = Bound::bind(&listen).await?;
+
+        let mut registry = Registry::default();
+        let (edge_metrics, engine_metrics, store_metrics) =
+            (EdgeMetrics::default(), EngineMetrics::default(), StoreMetrics::default());
+        edge_metrics.register(&mut registry);
+        engine_metrics.register(&mut registry);
+        store_metrics.register(&mut registry);
+        registry.register(
+            "tpad_build",
+            "The version that runs",
+            Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]),
+        );
+
+        let engine_config = EngineConfig {
+            budget_enforcement: match budget_enforcement {
+                config::BudgetEnforcement::Warn => tpad_engine::BudgetEnforcement::Warn,
+                config::BudgetEnforcement::Reject => tpad_engine::BudgetEnforcement::Reject,
+            },
+            ..EngineConfig::new(models.into_iter().map(model).collect(), hierarchy(&dram))
+        };
+        let engine = Engine::start(engine_config, engine_metrics, store_metrics)?;
+
+        let options =
+            GrpcOptions::new(deadlines.default, limits.request_bytes, dram.capacity_bytes);
+        let edge = bound.serve(EdgeConfig {
+            routes: grpc::routes(&engine, options),
+            methods: grpc::methods(),
+            pages: pages(&engine, registry).router(),
+            limits,
+            deadlines,
+            metrics: edge_metrics,
+        });
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            grpc = edge.grpc_addr().map(tracing::field::display),
+            uds = edge.uds_path().map(|path| tracing::field::display(path.display())),
+            http = edge.http_addr().map(tracing::field::display),
+            "tpad listens"
+        );
+        Ok(Self { edge, engine, drain_deadline })
+    }
+
+    /// The address of gRPC over TCP, its port as bound.
+    #[must_use]
+    pub fn grpc_addr(&self) -> Option<SocketAddr> {
+        self.edge.grpc_addr()
+    }
+
+    /// The path of the Unix socket.
+    #[must_use]
+    pub fn uds_path(&self) -> Option<&Path> {
+        self.edge.uds_path()
+    }
+
+    /// The address of the HTTP port, as bound.
+    #[must_use]
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.edge.http_addr()
+    }
+
+    /// The engine.
+    #[must_use]
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Stops: reports not ready, accepts nothing more, lets requests in progress
+    /// finish until `drain.deadline`, cuts the rest, and ends every task.
+    ///
+    /// Over at most a quarter of a second after the deadline, whatever clients do.
+    pub async fn drain(self) -> DrainReport {
+        let began = Instant::now();
+        self.engine.drain();
+        let mut report = self.edge.drain(began + self.drain_deadline).await;
+        if tokio::time::timeout(ENGINE_GRACE, self.engine.shutdown()).await.is_err() {
+            tracing::warn!("the engine's tasks did not end in time and are left behind");
+        }
+        report.took = began.elapsed();
+        report
+    }
+}
+
+fn model(model: config::Model) -> ModelConfig {
+    let config::Model { name, root, allowed_bases, origin } = model;
+    ModelConfig { name, root, allowed_bases, origin }
+}
+
+fn hierarchy(dram: &config::Dram) -> HierarchyConfig {
+    let config::Dram { capacity_bytes, tier_bytes } = dram;
+    let mut hierarchy = HierarchyConfig::new(*capacity_bytes);
+    hierarchy.dram.class_budgets = tier_bytes.clone();
+    hierarchy
+}
+
+fn pages(engine: &Arc<Engine>, registry: Registry) -> Pages {
+    let (ready, status) = (Arc::clone(engine), Arc::clone(engine));
+    Pages {
+        ready: Arc::new(move || match ready.ready() {
+            Readiness::Ready => Ok(()),
+            Readiness::NotReady(missing) => Err(missing),
+        }),
+        status: Arc::new(move || serde_json::to_string(&status.status())),
+        registry: Arc::new(registry),
+    }
+}
