@@ -113,3 +113,22 @@ impl Failure {
         failure
     }
 }
+
+impl From<tpad_store::ErrorKind> for Exit {
+    fn from(kind: tpad_store::ErrorKind) -> Self {
+        use tpad_store::ErrorKind;
+        match kind {
+            ErrorKind::NotFound => Self::NotFound,
+            ErrorKind::Denied => Self::Denied,
+            ErrorKind::Unavailable => Self::Unavailable,
+            ErrorKind::ResourceExhausted => Self::ResourceExhausted,
+            ErrorKind::DeadlineExceeded => Self::DeadlineExceeded,
+            ErrorKind::DataLoss => Self::DataLoss,
+            ErrorKind::InvalidArgument => Self::InvalidArgument,
+            ErrorKind::FailedPrecondition => Self::FailedPrecondition,
+            // Only Ctrl-C cancels work in this process.
+            ErrorKind::Cancelled => Self::Interrupted,
+            ErrorKind::Internal => Self::Internal,
+        }
+    }
+}

@@ -38,9 +38,7 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: Cli, output: &Output) -> Result<(), Failure> {
-    // Object stores are read over TLS with rustls, which wants its provider
-    // before the first connection; an error means that one is set already.
-    let _already_set = rustls::crypto::ring::default_provider().install_default();
+    tpad_store::install_tls();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
