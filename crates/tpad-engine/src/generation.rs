@@ -214,6 +214,11 @@ impl Generation {
         files::read(self, name, deadline).await
     }
 
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// The cache that a block belongs to.
     fn class(&self, key: &BlockKey) -> Arc<str> {
         match key {
