@@ -16,6 +16,7 @@ mod in_flight;
 mod io;
 mod metrics;
 mod peer;
+mod refusal;
 mod reply;
 mod request;
 mod stall;

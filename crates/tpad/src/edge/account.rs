@@ -7,11 +7,13 @@ use tonic::{Code, Status};
 use tracing::Span;
 
 use super::metrics::{EdgeMetrics, MethodLabel, RequestLabels};
+use super::request::RequestId;
 
 /// One request in progress. Dropped before it is finished it counts as cancelled.
 pub(super) struct Account {
     metrics: EdgeMetrics,
     method: String,
+    id: RequestId,
     span: Span,
     began: Instant,
     finished: bool,
@@ -22,11 +24,24 @@ impl Account {
     pub(super) fn open(
         metrics: EdgeMetrics,
         method: String,
+        id: RequestId,
         span: Span,
         admitted: Option<OwnedSemaphorePermit>,
     ) -> Self {
         metrics.requests_in_flight.inc();
-        Self { metrics, method, span, began: Instant::now(), finished: false, _admitted: admitted }
+        Self {
+            metrics,
+            method,
+            id,
+            span,
+            began: Instant::now(),
+            finished: false,
+            _admitted: admitted,
+        }
+    }
+
+    pub(super) fn id(&self) -> &RequestId {
+        &self.id
     }
 
     pub(super) fn span(&self) -> &Span {

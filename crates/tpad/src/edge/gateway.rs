@@ -4,16 +4,14 @@ use std::collections::HashSet;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::service::Routes;
-use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt};
 use tower_service::Service;
 use tracing::Instrument;
 
@@ -21,18 +19,17 @@ use super::account::Account;
 use super::in_flight::{InFlight, Share};
 use super::metrics::EdgeMetrics;
 use super::peer::Peer;
+use super::refusal;
 use super::reply::ReplyBody;
-use super::request::{REQUEST_ID, RequestBody, RequestDeadline, RequestId, RequestIds, timeout};
+use super::request::{
+    Malformed, REQUEST_ID, RequestBody, RequestDeadline, RequestId, RequestIds, timeout,
+};
 use super::stream::StreamState;
 use crate::config::{Deadlines, Limits};
 
 /// Methods of this package have one request message and an end: they get a
 /// deadline even when the caller names none. Health watches and reflection do not.
 const BOUNDED_PACKAGE: &str = "/tpad.";
-
-/// How long a refused caller is asked to wait: a piece of work takes some
-/// milliseconds from DRAM and some hundred from the origin.
-const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// What all gRPC connections share.
 #[derive(Debug)]
@@ -91,14 +88,15 @@ impl Gateway {
         let bounded = request.uri().path().starts_with(BOUNDED_PACKAGE);
         let span = tracing::info_span!("request", id = id.as_str(), method, %peer);
 
-        let admitted = self.admit();
-        let deadline = self.deadline(request.headers(), bounded);
+        let admitted = self.admit(&id);
+        let deadline = self.deadline(request.headers(), bounded, &id);
         let (permit, refusal) = match (admitted, &deadline) {
             (Err(refusal), _) => (None, Some(refusal)),
             (Ok(_), Err(status)) => (None, Some(status.clone())),
             (Ok(permit), Ok(_)) => (Some(permit), None),
         };
-        let mut account = Account::open(self.metrics.clone(), method, span.clone(), permit);
+        let mut account =
+            Account::open(self.metrics.clone(), method, id.clone(), span.clone(), permit);
         let deadline = deadline.unwrap_or_default();
         if let Some(deadline) = deadline {
             stream.set_deadline(deadline);
@@ -109,7 +107,7 @@ impl Gateway {
             None => {
                 request.extensions_mut().insert(id.clone());
                 peer.describe(request.extensions_mut());
-                self.route(request, bounded, deadline).instrument(span).await
+                self.route(request, bounded, deadline, &id).instrument(span).await
             }
         };
         // A drain waits for replies that have an end; the others it ends.
@@ -126,11 +124,12 @@ impl Gateway {
         request: Request<Incoming>,
         bounded: bool,
         deadline: Option<Instant>,
+        id: &RequestId,
     ) -> Response<tonic::body::Body> {
         let request = request.map(|body| {
             let patience = bounded.then_some(self.limits.progress_deadline);
             let in_flight = Arc::clone(&self.in_flight);
-            RequestBody::new(body, self.limits.request_bytes, in_flight, patience)
+            RequestBody::new(body, self.limits.request_bytes, in_flight, patience, id.clone())
         });
         let mut routes = self.routes.clone();
         let response = routes.call(request);
@@ -140,9 +139,7 @@ impl Gateway {
         };
         match response {
             Ok(Ok(response)) => response,
-            Err(_) => {
-                Status::deadline_exceeded("the deadline passed before the reply began").into_http()
-            }
+            Err(_) => refusal::deadline(id, "before the reply began").into_http(),
         }
     }
 
@@ -161,29 +158,22 @@ impl Gateway {
         response
     }
 
-    fn admit(&self) -> Result<OwnedSemaphorePermit, Status> {
+    fn admit(&self, id: &RequestId) -> Result<OwnedSemaphorePermit, Status> {
         if self.in_flight.saturated() {
-            return Err(refusal(
-                "IN_FLIGHT_BYTES",
-                "limits.in_flight_bytes",
-                "limits.in_flight_bytes is reached and clients are not taking their replies: try again later",
-            ));
+            return Err(refusal::saturated(id));
         }
-        Arc::clone(&self.requests).try_acquire_owned().map_err(|_| {
-            refusal(
-                "TOO_MANY_REQUESTS",
-                "limits.requests",
-                &format!(
-                    "{} requests are in progress, as many as limits.requests allows: try again later",
-                    self.limits.requests
-                ),
-            )
-        })
+        let place = Arc::clone(&self.requests).try_acquire_owned();
+        place.map_err(|_| refusal::too_many_requests(id, self.limits.requests))
     }
 
     /// The caller's deadline within `deadlines.max`, else the default for calls that have an end.
-    fn deadline(&self, headers: &HeaderMap, bounded: bool) -> Result<Option<Instant>, Status> {
-        let own = timeout(headers)?;
+    fn deadline(
+        &self,
+        headers: &HeaderMap,
+        bounded: bool,
+        id: &RequestId,
+    ) -> Result<Option<Instant>, Status> {
+        let own = timeout(headers).map_err(|Malformed| refusal::malformed_timeout(id))?;
         let timeout = match (own, bounded) {
             (Some(own), true) => own.min(self.deadlines.max),
             (Some(own), false) => own,
@@ -211,15 +201,4 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
         let Self { gateway, peer, share } = self.clone();
         Box::pin(async move { Ok(gateway.answer(request, peer, share).await) })
     }
-}
-
-/// `RESOURCE_EXHAUSTED` with the time to wait, in the error's details and as gRPC's retry pushback.
-fn refusal(reason: &str, limit: &str, message: &str) -> Status {
-    let limit = [("limit".to_owned(), limit.to_owned())];
-    let mut details = ErrorDetails::with_error_info(reason, "tpad", limit);
-    details.set_retry_info(Some(RETRY_AFTER));
-    let mut status = Status::with_error_details(Code::ResourceExhausted, message, details);
-    let pushback = u32::try_from(RETRY_AFTER.as_millis()).unwrap_or(u32::MAX);
-    status.metadata_mut().insert("grpc-retry-pushback-ms", pushback.into());
-    status
 }

@@ -15,6 +15,7 @@ use tonic::Status;
 use super::account::Account;
 use super::in_flight::{Share, Waiting};
 use super::metrics::EdgeMetrics;
+use super::refusal;
 use super::stream::StreamState;
 
 /// Handed to HTTP/2 at a time: its frame size with clients that ask for speed, and
@@ -94,9 +95,7 @@ impl Body for ReplyBody {
             && deadline.as_mut().poll(cx).is_ready()
         {
             this.deadline = None;
-            this.end_with(&Status::deadline_exceeded(
-                "the deadline passed before the reply was complete",
-            ));
+            this.end_with(&refusal::deadline(this.account.id(), "before the reply was complete"));
         }
         loop {
             if let Some(end) = &mut this.end {
@@ -125,7 +124,7 @@ impl Body for ReplyBody {
                     && drain.as_mut().poll(cx).is_ready()
                 {
                     this.drain = None;
-                    this.end_with(&Status::unavailable("the daemon is draining"));
+                    this.end_with(&refusal::draining(this.account.id()));
                     continue;
                 }
                 return Poll::Pending;

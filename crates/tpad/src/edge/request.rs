@@ -12,10 +12,9 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame};
 use tokio::time::{Instant, Sleep};
-use tonic::Status;
 
 use super::in_flight::InFlight;
-use crate::config::show_bytes;
+use super::refusal;
 
 /// When the request has to be over; in the request's extensions.
 #[derive(Clone, Copy, Debug)]
@@ -63,22 +62,20 @@ impl RequestIds {
     }
 }
 
+/// A `grpc-timeout` that cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Malformed;
+
 /// The time that `grpc-timeout` allows; `None` without the header.
-pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
+pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Malformed> {
     let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
-    let malformed = || {
-        Status::invalid_argument(
-            "grpc-timeout is not up to eight digits and one of the units H, M, S, m, u, n",
-        )
-    };
-    let text = value.to_str().map_err(|_| malformed())?;
-    let (digits, unit) =
-        text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(malformed)?;
+    let text = value.to_str().map_err(|_| Malformed)?;
+    let (digits, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or(Malformed)?;
     if !(1..=8).contains(&digits.len()) || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(malformed());
+        return Err(Malformed);
     }
-    let number: u64 = digits.parse().map_err(|_| malformed())?;
-    // Eight digits of hours are less than 2^64 nanoseconds times 2^32: no overflow below.
+    // Eight digits: no product below overflows.
+    let number: u64 = digits.parse().map_err(|_| Malformed)?;
     Ok(Some(match unit {
         "H" => Duration::from_secs(number * 3600),
         "M" => Duration::from_secs(number * 60),
@@ -86,7 +83,7 @@ pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
         "m" => Duration::from_millis(number),
         "u" => Duration::from_micros(number),
         "n" => Duration::from_nanos(number),
-        _ => return Err(malformed()),
+        _ => return Err(Malformed),
     }))
 }
 
@@ -97,6 +94,7 @@ pub(super) struct RequestBody {
     received: u64,
     in_flight: Arc<InFlight>,
     patience: Option<Pin<Box<Sleep>>>,
+    id: RequestId,
 }
 
 impl RequestBody {
@@ -105,11 +103,12 @@ impl RequestBody {
         limit: usize,
         in_flight: Arc<InFlight>,
         patience: Option<Duration>,
+        id: RequestId,
     ) -> Self {
         let patience = patience
             .filter(|_| !inner.is_end_stream())
             .map(|patience| Box::pin(tokio::time::sleep(patience)));
-        Self { inner, limit: limit as u64, received: 0, in_flight, patience }
+        Self { inner, limit: limit as u64, received: 0, in_flight, patience, id }
     }
 }
 
@@ -126,10 +125,7 @@ impl Body for RequestBody {
             && patience.as_mut().poll(cx).is_ready()
         {
             this.patience = None;
-            let status = Status::deadline_exceeded(
-                "the request was not complete within limits.progress_deadline",
-            );
-            return Poll::Ready(Some(Err(status.into())));
+            return Poll::Ready(Some(Err(refusal::request_incomplete(&this.id).into())));
         }
         let frame = match ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
             Some(Ok(frame)) => frame,
@@ -144,10 +140,7 @@ impl Body for RequestBody {
             this.received += length;
             this.in_flight.add(length);
             if this.received > this.limit {
-                let status = Status::resource_exhausted(format!(
-                    "the request is larger than limits.request_bytes = {}: ask for less at a time",
-                    show_bytes(this.limit),
-                ));
+                let status = refusal::request_too_large(&this.id, this.limit);
                 return Poll::Ready(Some(Err(status.into())));
             }
         }
@@ -177,7 +170,7 @@ mod tests {
 
     #[test]
     fn every_unit_of_grpc_timeout_is_read() {
-        let read = |text: &str| timeout(&headers("grpc-timeout", text)).map_err(|s| s.code());
+        let read = |text: &str| timeout(&headers("grpc-timeout", text));
         assert_eq!(read("2H"), Ok(Some(Duration::from_secs(7200))));
         assert_eq!(read("3M"), Ok(Some(Duration::from_secs(180))));
         assert_eq!(read("4S"), Ok(Some(Duration::from_secs(4))));
@@ -185,14 +178,13 @@ mod tests {
         assert_eq!(read("5u"), Ok(Some(Duration::from_micros(5))));
         assert_eq!(read("6n"), Ok(Some(Duration::from_nanos(6))));
         assert_eq!(read("99999999H"), Ok(Some(Duration::from_secs(99_999_999 * 3600))));
-        assert_eq!(timeout(&HeaderMap::new()).map_err(|s| s.code()), Ok(None));
+        assert_eq!(timeout(&HeaderMap::new()), Ok(None));
     }
 
     #[test]
     fn a_malformed_timeout_is_told_not_guessed() {
         for text in ["", "S", "1", "1s", "-1S", "1.5S", "123456789S", "1 S", "+1S"] {
-            let status = timeout(&headers("grpc-timeout", text)).expect_err(text);
-            assert_eq!(status.code(), tonic::Code::InvalidArgument, "{text}");
+            assert_eq!(timeout(&headers("grpc-timeout", text)), Err(Malformed), "{text}");
         }
     }
 

@@ -137,6 +137,7 @@ async fn requests_beyond_the_limit_are_refused_early_with_the_time_to_wait() {
     assert_eq!(wait, Some(Duration::from_millis(500)));
     let info = details.error_info().expect("an ErrorInfo");
     assert_eq!((info.domain.as_str(), info.reason.as_str()), ("tpad", "TOO_MANY_REQUESTS"));
+    assert_eq!(info.metadata["request_id"], "r-1");
 
     drop(first);
     eventually("a place is free", || server.replies() == 1).await;
