@@ -11,7 +11,7 @@ use tpad_store::{ErrorKind, ObjectOrigin, OriginError};
 use crate::bar::Bar;
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, human_bytes, printable};
-use crate::surroundings::{StoreArgs, Surroundings, exit};
+use crate::surroundings::{StoreArgs, Surroundings};
 
 /// Publish a revision that points into the shards of an existing checkpoint
 ///
@@ -97,7 +97,7 @@ pub(crate) async fn run(
     for note in &imported.notes {
         output.note(format_args!("note: {}", printable(note)));
     }
-    output.text(printable(&summary(&imported)))?;
+    output.text(summary(&imported))?;
     output.text(tiers(output, &imported))
 }
 
@@ -105,9 +105,8 @@ fn read_plan(path: &std::path::Path) -> Result<Plan, Failure> {
     let shown = path.display();
     let text = std::fs::read_to_string(path)
         .map_err(|error| Failure::local(format!("{shown}: {error}")))?;
-    Plan::parse(&text).map_err(|error| {
-        Failure::new(Exit::InvalidArgument, format!("{shown}: {error}"))
-    })
+    Plan::parse(&text)
+        .map_err(|error| Failure::new(Exit::InvalidArgument, format!("{shown}: {error}")))
 }
 
 fn report(imported: &Imported) -> Report<'_> {
@@ -132,7 +131,7 @@ fn report(imported: &Imported) -> Report<'_> {
 
 fn summary(imported: &Imported) -> String {
     let Imported { blocks, image_bytes, family, .. } = imported;
-    let (url, size) = (imported.url(), human_bytes(*image_bytes));
+    let (url, size) = (printable(&imported.url()), human_bytes(*image_bytes));
     let what = match imported.outcome {
         ImportOutcome::Written => "published",
         ImportOutcome::Unchanged => "unchanged: this revision says the same",
@@ -166,9 +165,9 @@ fn tiers(output: &Output, imported: &Imported) -> String {
 
 impl From<ImportError> for Failure {
     fn from(error: ImportError) -> Self {
-        let failure = Self::new(exit(error.kind()), &error);
+        let failure = Self::new(error.kind().into(), &error);
         match &error {
-            ImportError::Origin(error) => return origin(error),
+            ImportError::Origin(error) => origin(error),
             ImportError::Cancelled => failure.remedy("run it again: it goes on where it stopped"),
             ImportError::Layout(_) => failure.remedy(
                 "the layouts that are known are listed in docs/checkpoints.md; --plan does not \
@@ -186,7 +185,7 @@ impl From<OriginError> for Failure {
 }
 
 fn origin(error: &OriginError) -> Failure {
-    let failure = Failure::new(exit(error.kind()), error);
+    let failure = Failure::new(error.kind().into(), error);
     match (error, error.kind()) {
         (OriginError::Unsupported { .. }, _) => {
             failure.remedy("write the manifest to a directory or an object store with --out")

@@ -16,6 +16,7 @@ mod output;
 mod progress;
 mod remote;
 mod status;
+mod surroundings;
 mod synth;
 
 use std::process::ExitCode;
@@ -27,6 +28,7 @@ use tpad_client::SocketPaths;
 use crate::cli::{Cli, Command};
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::surroundings::Surroundings;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -44,10 +46,11 @@ fn start(cli: Cli, output: &Output) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::local(format!("cannot start worker threads: {error}")))?;
     let sockets = SocketPaths::new(std::env::var_os("XDG_RUNTIME_DIR").as_deref());
+    let surroundings = Surroundings::of(|name| std::env::var_os(name));
     runtime.block_on(async {
         let stop = CancellationToken::new();
         tokio::select! {
-            result = run(cli, &sockets, output, &stop) => result,
+            result = run(cli, &sockets, &surroundings, output, &stop) => result,
             () = interrupted_twice(&stop) => Err(Failure::interrupted()),
         }
     })
@@ -56,15 +59,16 @@ fn start(cli: Cli, output: &Output) -> Result<(), Failure> {
 async fn run(
     cli: Cli,
     sockets: &SocketPaths,
+    surroundings: &Surroundings,
     output: &Output,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let Cli { json: _, remote, command } = cli;
     match command {
         // These tidy up when `stop` is cancelled.
-        Command::Import(args) => import::run(args, output, stop).await,
+        Command::Import(args) => import::run(args, surroundings, output, stop).await,
         Command::Synth(args) => synth::run(args, output, stop).await,
-        Command::Manifest(args) => manifest::run(args, output, stop).await,
+        Command::Manifest(args) => manifest::run(args, surroundings, output, stop).await,
         Command::Completions(args) => completions::run(args, output),
         // These leave nothing behind when they are dropped.
         Command::Fetch(args) => {

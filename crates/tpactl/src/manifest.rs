@@ -11,7 +11,7 @@ use tpad_publish::{CheckError, Checked, Revision, RevisionError, check};
 use crate::bar::Bar;
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, Tone, human_bytes, printable};
-use crate::surroundings::{StoreArgs, Surroundings, exit};
+use crate::surroundings::{StoreArgs, Surroundings};
 
 /// Show or check a published revision
 #[derive(Debug, clap::Args)]
@@ -208,7 +208,7 @@ impl From<RevisionError> for Failure {
     fn from(error: RevisionError) -> Self {
         match error {
             RevisionError::Origin(error) => error.into(),
-            error => Self::new(exit(error.kind()), error),
+            error => Self::new(error.kind().into(), error),
         }
     }
 }

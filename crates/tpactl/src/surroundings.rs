@@ -3,9 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use tpad_store::{ErrorKind, OriginOptions};
-
-use crate::failure::Exit;
+use tpad_store::OriginOptions;
 
 /// Credentials of object stores and the user's directories.
 pub(crate) struct Surroundings {
@@ -38,25 +36,8 @@ impl Surroundings {
 
     /// How to reach object stores, with what the command line adds.
     pub(crate) fn stores(&self, args: &StoreArgs) -> OriginOptions {
-        let instance_credentials =
-            self.stores.instance_credentials || args.instance_credentials;
+        let instance_credentials = self.stores.instance_credentials || args.instance_credentials;
         OriginOptions { instance_credentials, ..self.stores.clone() }
-    }
-}
-
-/// The exit code for what a store or checkpoint did.
-pub(crate) fn exit(kind: ErrorKind) -> Exit {
-    match kind {
-        ErrorKind::NotFound => Exit::NotFound,
-        ErrorKind::Denied => Exit::Denied,
-        ErrorKind::Unavailable => Exit::Unavailable,
-        ErrorKind::ResourceExhausted => Exit::ResourceExhausted,
-        ErrorKind::DeadlineExceeded => Exit::DeadlineExceeded,
-        ErrorKind::DataLoss => Exit::DataLoss,
-        ErrorKind::InvalidArgument => Exit::InvalidArgument,
-        ErrorKind::FailedPrecondition => Exit::FailedPrecondition,
-        ErrorKind::Cancelled => Exit::Interrupted,
-        ErrorKind::Internal => Exit::Internal,
     }
 }
 

@@ -5,19 +5,29 @@
 //! No weight is ever rewritten: an import reads every byte once, to know its
 //! digest, and writes indexes and one small document.
 
+mod blocking;
+mod check;
+mod digest;
+mod import;
 mod layout;
+mod ledger;
 mod mapping;
 mod plan;
 mod progress;
+mod revision;
 mod shard;
+mod survey;
 mod synth;
 
+pub use check::{CheckError, Checked, check};
+pub use import::{ImportError, ImportOptions, ImportOutcome, Imported, OverBudget, import};
 pub use layout::{
     Checkpoint, DraftBlock, ExpertSize, LayoutError, MoeLayer, RouterTensor, recognise,
 };
-pub use mapping::{LayerDraft, Mapping, TierDraft, map};
+pub use mapping::{BASE_TIER, LayerDraft, Mapping, TierDraft, map};
 pub use plan::{Plan, PlanError};
 pub use progress::{Phase, Progress, Silent};
+pub use revision::{Revision, RevisionError};
 pub use shard::{
     HeaderFault, MAX_HEADER_BYTES, MAX_NAME_BYTES, MAX_RANK, ShardError, ShardTensor, parse_header,
 };

@@ -15,6 +15,7 @@ use tpad_manifest::Dtype;
 
 pub use error::{HeaderFault, ShardError};
 pub use header::{MAX_HEADER_BYTES, MAX_NAME_BYTES, MAX_RANK, parse_header};
+pub(crate) use header::{PREFIX_BYTES, header_end};
 
 /// One tensor as a shard's header lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -46,11 +46,7 @@ struct Range {
 }
 
 /// Prints the blocks that `args` choose.
-pub(super) async fn show(
-    args: &Show,
-    revision: &Revision,
-    output: &Output,
-) -> Result<(), Failure> {
+pub(super) async fn show(args: &Show, revision: &Revision, output: &Output) -> Result<(), Failure> {
     let loaded = revision
         .manifest()
         .as_ref()

@@ -26,8 +26,22 @@ const MAX_DTYPE_BYTES: usize = 64;
 /// the header.
 const MAX_MESSAGE_CHARS: usize = 300;
 
-/// The eight bytes that give the header's length.
-pub(super) const PREFIX_BYTES: u64 = 8;
+/// The bytes that give the header's length.
+pub(crate) const PREFIX_BYTES: usize = 8;
+
+/// Where the header ends that begins with the bytes of `prefix`.
+pub(crate) fn header_end(prefix: &[u8], file_bytes: u64) -> Result<u64, HeaderFault> {
+    let length = prefix.first_chunk::<PREFIX_BYTES>().ok_or(HeaderFault::Short(file_bytes))?;
+    let header = u64::from_le_bytes(*length);
+    if header > MAX_HEADER_BYTES {
+        return Err(HeaderFault::TooLarge(header));
+    }
+    let end = header + PREFIX_BYTES as u64;
+    if end > file_bytes {
+        return Err(HeaderFault::BeyondFile { header, file: file_bytes });
+    }
+    Ok(end)
+}
 
 /// Lists the tensors of the shard `object` in the order of their bytes.
 ///
@@ -57,7 +71,7 @@ pub fn parse_header(
     tensors.sort_unstable_by_key(|tensor| (tensor.offset, tensor.bytes));
     check_names(&tensors)?;
     check_sizes(&mut tensors)?;
-    check_tiling(&mut tensors, PREFIX_BYTES + header_bytes, file_bytes)?;
+    check_tiling(&mut tensors, PREFIX_BYTES as u64 + header_bytes, file_bytes)?;
     tensors.shrink_to_fit();
     Ok(tensors)
 }
