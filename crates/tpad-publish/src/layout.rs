@@ -4,13 +4,32 @@
 //! they cannot: how the router scores, how many experts a token uses, and what
 //! an ambiguous shape means.
 
+mod complete;
+mod config;
+mod dense;
 mod error;
+mod expert;
+mod linear;
+mod member;
+mod name;
+mod router;
+mod routing;
+mod site;
 
-use tpad_manifest::{LayerKind, Scoring, Source, TensorRecord};
+use std::collections::BTreeSet;
+
+use tpad_manifest::{LayerKind, Part, Scoring, Source, TensorRecord};
 
 use crate::ShardTensor;
 
 pub use error::LayoutError;
+
+use config::Config;
+use linear::{Linear, Scheme};
+use member::Member;
+use name::Form;
+use routing::{Groups, Signs};
+use site::{Site, Survey};
 
 /// One block before its bytes have been read: a
 /// [`BlockRecord`](tpad_manifest::BlockRecord) without its id.
@@ -92,8 +111,94 @@ pub struct RouterTensor {
 /// shapes leave open.
 pub fn recognise(
     tensors: &[ShardTensor],
-    _config: &serde_json::Value,
+    config: &serde_json::Value,
 ) -> Result<Checkpoint, LayoutError> {
-    let sample = tensors.iter().take(8).map(|tensor| tensor.name.clone()).collect();
-    Err(LayoutError::Unrecognised { tensors: tensors.len(), sample })
+    let config = Config::new(config);
+    let mut survey = site::survey(tensors, config)?;
+    let sites = std::mem::take(&mut survey.sites);
+    complete::check(&sites)?;
+    let function = routing::function(config)?;
+    let mut layers: Vec<MoeLayer> = Vec::with_capacity(sites.len());
+    let mut schemes = BTreeSet::new();
+    for site in &sites {
+        let experts = expert::build(site, config)?;
+        schemes.extend(experts.schemes);
+        let router = router::take(&mut survey, site, experts.blocks.len(), function, config)?;
+        let layer = MoeLayer {
+            layer: site.layer,
+            kind: site.kind,
+            experts: experts.blocks,
+            size: experts.size,
+            router,
+        };
+        if let Some(first) = layers.first()
+            && first.experts.len() != layer.experts.len()
+        {
+            return Err(LayoutError::ExpertCount {
+                layer: layer.layer,
+                module: site.module.into(),
+                experts: layer.experts.len(),
+                other_layer: first.layer,
+                other_experts: first.experts.len(),
+            });
+        }
+        layers.push(layer);
+    }
+    if let Some(name) = survey.unknown.first() {
+        return Err(LayoutError::UnknownPart { name: (*name).into() });
+    }
+    let mut notes = notes(&survey);
+    let signs = signs(&sites, &layers);
+    let scoring = routing::scoring(config, signs, &mut notes)?;
+    let experts = layers.first().map_or(0, |layer| layer.experts.len());
+    let experts = u32::try_from(experts).unwrap_or(u32::MAX);
+    let Groups { groups, groups_per_token, experts_per_token } = routing::groups(config, experts)?;
+    let labels: Vec<String> = schemes.into_iter().filter_map(Scheme::label).collect();
+    Ok(Checkpoint {
+        family: sites.first().map_or("", family),
+        layers,
+        dense: dense::blocks(&survey, config),
+        scoring,
+        groups,
+        groups_per_token,
+        experts_per_token,
+        quantization: (!labels.is_empty()).then(|| labels.join("+")),
+        notes,
+    })
+}
+
+/// A layout's name, for people.
+fn family(site: &Site<'_>) -> &'static str {
+    match site.form {
+        Form::Each => "one tensor per expert",
+        Form::Stacked => "experts stacked in one tensor",
+        Form::Parallel => "experts stacked in parallel linear layers",
+        Form::Dbrx => "experts stacked as DBRX does",
+    }
+}
+
+/// What the tensors tell of the routers.
+fn signs(sites: &[Site<'_>], layers: &[MoeLayer]) -> Signs {
+    let mut routers = layers.iter().flat_map(|layer| &layer.router);
+    let correction_bias = routers.any(|tensor| tensor.record.role.part == Part::CorrectionBias);
+    let softmax_after = sites.iter().any(|site| {
+        let biased = |linear: &Linear<'_>| linear.get(Member::Bias).is_some();
+        let stacked = site.experts.get(&None).into_iter().flatten();
+        match site.form {
+            Form::Parallel => true,
+            Form::Stacked => stacked.clone().any(biased),
+            Form::Each | Form::Dbrx => false,
+        }
+    });
+    Signs { correction_bias, softmax_after }
+}
+
+/// What the dense tensors tell that a manifest cannot hold.
+fn notes(survey: &Survey<'_>) -> Vec<String> {
+    let hashed = survey.others.keys().filter(|name| name.ends_with(".tid2eid")).count();
+    let note = format!(
+        "experts are chosen by token id in {hashed} of the layers; the tables (tid2eid) are dense \
+         tensors"
+    );
+    if hashed > 0 { vec![note] } else { Vec::new() }
 }

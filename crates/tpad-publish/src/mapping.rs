@@ -1,8 +1,11 @@
 //! Mappings: a checkpoint's experts sorted into tiers and groups.
 
+mod planned;
+mod rows;
+
 use tpad_manifest::{LayerRecord, Placement, Routing, Scoring, TierId};
 
-use crate::layout::{Checkpoint, DraftBlock, ExpertSize};
+use crate::layout::{Checkpoint, DraftBlock, ExpertSize, MoeLayer};
 use crate::plan::{Plan, PlanError};
 
 /// A checkpoint as a revision will hold it, before its bytes have been read.
@@ -51,11 +54,56 @@ pub struct LayerDraft {
     pub router: Option<DraftBlock>,
 }
 
+/// The id of the one tier that a checkpoint without a plan becomes.
+pub const BASE_TIER: &str = "base";
+
 /// Sorts a checkpoint's experts into tiers: as the plan says, or into one tier
-/// with the router's own groups.
+/// named `base` with the router's own groups of consecutive experts.
 ///
 /// # Errors
-/// Everything in the plan that does not fit the checkpoint.
-pub fn map(_checkpoint: &Checkpoint, _plan: Option<&Plan>) -> Result<Mapping, PlanError> {
-    Err(PlanError::Rejected(tpad_manifest::Rejected(Vec::new())))
+/// Everything in the plan that does not fit the checkpoint. Without a plan,
+/// when `config.json` does not say how many experts a token uses.
+pub fn map(checkpoint: &Checkpoint, plan: Option<&Plan>) -> Result<Mapping, PlanError> {
+    let (tiers, default_tier_set) = match plan {
+        Some(plan) => planned::tiers(checkpoint, plan)?,
+        None => {
+            let tier = whole(checkpoint)?;
+            let id = tier.id.clone();
+            (vec![tier], vec![id])
+        }
+    };
+    let layer = |layer: &MoeLayer| LayerRecord { layer: layer.layer, kind: layer.kind };
+    Ok(Mapping {
+        tiers,
+        dense: checkpoint.dense.clone(),
+        layers: checkpoint.layers.iter().map(layer).collect(),
+        scoring: checkpoint.scoring,
+        default_tier_set,
+    })
+}
+
+/// The whole checkpoint as one tier.
+fn whole(checkpoint: &Checkpoint) -> Result<TierDraft, PlanError> {
+    let k_expert = checkpoint.experts_per_token.ok_or(PlanError::NoExpertsPerToken)?;
+    let groups = usize::try_from(checkpoint.groups.max(1)).unwrap_or(1);
+    let layer = |layer: &MoeLayer| {
+        let size = (layer.experts.len() / groups).max(1);
+        LayerDraft {
+            layer: layer.layer,
+            groups: layer.experts.chunks(size).map(<[DraftBlock]>::to_vec).collect(),
+            size: layer.size,
+            router: Some(DraftBlock {
+                tensors: layer.router.iter().map(|tensor| tensor.record.clone()).collect(),
+                source: None,
+            }),
+        }
+    };
+    Ok(TierDraft {
+        id: TierId::Name(BASE_TIER.into()),
+        placement: Placement::ObjectStore,
+        parameter_budget: None,
+        routing: Routing { k_tier: 1, k_group: checkpoint.groups_per_token, k_expert },
+        quantization: checkpoint.quantization.clone(),
+        layers: checkpoint.layers.iter().map(layer).collect(),
+    })
 }
