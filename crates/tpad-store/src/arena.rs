@@ -10,6 +10,7 @@ mod state;
 
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -26,6 +27,8 @@ pub struct Arena {
     capacity: u64,
     state: Mutex<State>,
     freed: Notify,
+    /// Whether a task waits for a slot.
+    awaited: AtomicBool,
 }
 
 /// What an arena's memory is used for, in bytes.
@@ -63,7 +66,12 @@ impl Arena {
     /// An arena that will use at most `capacity` bytes, and none yet.
     #[must_use]
     pub fn new(capacity: u64) -> Arc<Self> {
-        Arc::new(Self { capacity, state: Mutex::default(), freed: Notify::new() })
+        Arc::new(Self {
+            capacity,
+            state: Mutex::default(),
+            freed: Notify::new(),
+            awaited: AtomicBool::new(false),
+        })
     }
 
     /// A slot for an image of `bytes`, if there is one or room for one. Blocks
@@ -94,6 +102,13 @@ impl Arena {
         state::slot_bytes(bytes).filter(|slot| *slot <= self.capacity)
     }
 
+    /// A slot for an image of `bytes`, if one is free.
+    pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Option<SlotMut> {
+        let slot_bytes = self.slot_bytes(bytes as u64)?;
+        let (slab, index) = self.lock().take(slot_bytes)?;
+        Some(SlotMut::new(Arc::clone(self), slab, index, bytes))
+    }
+
     /// A slot for an image of `bytes`, or what stands in the way.
     pub(crate) fn grant(self: &Arc<Self>, bytes: usize) -> Grant {
         let Some(slot_bytes) = self.slot_bytes(bytes as u64) else {
@@ -112,15 +127,27 @@ impl Arena {
         }
     }
 
-    /// A permit is stored when nobody waits, so a slot that comes free between a
-    /// look and the wait is not missed. One task waits at a time.
+    /// Waits for a nudge. One is stored, so what comes free between a look and the
+    /// wait is not missed. One task waits at a time.
     pub(crate) async fn slot_freed(&self) {
         self.freed.notified().await;
     }
 
+    /// Says whether a task waits, before it looks for what is free: whatever
+    /// comes free after the look nudges it.
+    pub(crate) fn set_awaited(&self, awaited: bool) {
+        self.awaited.store(awaited, Ordering::Relaxed);
+        // Pairs with the fence of `nudge_if_awaited`: of a look and a drop, at
+        // least one sees the other.
+        fence(Ordering::SeqCst);
+    }
+
     /// Has the task that waits for a slot look again.
-    pub(crate) fn nudge(&self) {
-        self.freed.notify_one();
+    pub(crate) fn nudge_if_awaited(&self) {
+        fence(Ordering::SeqCst);
+        if self.awaited.load(Ordering::Relaxed) {
+            self.freed.notify_one();
+        }
     }
 
     /// The slabs, for choosing which to empty.
@@ -135,7 +162,7 @@ impl Arena {
 
     fn free(&self, slab: u64, index: u32) {
         self.lock().free(slab, index);
-        self.nudge();
+        self.nudge_if_awaited();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -158,7 +185,7 @@ impl Reserved {
         drop(state);
         // Nothing is reserved any more: the bytes belong to the slab.
         self.slots = 0;
-        self.arena.nudge();
+        self.arena.nudge_if_awaited();
         Ok(())
     }
 
@@ -182,7 +209,7 @@ impl Drop for Reserved {
         let bytes = self.bytes();
         if bytes > 0 {
             self.arena.lock().abandoned(bytes);
-            self.arena.nudge();
+            self.arena.nudge_if_awaited();
         }
     }
 }

@@ -6,6 +6,7 @@
 //! before anyone sees it. This crate knows neither experts nor any wire format.
 
 mod arena;
+mod dram;
 mod fetch;
 mod gate;
 mod hierarchy;
@@ -15,6 +16,7 @@ mod metrics;
 mod origin;
 
 pub use arena::{Arena, ArenaUsage, BlockBytes, SlotMut};
+pub use dram::{ClassUsage, DramLevel};
 pub use fetch::{BlockFetch, CacheClass, FetchPart, Medium, ReadOptions, Urgency};
 pub use hierarchy::{
     DramConfig, FetchTuning, Hierarchy, HierarchyConfig, ReadError, Served, StoreError, StoreStatus,

@@ -76,7 +76,8 @@ impl SlotMut {
     pub fn freeze(mut self) -> BlockBytes {
         let image = self.0.bytes;
         self.padded_mut()[image..].fill(0);
-        BlockBytes(Arc::new(self.0))
+        let arena = Arc::clone(&self.0.arena);
+        BlockBytes { slot: Arc::new(self.0), _nudge: NudgeOnDrop(arena) }
     }
 }
 
@@ -104,7 +105,22 @@ impl fmt::Debug for SlotMut {
 /// A block's image in its slot, shared. The slot is free again when the last
 /// clone, and the last [`Bytes`] made of one, is gone.
 #[derive(Clone)]
-pub struct BlockBytes(Arc<Slot>);
+pub struct BlockBytes {
+    // In this order: the slot is let go of before the one who waits looks again.
+    slot: Arc<Slot>,
+    _nudge: NudgeOnDrop,
+}
+
+/// Has whoever waits for a slot look again: a block that is not read any more
+/// can be given up.
+#[derive(Clone)]
+struct NudgeOnDrop(Arc<Arena>);
+
+impl Drop for NudgeOnDrop {
+    fn drop(&mut self) {
+        self.0.nudge_if_awaited();
+    }
+}
 
 impl BlockBytes {
     /// The image as [`Bytes`], without a copy.
@@ -116,17 +132,22 @@ impl BlockBytes {
     /// The whole slot, page-aligned zero padding included, for direct I/O.
     #[must_use]
     pub fn padded(&self) -> &[u8] {
-        self.0.padded()
+        self.slot.padded()
     }
 
     /// The slab that the slot is in.
     pub(crate) fn slab(&self) -> u64 {
-        self.0.slab.id
+        self.slot.slab.id
+    }
+
+    /// Whether the slot is in this arena.
+    pub(crate) fn is_of(&self, arena: &Arc<Arena>) -> bool {
+        Arc::ptr_eq(&self.slot.arena, arena)
     }
 
     /// Whether someone else has a clone.
     pub(crate) fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.0) > 1
+        Arc::strong_count(&self.slot) > 1
     }
 }
 
@@ -134,7 +155,7 @@ impl Deref for BlockBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0.padded()[..self.0.bytes]
+        &self.slot.padded()[..self.slot.bytes]
     }
 }
 
@@ -146,6 +167,6 @@ impl AsRef<[u8]> for BlockBytes {
 
 impl fmt::Debug for BlockBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BlockBytes").field("bytes", &self.0.bytes).finish_non_exhaustive()
+        f.debug_struct("BlockBytes").field("bytes", &self.slot.bytes).finish_non_exhaustive()
     }
 }

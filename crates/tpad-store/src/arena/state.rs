@@ -108,7 +108,8 @@ impl State {
         Plan::Map { slots, retired }
     }
 
-    fn take(&mut self, slot_bytes: u64) -> Option<(Arc<Slab>, u32)> {
+    /// Takes a free slot, in the fullest slab that has one.
+    pub(super) fn take(&mut self, slot_bytes: u64) -> Option<(Arc<Slab>, u32)> {
         let entry = self
             .slabs
             .values_mut()

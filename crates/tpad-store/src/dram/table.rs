@@ -1,0 +1,159 @@
+//! The blocks that are kept, and the ledger of their bytes.
+
+use std::collections::HashMap;
+
+use tpad_manifest::BlockId;
+
+use crate::{BlockBytes, CacheClass};
+
+/// The blocks that are kept.
+///
+/// The policy's caches hold ids and weights only: they forget entries late and
+/// drop values when it suits them, while a slot has to be free at once.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    blocks: HashMap<BlockId, Kept>,
+    classes: HashMap<CacheClass, Account>,
+    total: Account,
+    /// Counts uses and insertions.
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Kept {
+    bytes: BlockBytes,
+    class: CacheClass,
+    /// Tells this stay of the block from an earlier one.
+    generation: u64,
+    used: u64,
+}
+
+/// What a class keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Account {
+    pub(super) blocks: u64,
+    pub(super) bytes: u64,
+}
+
+/// A kept block, for choosing which to give up.
+#[derive(Clone, Debug)]
+pub(super) struct Candidate {
+    pub(super) id: BlockId,
+    pub(super) class: CacheClass,
+    pub(super) slab: u64,
+    pub(super) slot_bytes: u64,
+    /// The clock when it was used last.
+    pub(super) used: u64,
+    /// Whether someone reads it: giving it up frees nothing yet.
+    pub(super) leased: bool,
+}
+
+/// A block that is kept no more. Dropped outside of the table's lock.
+pub(super) struct GivenUp {
+    pub(super) class: CacheClass,
+    #[expect(dead_code, reason = "its drop is the point")]
+    bytes: BlockBytes,
+}
+
+impl Table {
+    /// The block, used now.
+    pub(super) fn get(&mut self, id: &BlockId) -> Option<(BlockBytes, CacheClass)> {
+        self.clock += 1;
+        let kept = self.blocks.get_mut(id)?;
+        kept.used = self.clock;
+        Some((kept.bytes.clone(), kept.class.clone()))
+    }
+
+    pub(super) fn contains(&self, id: &BlockId) -> bool {
+        self.blocks.contains_key(id)
+    }
+
+    /// Whether this stay of the block goes on.
+    pub(super) fn is_current(&self, id: &BlockId, generation: u64) -> bool {
+        self.blocks.get(id).is_some_and(|kept| kept.generation == generation)
+    }
+
+    /// Keeps the block, unless it is kept already. Returns the stay's generation.
+    pub(super) fn insert(
+        &mut self,
+        id: BlockId,
+        class: &CacheClass,
+        bytes: &BlockBytes,
+    ) -> Option<u64> {
+        if self.blocks.contains_key(&id) {
+            return None;
+        }
+        self.clock += 1;
+        let generation = self.clock;
+        let account = Account { blocks: 1, bytes: bytes.padded().len() as u64 };
+        self.classes.entry(class.clone()).or_default().add(account);
+        self.total.add(account);
+        let kept =
+            Kept { bytes: bytes.clone(), class: class.clone(), generation, used: generation };
+        self.blocks.insert(id, kept);
+        Some(generation)
+    }
+
+    /// Gives the block up; with a generation, only in that stay.
+    pub(super) fn remove(&mut self, id: &BlockId, generation: Option<u64>) -> Option<GivenUp> {
+        if generation.is_some_and(|generation| !self.is_current(id, generation)) {
+            return None;
+        }
+        let Kept { bytes, class, .. } = self.blocks.remove(id)?;
+        let account = Account { blocks: 1, bytes: bytes.padded().len() as u64 };
+        self.total.subtract(account);
+        if let Some(of_class) = self.classes.get_mut(&class) {
+            of_class.subtract(account);
+            if of_class.blocks == 0 {
+                self.classes.remove(&class);
+            }
+        }
+        Some(GivenUp { class, bytes })
+    }
+
+    pub(super) fn total(&self) -> Account {
+        self.total
+    }
+
+    pub(super) fn classes(&self) -> impl Iterator<Item = (&CacheClass, Account)> {
+        self.classes.iter().map(|(class, account)| (class, *account))
+    }
+
+    /// All blocks, the one used longest ago first, with their generations.
+    pub(super) fn by_age(&self) -> Vec<(BlockId, CacheClass, u64, u64)> {
+        let mut blocks: Vec<_> = self
+            .blocks
+            .iter()
+            .map(|(id, kept)| {
+                let slot_bytes = kept.bytes.padded().len() as u64;
+                (kept.used, (*id, kept.class.clone(), kept.generation, slot_bytes))
+            })
+            .collect();
+        blocks.sort_unstable_by_key(|(used, _)| *used);
+        blocks.into_iter().map(|(_, block)| block).collect()
+    }
+
+    pub(super) fn candidates(&self) -> Vec<Candidate> {
+        let candidate = |(id, kept): (&BlockId, &Kept)| Candidate {
+            id: *id,
+            class: kept.class.clone(),
+            slab: kept.bytes.slab(),
+            slot_bytes: kept.bytes.padded().len() as u64,
+            used: kept.used,
+            leased: kept.bytes.is_shared(),
+        };
+        self.blocks.iter().map(candidate).collect()
+    }
+}
+
+impl Account {
+    pub(super) fn add(&mut self, other: Self) {
+        self.blocks += other.blocks;
+        self.bytes += other.bytes;
+    }
+
+    fn subtract(&mut self, other: Self) {
+        self.blocks -= other.blocks;
+        self.bytes -= other.bytes;
+    }
+}
