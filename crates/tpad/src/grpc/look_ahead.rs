@@ -48,6 +48,11 @@ impl Budget {
     pub(super) fn window(&self) -> Window {
         Window { budget: self.clone(), blocks: 0, bytes: 0 }
     }
+
+    #[cfg(test)]
+    pub(super) fn free_units(&self) -> usize {
+        self.all.available_permits()
+    }
 }
 
 impl Window {

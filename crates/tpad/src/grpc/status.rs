@@ -140,6 +140,63 @@ mod tests {
         assert_eq!(status.message(), "model \"m\" is still loading");
     }
 
+    /// Every error of the engine, one of each reason.
+    fn errors() -> Vec<EngineError> {
+        use tpad_engine::{FileProblem, IndexProblem};
+        use tpad_manifest::{BlockId, BlockKey, SizeError, TierError};
+        let (name, key) = (String::new, || BlockKey::Dense { name: "x".into() });
+        let tier = |source| EngineError::Tier { model: name(), source };
+        let size = || SizeError::UnknownDtype("Q9".into());
+        let read = tpad_store::ReadError::Deadline { id: BlockId::from_bytes([0; 32]) };
+        vec![
+            EngineError::UnknownModel { model: name(), known: vec![] },
+            EngineError::ModelLoading { model: name() },
+            EngineError::ModelFailed { model: name(), reason: name() },
+            tier(TierError::Unknown { tier: name(), known: vec![] }),
+            tier(TierError::Skipped { tier: name(), reason: name() }),
+            tier(TierError::NoIndex { tier: name() }),
+            EngineError::UnknownGroup { tier: name(), group: 0, groups: 0 },
+            EngineError::UnknownExpert { tier: name(), group: 0, expert: 0, experts: 0 },
+            EngineError::UnknownLayer { tier: name(), layer: 0, layers: name() },
+            EngineError::NoRouter { tier: name(), place: name() },
+            EngineError::UnknownDense { model: name(), name: name(), close: vec![] },
+            EngineError::UnknownFile { model: name(), name: name(), known: vec![] },
+            EngineError::NothingSelected,
+            EngineError::TooManyBlocks { count: 2, limit: 1 },
+            EngineError::SelectionsBusy { count: 1 },
+            EngineError::Index { place: name(), source: IndexProblem::Interrupted.into() },
+            EngineError::BlockSize { key: key(), source: size() },
+            EngineError::Block { key: key(), source: read.into() },
+            EngineError::File { name: name(), source: FileProblem::Interrupted.into() },
+            EngineError::PageToken,
+            EngineError::StalePage { found: 1, current: 2 },
+            EngineError::Deadline { what: name() },
+            EngineError::Stopping,
+        ]
+    }
+
+    #[test]
+    fn every_reason_is_documented_with_its_code() {
+        let document = include_str!("../../../../docs/errors.md");
+        let mut reasons: Vec<&str> = errors().iter().map(EngineError::reason).collect();
+        reasons.sort_unstable();
+        reasons.dedup();
+        assert_eq!(reasons.len(), errors().len(), "one error of each reason");
+        for error in errors() {
+            let reason = format!("`{}`", error.reason());
+            let rows = document.lines().filter(|line| line.starts_with('|'));
+            let row = rows.clone().find(|line| line.contains(&reason));
+            let row = row.unwrap_or_else(|| panic!("{reason} is not in docs/errors.md"));
+            let as_read = row.contains("as the read failed");
+            let code = format!("{:?}", code(error.kind()));
+            let squeezed = row.replace('_', "").to_lowercase();
+            assert!(
+                as_read || squeezed.contains(&format!("`{}`", code.to_lowercase())),
+                "{row}: {code}"
+            );
+        }
+    }
+
     #[test]
     fn texts_fit_into_headers() {
         let long = "\u{e9}".repeat(5000);
