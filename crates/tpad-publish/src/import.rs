@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tpad_manifest::{Manifest, revision_path};
 use tpad_store::{BlockFetch, ObjectOrigin};
 
-pub use error::{ImportError, OverBudget};
+pub use error::ImportError;
 
 use crate::digest::{Digester, Ended};
 use crate::ledger::{ImageKey, Ledger};
@@ -112,7 +112,6 @@ pub async fn import(
     drop(checkpoint);
     let mut blocks = Blocks::of(mapping)?;
     let parameters = blocks.parameters()?;
-    blocks.check_budgets(&parameters)?;
     let images = blocks.images()?;
     let target = out.unwrap_or(root);
     let base = out.map(|_| root.url().to_owned());

@@ -20,7 +20,7 @@ mod survey;
 mod synth;
 
 pub use check::{CheckError, Checked, check};
-pub use import::{ImportError, ImportOptions, ImportOutcome, Imported, OverBudget, import};
+pub use import::{ImportError, ImportOptions, ImportOutcome, Imported, import};
 pub use layout::{
     Checkpoint, DraftBlock, ExpertSize, LayoutError, MoeLayer, RouterTensor, recognise,
 };

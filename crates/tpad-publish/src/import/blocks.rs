@@ -10,7 +10,7 @@ use tpad_manifest::{
 };
 use tpad_store::{BlockFetch, CacheClass, ObjectEntry};
 
-use super::{ImportError, OverBudget};
+use super::ImportError;
 use crate::{DraftBlock, ExpertSize, LayerDraft, Mapping, TierDraft};
 
 /// The id of a block whose bytes have not been read.
@@ -84,20 +84,6 @@ impl Blocks {
     /// Logical parameters of each tier's experts.
     pub(super) fn parameters(&self) -> Result<Vec<u64>, ImportError> {
         self.tiers.iter().map(Tier::parameters).collect()
-    }
-
-    /// Whether every tier keeps the budget that its plan declares.
-    pub(super) fn check_budgets(&self, parameters: &[u64]) -> Result<(), ImportError> {
-        let over: Vec<OverBudget> = self
-            .tiers
-            .iter()
-            .zip(parameters)
-            .filter_map(|(tier, parameters)| {
-                let budget = tier.draft.parameter_budget.filter(|budget| budget < parameters)?;
-                Some(OverBudget { tier: tier.draft.id.clone(), parameters: *parameters, budget })
-            })
-            .collect();
-        if over.is_empty() { Ok(()) } else { Err(ImportError::OverBudget(over)) }
     }
 
     /// What to read for each block, in the blocks' order.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tpad_manifest::{BuildError, Rejected, SizeError, TierId};
+use tpad_manifest::{BuildError, Rejected, SizeError};
 use tpad_store::{ErrorKind, OriginError};
 
 use crate::{LayoutError, PlanError, ShardError};
@@ -88,9 +88,6 @@ pub enum ImportError {
     /// The blocks do not form an index.
     #[error("the index cannot be built: {0}")]
     Build(#[from] BuildError),
-    /// Tiers have more parameters than the plan allows.
-    #[error("{}", budgets(.0))]
-    OverBudget(Vec<OverBudget>),
     /// A shard changed while it was read.
     #[error("{object} changed while it was imported: wait until it is complete and import again")]
     Changed {
@@ -114,17 +111,6 @@ pub enum ImportError {
     Cancelled,
 }
 
-/// A tier with more parameters than its budget.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OverBudget {
-    /// The tier.
-    pub tier: TierId,
-    /// Its experts' logical parameters.
-    pub parameters: u64,
-    /// What the plan allows.
-    pub budget: u64,
-}
-
 impl ImportError {
     /// What the caller can do.
     #[must_use]
@@ -139,8 +125,7 @@ impl ImportError {
             | Self::Config { .. }
             | Self::Layout(_)
             | Self::Plan(_)
-            | Self::Size { .. }
-            | Self::OverBudget(_) => ErrorKind::InvalidArgument,
+            | Self::Size { .. } => ErrorKind::InvalidArgument,
             Self::Build(_) | Self::Rejected(_) => ErrorKind::Internal,
             Self::Changed { .. } | Self::Overtaken { .. } => ErrorKind::FailedPrecondition,
             Self::Cancelled => ErrorKind::Cancelled,
@@ -163,15 +148,4 @@ fn hint(below: &[String]) -> String {
             format!(": there are some in {}, which can be imported as a root", list(below, "", ""))
         }
     }
-}
-
-fn budgets(over: &[OverBudget]) -> String {
-    let one = |OverBudget { tier, parameters, budget }: &OverBudget| {
-        format!(
-            "tier {tier} has {parameters} parameters, {} more than its parameter_budget of {budget}",
-            parameters - budget.min(parameters)
-        )
-    };
-    let all: Vec<String> = over.iter().map(one).collect();
-    format!("{}: raise the budget in the plan or move experts to another tier", all.join("; "))
 }

@@ -1,0 +1,186 @@
+//! A checkpoint in a directory of its own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+use tpad_publish::{
+    ImportError, ImportOptions, Imported, Progress, Silent, SynthSpec, import, synthesize,
+};
+use tpad_store::{ObjectOrigin, OriginOptions};
+
+/// The checkpoints that transformers wrote.
+pub(crate) const FIXTURES: &[&str] =
+    &["deepseek_v3", "deepseek_v3_fp8", "gpt_oss", "mixtral", "qwen3_moe"];
+
+/// A checkpoint, with a place for ledgers beside it.
+pub(crate) struct Checkpoint {
+    directory: TempDir,
+    path: PathBuf,
+}
+
+/// A tensor as the safetensors library reads it.
+pub(crate) struct Tensor {
+    pub(crate) dtype: String,
+    pub(crate) shape: Vec<u64>,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) file: String,
+    /// Its first byte in the file.
+    pub(crate) offset: u64,
+}
+
+/// The origin of a directory.
+pub(crate) fn origin(path: &Path) -> ObjectOrigin {
+    ObjectOrigin::open(path.to_str().expect("text"), &OriginOptions::default()).expect("opened")
+}
+
+/// A preset shrunk to a few hundred kilobytes.
+pub(crate) fn small(preset: &str) -> SynthSpec {
+    let spec = SynthSpec::preset(preset).expect("a preset").scaled(0.0001);
+    SynthSpec {
+        layers: 2.max(spec.dense_layers + 1),
+        experts: spec.experts.min(8),
+        experts_per_token: 2,
+        groups: spec.groups.min(2),
+        groups_per_token: 1,
+        vocab: 128,
+        heads: 4,
+        kv_heads: 2,
+        ..spec
+    }
+}
+
+impl Checkpoint {
+    /// A copy of a fixture.
+    pub(crate) fn fixture(name: &str) -> Self {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+        let checkpoint = Self::empty();
+        fs::create_dir(checkpoint.path()).expect("made");
+        for entry in fs::read_dir(fixtures.join(name)).expect("a fixture") {
+            let from = entry.expect("an entry").path();
+            // Read and written, so that the copy can be changed.
+            let bytes = fs::read(&from).expect("readable");
+            let name = from.file_name().expect("a name");
+            fs::write(checkpoint.path().join(name), bytes).expect("written");
+        }
+        checkpoint
+    }
+
+    /// A synthetic checkpoint.
+    pub(crate) fn synth(spec: &SynthSpec) -> Self {
+        let checkpoint = Self::empty();
+        synthesize(spec, checkpoint.path(), &Silent, &CancellationToken::new()).expect("made");
+        checkpoint
+    }
+
+    fn empty() -> Self {
+        let directory = tempfile::tempdir().expect("scratch");
+        let path = directory.path().join("checkpoint");
+        Self { directory, path }
+    }
+
+    /// The checkpoint's directory.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn ledger(&self) -> PathBuf {
+        self.directory.path().join("ledgers")
+    }
+
+    /// How many ledgers there are.
+    pub(crate) fn ledgers(&self) -> usize {
+        fs::read_dir(self.ledger()).map_or(0, Iterator::count)
+    }
+
+    pub(crate) fn options(&self) -> ImportOptions {
+        ImportOptions {
+            model: "model".to_owned(),
+            plan: None,
+            dry_run: false,
+            ledger: Some(self.ledger()),
+            now: "2026-11-23T12:00:00Z".parse().expect("a time"),
+        }
+    }
+
+    pub(crate) async fn import(&self) -> Result<Imported, ImportError> {
+        self.import_with(&self.options(), &Silent, &CancellationToken::new()).await
+    }
+
+    pub(crate) async fn import_with(
+        &self,
+        options: &ImportOptions,
+        progress: &dyn Progress,
+        stop: &CancellationToken,
+    ) -> Result<Imported, ImportError> {
+        import(&origin(self.path()), None, options, progress, stop).await
+    }
+
+    /// Bytes of the images that an import digests.
+    pub(crate) async fn import_size(&self) -> u64 {
+        let options = ImportOptions { dry_run: true, ..self.options() };
+        let imported = self.import_with(&options, &Silent, &CancellationToken::new()).await;
+        imported.expect("surveyed").image_bytes
+    }
+
+    /// Every file below the checkpoint's directory.
+    pub(crate) fn files(&self) -> BTreeMap<String, Vec<u8>> {
+        fn walk(root: &Path, directory: &Path, files: &mut BTreeMap<String, Vec<u8>>) {
+            for entry in fs::read_dir(directory).expect("a directory") {
+                let path = entry.expect("an entry").path();
+                if path.is_dir() {
+                    walk(root, &path, files);
+                    continue;
+                }
+                let name = path.strip_prefix(root).expect("below").to_str().expect("text");
+                files.insert(name.to_owned(), fs::read(&path).expect("readable"));
+            }
+        }
+        let mut files = BTreeMap::new();
+        walk(self.path(), self.path(), &mut files);
+        files
+    }
+
+    /// Every tensor, as the safetensors library reads it.
+    pub(crate) fn tensors(&self) -> BTreeMap<String, Tensor> {
+        let mut tensors = BTreeMap::new();
+        for (file, bytes) in self.files() {
+            if !file.ends_with(".safetensors") {
+                continue;
+            }
+            for (name, view) in SafeTensors::deserialize(&bytes).expect("legal").iter() {
+                let dtype = serde_json::to_value(view.dtype()).expect("a name");
+                let tensor = Tensor {
+                    dtype: dtype.as_str().expect("a name").to_owned(),
+                    shape: view.shape().iter().map(|dim| *dim as u64).collect(),
+                    bytes: view.data().to_vec(),
+                    file: file.clone(),
+                    offset: (view.data().as_ptr().addr() - bytes.as_ptr().addr()) as u64,
+                };
+                assert!(tensors.insert(name.to_owned(), tensor).is_none(), "{name} twice");
+            }
+        }
+        tensors
+    }
+
+    /// Flips a bit of the byte at `offset`, from the end if it is negative.
+    pub(crate) fn flip(&self, file: &str, offset: i64) {
+        let path = self.path().join(file);
+        let mut bytes = fs::read(&path).expect("readable");
+        let length = i64::try_from(bytes.len()).expect("fits");
+        let at = if offset < 0 { length + offset } else { offset };
+        bytes[usize::try_from(at).expect("inside")] ^= 1;
+        fs::write(&path, bytes).expect("written");
+    }
+
+    /// Replaces a text in a file, where it must be.
+    pub(crate) fn edit(&self, file: &str, from: &str, to: &str) {
+        let path = self.path().join(file);
+        let text = fs::read_to_string(&path).expect("text");
+        assert!(text.contains(from), "{file} does not hold {from}");
+        fs::write(&path, text.replacen(from, to, 1)).expect("written");
+    }
+}
