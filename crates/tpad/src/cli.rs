@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use tpad::config::Overrides;
+use tpad::demo;
 
 /// Serve the parameters of Mixture-of-Experts models to inference workers
 ///
@@ -48,7 +49,8 @@ Signals:
 pub(crate) enum Command {
     /// Serve models until SIGTERM or Ctrl-C
     #[command(after_long_help = SERVE_HELP)]
-    Serve(Serve),
+    Serve(Box<Serve>),
+    Demo(demo::Args),
 }
 
 /// `tpad serve`

@@ -5,6 +5,7 @@
 
 pub mod config;
 mod daemon;
+pub mod demo;
 pub mod descriptors;
 pub mod edge;
 mod grpc;

@@ -9,9 +9,10 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tpad::config::{Config, Log, Origin, Surroundings};
+use tokio_util::sync::CancellationToken;
+use tpad::config::{Config, Log, LogFormat, Origin, Surroundings};
 use tpad::memory::MemoryLimit;
-use tpad::{Daemon, descriptors, log};
+use tpad::{Daemon, demo, descriptors, log};
 
 use self::cli::{Cli, Command, Serve};
 
@@ -34,7 +35,25 @@ fn main() -> ExitCode {
     descriptors::raise_limit();
     match Cli::parse().command {
         Command::Serve(arguments) => serve(&arguments),
+        Command::Demo(arguments) => demonstrate(&arguments),
     }
+}
+
+fn demonstrate(arguments: &demo::Args) -> ExitCode {
+    let log = Log { level: "warn".to_owned(), format: LogFormat::Text };
+    run(&log, async move |signals| {
+        let (stop, surroundings) = (CancellationToken::new(), surroundings());
+        let demo = demo::run(arguments, &surroundings, &stop);
+        tokio::pin!(demo);
+        tokio::select! {
+            done = &mut demo => return Ok(done?),
+            _ = signals.next() => stop.cancel(),
+        }
+        tokio::select! {
+            done = demo => Ok(done?),
+            signal = signals.next() => Err(Stopped(signal).into()),
+        }
+    })
 }
 
 fn serve(arguments: &Serve) -> ExitCode {
