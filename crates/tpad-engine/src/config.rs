@@ -94,17 +94,17 @@ impl Default for RetryIntervals {
 }
 
 impl Default for Bounds {
-    /// A block costs about 80 bytes in a segment and 20 in a selection: 128 MiB
+    /// A block costs about 80 bytes in a segment and 32 in a selection: 128 MiB
     /// hold the index of 1.6 million blocks, and all selections together take
-    /// at most 80 MiB.
+    /// at most 64 MiB. The largest tokenizers have 35 MB.
     fn default() -> Self {
         Self {
             load_deadline: Duration::from_secs(60),
             segment_bytes: 128 << 20,
             file_bytes: 64 << 20,
-            largest_file_bytes: 256 << 20,
+            largest_file_bytes: 64 << 20,
             selected_blocks: 1_000_000,
-            selected_blocks_in_flight: 4_000_000,
+            selected_blocks_in_flight: 2_000_000,
         }
     }
 }

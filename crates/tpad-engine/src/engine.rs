@@ -15,9 +15,12 @@ use crate::generation::{Generation, Shared};
 use crate::model::{Loader, Model, ModelView};
 use crate::{EngineConfig, EngineError, EngineMetrics, ModelStatus, Readiness, Status};
 
-/// Index segments and files checked at a time: BLAKE3 and the bounds of a
-/// million records keep a core busy for a tenth of a second.
+/// Index segments checked at a time: BLAKE3 and the bounds of a million records
+/// keep a core busy for a tenth of a second.
 const CHECKS_AT_ONCE: usize = 2;
+
+/// Files read at a time: workers ask for them once, at their start.
+const FILES_AT_ONCE: usize = 2;
 
 /// Loads models and reads their blocks. Stops its tasks in
 /// [`Engine::shutdown`].
@@ -71,6 +74,7 @@ impl Engine {
             stop: stop.clone(),
             selections: Arc::new(Semaphore::new(bounds.selected_blocks_in_flight)),
             checks: Arc::new(Semaphore::new(CHECKS_AT_ONCE)),
+            file_reads: Arc::new(Semaphore::new(FILES_AT_ONCE)),
         };
         let models: Vec<Arc<Model>> =
             models.into_iter().map(|model| Arc::new(Model::new(model))).collect();

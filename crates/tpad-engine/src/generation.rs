@@ -5,6 +5,7 @@ mod files;
 mod index;
 mod names;
 mod pages;
+mod report;
 mod select;
 
 use std::fmt;
@@ -26,6 +27,7 @@ use crate::{Bounds, EngineError, EngineMetrics};
 pub(crate) use self::index::index_range;
 use self::index::{OpenIndex, SegmentKey, SharedSegment};
 pub use self::pages::{ListedBlock, Page, PageRequest};
+use self::report::Report;
 pub use self::select::{Selected, Selection};
 
 /// One revision of one model.
@@ -45,6 +47,7 @@ pub struct Generation {
     objects: Arc<dyn Origin>,
     segments: Arc<Shelf<SegmentKey, SharedSegment>>,
     files: Arc<Shelf<Digest, Bytes>>,
+    report: Report,
     shared: Shared,
 }
 
@@ -60,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) selections: Arc<Semaphore>,
     /// Bounds the index segments that are checked at a time: that is CPU work.
     pub(crate) checks: Arc<Semaphore>,
+    /// Bounds the files that are read at a time: each takes memory.
+    pub(crate) file_reads: Arc<Semaphore>,
 }
 
 /// What a generation is made of.
@@ -76,7 +81,7 @@ pub(crate) struct Parts {
 /// A block that was read.
 #[derive(Clone, Debug)]
 pub struct Block {
-    /// What was asked for, its tier spelled as in the manifest.
+    /// What was asked for.
     pub key: BlockKey,
     /// What it is.
     pub record: BlockRecord,
@@ -100,6 +105,7 @@ impl Generation {
             objects,
             segments: Shelf::new(shared.bounds.segment_bytes, shelf.clone()),
             files: Shelf::new(shared.bounds.file_bytes, shelf),
+            report: Report::default(),
             shared,
         }
     }
@@ -185,15 +191,28 @@ impl Generation {
     /// # Errors
     /// As [`Generation::record`], and when the image cannot be had in time.
     pub async fn read(&self, key: BlockKey, options: ReadOptions) -> Result<Block, EngineError> {
-        let record = self.record(&key, options.deadline).await?;
-        let class = self.class(&key);
+        let read = self.read_block(&key, options).await;
+        if let Err(error @ (EngineError::Block { .. } | EngineError::BlockSize { .. })) = &read {
+            self.report.note(&self.model, &key.to_string(), error);
+        }
+        let (record, served) = read?;
+        Ok(Block { key, record, served })
+    }
+
+    async fn read_block(
+        &self,
+        key: &BlockKey,
+        options: ReadOptions,
+    ) -> Result<(BlockRecord, Served), EngineError> {
+        let record = self.record(key, options.deadline).await?;
+        let class = self.class(key);
         let fetch = BlockFetch::of(&record, CacheClass::from(&*class))
             .map_err(|source| EngineError::BlockSize { key: key.clone(), source })?;
         let read = self.shared.hierarchy.read(&self.objects, &Arc::new(fetch), options).await;
         let served =
             read.map_err(|error| EngineError::Block { key: key.clone(), source: Arc::new(error) })?;
         self.shared.metrics.served(&class, served.medium, served.bytes.len());
-        Ok(Block { key, record, served })
+        Ok((record, served))
     }
 
     /// Where a read would find the block now: a level, or the object store.
@@ -211,7 +230,11 @@ impl Generation {
         name: &str,
         deadline: Instant,
     ) -> Result<(FileRecord, Bytes), EngineError> {
-        files::read(self, name, deadline).await
+        let read = files::read(self, name, deadline).await;
+        if let Err(error @ EngineError::File { .. }) = &read {
+            self.report.note(&self.model, name, error);
+        }
+        read
     }
 
     #[cfg(test)]

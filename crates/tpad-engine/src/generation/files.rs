@@ -29,14 +29,12 @@ pub(super) async fn read(
         let origin = Arc::clone(&generation.objects);
         let (wanted, name) = (record.clone(), name.to_owned());
         let bounds = generation.shared.bounds;
-        let checks = Arc::clone(&generation.shared.checks);
+        let turns = Arc::clone(&generation.shared.file_reads);
         async move {
+            let _turn = turns.acquire().await;
             let deadline = Instant::now() + bounds.load_deadline;
             let bytes = match fetch(&*origin, &wanted, bounds.largest_file_bytes, deadline).await {
-                Ok(bytes) => {
-                    let _checked = checks.acquire().await;
-                    verify(bytes, &wanted).await
-                }
+                Ok(bytes) => verify(bytes, &wanted).await,
                 Err(problem) => Err(problem),
             };
             match bytes {

@@ -296,7 +296,12 @@ impl Generation {
                 }
             }
         };
-        self.segments.get(SegmentKey { index: number, segment }, deadline, what, load).await
+        let key = SegmentKey { index: number, segment };
+        let read = self.segments.get(key, deadline, what, load).await;
+        if let Err(error @ EngineError::Index { .. }) = &read {
+            self.report.note(&self.model, &place, error);
+        }
+        read
     }
 }
 
