@@ -9,6 +9,7 @@ mod verify;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures::{StreamExt as _, TryStreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tpad_manifest::{Catalog, Digest, IndexHeader, IndexRef, Loaded, Problem, TierId};
 use tpad_store::{ErrorKind, ObjectOrigin, OriginError};
@@ -18,6 +19,9 @@ use verify::Verifier;
 
 /// The largest of the small files that is read.
 const MAX_FILE_BYTES: u64 = 1 << 30;
+
+/// Objects that are looked at at once.
+const LOOKS: usize = 16;
 
 /// What a check found.
 #[derive(Clone, Debug, Default)]
@@ -201,19 +205,17 @@ async fn check_objects(
     let records = indexes.iter().flat_map(|index| &index.header.objects);
     let recorded: BTreeMap<&str, u64> =
         records.map(|object| (&*object.path, object.bytes)).collect();
-    for (path, bytes) in recorded {
-        match objects.size(path).await {
-            Ok(found) if found == bytes => {}
-            Ok(found) => {
-                let message = format!("{found} bytes, it had {bytes} when it was indexed");
-                checked.problems.push(Problem::new(format!("object {path}"), message));
-            }
-            Err(error) => {
-                let problem = Problem::new(format!("object {path}"), decided(error.into())?);
-                checked.problems.push(problem);
-            }
-        }
-    }
+    let looks = recorded.into_iter().map(async |(path, bytes)| {
+        let message = match objects.size(path).await {
+            Ok(found) if found == bytes => return Ok(None),
+            Ok(found) => format!("{found} bytes, it had {bytes} when it was indexed"),
+            Err(error) => decided(error.into())?,
+        };
+        Ok::<_, CheckError>(Some(Problem::new(format!("object {path}"), message)))
+    });
+    let problems: Vec<Option<Problem>> =
+        futures::stream::iter(looks).buffered(LOOKS).try_collect().await?;
+    checked.problems.extend(problems.into_iter().flatten());
     Ok(())
 }
 

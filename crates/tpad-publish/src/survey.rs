@@ -28,6 +28,9 @@ const MAX_INDEX_BYTES: u64 = 128 << 20;
 /// this many fit in half a gigabyte.
 const HEADERS: usize = 8;
 
+/// Objects that are looked at at once.
+const LOOKS: usize = 16;
+
 /// What is read of a shard at first; most headers are in it.
 const PROBE_BYTES: u64 = 128 << 10;
 
@@ -71,27 +74,7 @@ async fn take(root: &ObjectOrigin, progress: &dyn Progress) -> Result<Survey, Im
         Selection::Shards(shards) => (shards, None),
     };
     notes.extend(select::ignored(&names, &paths));
-    let mut shards = BTreeMap::new();
-    let mut missing = Vec::new();
-    for path in paths {
-        check_object_path(&path)
-            .map_err(|source| OriginError::Path { path: path.clone(), source })?;
-        match entries.remove(&path) {
-            Some(entry) => {
-                shards.insert(Arc::from(path), entry);
-            }
-            None => match root.entry(&path).await {
-                Ok(entry) => {
-                    shards.insert(Arc::from(path), entry);
-                }
-                Err(error) if error.kind() == ErrorKind::NotFound => missing.push(path),
-                Err(error) => return Err(error.into()),
-            },
-        }
-    }
-    if !missing.is_empty() {
-        return Err(ImportError::MissingShards { shards: missing });
-    }
+    let shards = find_shards(root, &mut entries, paths).await?;
     let tensors = headers(root, &shards, progress).await?;
     refuse_duplicates(&tensors)?;
     if let Some(map) = &weight_map {
@@ -121,6 +104,45 @@ async fn inventory(root: &ObjectOrigin) -> Result<BTreeMap<String, ObjectEntry>,
             Ok(entries)
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+/// The shards' entries: those of the inventory, and those that it did not list.
+async fn find_shards(
+    root: &ObjectOrigin,
+    entries: &mut BTreeMap<String, ObjectEntry>,
+    paths: Vec<String>,
+) -> Result<BTreeMap<Arc<str>, ObjectEntry>, ImportError> {
+    let mut shards = BTreeMap::new();
+    let mut unlisted = Vec::new();
+    for path in paths {
+        check_object_path(&path)
+            .map_err(|source| OriginError::Path { path: path.clone(), source })?;
+        match entries.remove(&path) {
+            Some(entry) => {
+                shards.insert(Arc::from(path), entry);
+            }
+            None => unlisted.push(path),
+        }
+    }
+    let looks = unlisted.into_iter().map(async |path| match root.entry(&path).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Err(path)),
+        Err(error) => Err(ImportError::from(error)),
+        Ok(entry) => Ok(Ok((Arc::from(path), entry))),
+    });
+    let looks: Vec<Result<_, String>> =
+        futures::stream::iter(looks).buffered(LOOKS).try_collect().await?;
+    let mut missing = Vec::new();
+    for look in looks {
+        match look {
+            Ok(shard) => shards.extend([shard]),
+            Err(path) => missing.push(path),
+        }
+    }
+    if missing.is_empty() {
+        Ok(shards)
+    } else {
+        Err(ImportError::MissingShards { shards: missing })
     }
 }
 
@@ -192,17 +214,18 @@ fn refuse_duplicates(tensors: &[ShardTensor]) -> Result<(), ImportError> {
     }
 }
 
-/// Whether shards and files are still what the survey found.
+/// Whether the shards are still what the survey found.
 pub(crate) async fn unchanged(root: &ObjectOrigin, survey: &Survey) -> Result<(), ImportError> {
-    for (path, before) in &survey.shards {
+    let looks = survey.shards.iter().map(async |(path, before)| {
         let now = root.entry(path).await?;
-        if (now.bytes, &now.etag, now.modified_ms)
-            != (before.bytes, &before.etag, before.modified_ms)
-        {
-            return Err(ImportError::Changed { object: path.to_string() });
+        let identity = |entry: &ObjectEntry| (entry.bytes, entry.etag.clone(), entry.modified_ms);
+        if identity(&now) == identity(before) {
+            Ok(())
+        } else {
+            Err(ImportError::Changed { object: path.to_string() })
         }
-    }
-    Ok(())
+    });
+    futures::stream::iter(looks).buffer_unordered(LOOKS).try_collect().await
 }
 
 fn file_record(object: &str, bytes: &Bytes) -> FileRecord {

@@ -14,7 +14,7 @@ use tpad_manifest::{BlockRecord, Part, Projection};
 use tpad_publish::{
     ImportError, ImportOutcome, Phase, Plan, Progress, Revision, Silent, SynthDtype, check, import,
 };
-use tpad_store::{ErrorKind, OriginOptions};
+use tpad_store::{ErrorKind, ObjectOrigin, OriginOptions};
 
 use crate::checkpoint::{Checkpoint, FIXTURES, origin, small};
 
@@ -526,4 +526,32 @@ async fn a_second_copy_of_the_weights_is_not_counted() {
         "{:?}",
         imported.notes
     );
+}
+
+#[tokio::test]
+async fn a_tensor_of_an_unknown_type_is_refused_by_name() {
+    let checkpoint = Checkpoint::fixture("mixtral");
+    let path = checkpoint.path().join("model-00001-of-00005.safetensors");
+    let mut bytes = fs::read(&path).expect("readable");
+    let at = bytes.windows(6).position(|window| window == b"\"BF16\"").expect("a type");
+    bytes[at..at + 6].copy_from_slice(b"\"XF16\"");
+    fs::write(&path, bytes).expect("written");
+    let error = checkpoint.import().await.expect_err("unknown").to_string();
+    assert!(error.contains("lm_head.weight") && error.contains("XF16"), "{error}");
+}
+
+/// A server that cannot list: the names that checkpoints use are looked for.
+#[tokio::test]
+async fn a_root_without_listing_needs_another_place_for_the_manifest() {
+    let checkpoint = Checkpoint::fixture("mixtral");
+    let server = checkpoint::serve(checkpoint.path()).await;
+    let scratch = tempfile::tempdir().expect("scratch");
+    let root = ObjectOrigin::open(&server.url, &OriginOptions::default()).expect("opened");
+    let out = origin(scratch.path());
+    let (options, stop) = (checkpoint.options(), CancellationToken::new());
+    let refused = import(&root, None, &options, &Silent, &stop).await.expect_err("not writable");
+    assert_eq!(refused.kind(), ErrorKind::FailedPrecondition, "{refused}");
+    import(&root, Some(&out), &options, &Silent, &stop).await.expect("imported");
+    compare(&checkpoint, scratch.path()).await;
+    assert_eq!(problems(scratch.path()).await, Vec::<String>::new());
 }

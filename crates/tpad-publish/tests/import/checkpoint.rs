@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tpad_publish::{
     ImportError, ImportOptions, Imported, Progress, Silent, SynthSpec, import, synthesize,
@@ -182,5 +184,65 @@ impl Checkpoint {
         let text = fs::read_to_string(&path).expect("text");
         assert!(text.contains(from), "{file} does not hold {from}");
         fs::write(&path, text.replacen(from, to, 1)).expect("written");
+    }
+}
+
+/// A web server over a directory: it answers GET and HEAD, with ranges, and
+/// nothing else. It ends with the test's runtime.
+pub(crate) struct Server {
+    pub(crate) url: String,
+}
+
+pub(crate) async fn serve(directory: &Path) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let url = format!("http://{}/models/m", listener.local_addr().expect("an address"));
+    let directory = directory.to_owned();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(answer(stream, directory.clone()));
+        }
+    });
+    Server { url }
+}
+
+async fn answer(stream: TcpStream, directory: PathBuf) {
+    let mut stream = BufReader::new(stream);
+    loop {
+        let mut head = Vec::new();
+        loop {
+            let mut line = String::new();
+            match stream.read_line(&mut line).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) if line.trim().is_empty() => break,
+                Ok(_) => head.push(line.trim().to_owned()),
+            }
+        }
+        let mut words = head[0].split(' ');
+        let (method, path) = (words.next().expect("a method"), words.next().expect("a path"));
+        let file = path.strip_prefix("/models/m/").map(|name| directory.join(name));
+        let found = file.and_then(|file| fs::read(file).ok()).filter(|_| method != "PROPFIND");
+        let range = head.iter().find_map(|line| {
+            line.to_ascii_lowercase().strip_prefix("range: bytes=").map(str::to_owned)
+        });
+        let (status, headers, body) = match (found, range) {
+            (None, _) => ("404 Not Found", String::new(), Vec::new()),
+            (Some(bytes), None) => ("200 OK", String::new(), bytes),
+            (Some(bytes), Some(range)) => {
+                let (from, to) = range.split_once('-').expect("a range");
+                let from: usize = from.parse().expect("a number");
+                let to = to.parse().unwrap_or(bytes.len()).min(bytes.len() - 1);
+                let headers = format!("content-range: bytes {from}-{to}/{}\r\n", bytes.len());
+                ("206 Partial Content", headers, bytes[from..=to].to_vec())
+            }
+        };
+        let head = format!(
+            "HTTP/1.1 {status}\r\n{headers}last-modified: Mon, 23 Nov 2026 12:00:00 GMT\r\n\
+             content-length: {}\r\n\r\n",
+            body.len()
+        );
+        let body = if method == "HEAD" { Vec::new() } else { body };
+        if stream.write_all(&[head.into_bytes(), body].concat()).await.is_err() {
+            return;
+        }
     }
 }
