@@ -140,21 +140,21 @@ fn a_selection_is_what_its_words_say() {
 
 #[tokio::test]
 async fn all_selections_are_given_back() {
-    let bounds = Bounds { selected_blocks_in_flight: 25, ..Bounds::default() };
+    let bounds = Bounds { selected_blocks_in_flight: 20, ..Bounds::default() };
     let (_checkpoint, engine, generation) = open(&Shape::mixed(), bounds).await;
     let tier = |id: &str| Selection {
         tiers: vec![id.parse().expect("an id"), id.parse().expect("an id")],
         ..Selection::default()
     };
     // 6 blocks, asked for twice: repeats are counted only until they are known.
-    let first = generation.select(&tier("7"), soon()).await.expect("12 of 25");
+    let first = generation.select(&tier("7"), soon()).await.expect("12 of 20");
     assert_eq!(first.len(), 6);
-    let second = generation.select(&tier("7"), soon()).await.expect("12 of 19");
-    let error = generation.select(&tier("tier_10b"), soon()).await.expect_err("32 of 13");
+    let second = generation.select(&tier("7"), soon()).await.expect("12 of 14");
+    let error = generation.select(&tier("tier_10b"), soon()).await.expect_err("32 of 8");
     assert_eq!((error.kind(), error.reason()), (ErrorKind::ResourceExhausted, "SELECTIONS_BUSY"));
     drop((first, second));
     let one = Selection { tiers: vec!["tier_10b".parse().expect("an id")], ..tier("7") };
-    assert_eq!(generation.select(&one, soon()).await.expect("16 of 25").len(), 16);
+    assert_eq!(generation.select(&one, soon()).await.expect("16 of 20").len(), 16);
     engine.shutdown().await;
 }
 

@@ -35,7 +35,8 @@ async fn lists_hold_every_block_once_and_no_page_is_too_large() {
     assert_eq!(one.iter().map(|page| page.blocks.len()).sum::<usize>(), (3 + 1) * 2);
     inside.stop().await;
 
-    let inside = Inside::start(&Shape::of(vec![Tier::new("t", &[12_000], &[0])])).await;
+    let inside =
+        Inside::start(&Shape::of(vec![Tier::new(&"t".repeat(128), &[12_000], &[0])])).await;
     let pages = pages(&inside, "", u32::MAX).await;
     let sizes: Vec<usize> = pages.iter().map(prost::Message::encoded_len).collect();
     assert!(sizes.iter().all(|size| *size <= (2 << 20) + 4096), "{sizes:?}");
