@@ -48,7 +48,7 @@ fn check_maps(site: &Site<'_>) -> Result<(), LayoutError> {
         let Some(piece) = first.pieces.first() else { continue };
         return Err(LayoutError::Missing {
             layer: site.layer,
-            name: partner(first.stem, &piece.tensor.name, wanted),
+            name: partner(first.stem, &piece.tensor.name, wanted, site.form),
             why: format!("{} is there", piece.tensor.name),
         });
     }
@@ -64,19 +64,32 @@ fn check_maps(site: &Site<'_>) -> Result<(), LayoutError> {
             if linear.is_some_and(|linear| linear.weight().is_some()) {
                 continue;
             }
-            let Some(weight) = model.weight() else { continue };
-            let name = match (expert, other) {
-                (Some(expert), Some(other)) => renumber(&weight.tensor.name, *other, *expert),
-                _ => weight.tensor.name.to_string(),
+            let (name, why) = match (model.weight(), linear) {
+                (Some(weight), _) => (rename(&weight.tensor.name, *other, *expert), weight),
+                (None, Some(linear)) => {
+                    // No expert has this weight: another map's tells its kind.
+                    let mut weights = known.values().filter_map(|(_, linear)| linear.weight());
+                    let (Some(weight), Some(sibling)) = (weights.next(), linear.pieces.first())
+                    else {
+                        continue;
+                    };
+                    (weight.member.beside(linear.stem, &sibling.tensor.name), sibling)
+                }
+                (None, None) => continue,
             };
-            return Err(LayoutError::Missing {
-                layer: site.layer,
-                name,
-                why: format!("{} is there", weight.tensor.name),
-            });
+            let why = format!("{} is there", why.tensor.name);
+            return Err(LayoutError::Missing { layer: site.layer, name, why });
         }
     }
     Ok(())
+}
+
+/// The name of one expert's tensor as another expert's.
+fn rename(tensor: &str, from: Option<u32>, to: Option<u32>) -> String {
+    match (from, to) {
+        (Some(from), Some(to)) => renumber(tensor, from, to),
+        _ => tensor.to_string(),
+    }
 }
 
 /// Weights that are stored alike have the same companions.

@@ -256,22 +256,29 @@ pub(super) fn is_gated(stem: &str) -> bool {
 }
 
 /// What the map `wanted` would be called where `tensor`, of the map at `stem`,
-/// is there.
-pub(super) fn partner(stem: &str, tensor: &str, wanted: Projection) -> String {
+/// is there. Modules that hold experts in one tensor fuse gate and up.
+pub(super) fn partner(stem: &str, tensor: &str, wanted: Projection, form: Form) -> String {
     let suffix = tensor.get(stem.len()..).unwrap_or_default();
-    let components: Vec<&str> = stem.split('.').collect();
-    let dbrx = components.iter().rev().nth(1) == Some(&"mlp") && components.contains(&"experts");
-    let families = FAMILIES.iter().filter(|family| dbrx == std::ptr::eq(**family, DBRX));
-    for family in families {
-        let wanted = family.iter().find(|(_, projection)| *projection == wanted);
-        let at = components.iter().rposition(|c| family.iter().any(|(map, _)| map == c));
-        if let (Some((wanted, _)), Some(at)) = (wanted, at) {
-            let mut components = components.clone();
-            components[at] = wanted;
-            return format!("{}{suffix}", components.join("."));
-        }
+    let mut components: Vec<&str> = stem.split('.').collect();
+    let name = |family: &&&[(&'static str, Projection)]| {
+        let has = |projection| {
+            let found = family.iter().find(|(_, known)| *known == projection);
+            found.map(|(map, _)| *map)
+        };
+        let fused = has(Projection::GateUp).filter(|_| wanted == Projection::Up);
+        let at = components.iter().rposition(|c| family.iter().any(|(map, _)| map == c))?;
+        let usual = has(Projection::GateUp).is_some() == (form != Form::Each && form != Form::Dbrx);
+        let dbrx = has(Projection::Up) == Some("v1");
+        let fits = dbrx == (form == Form::Dbrx);
+        Some((usual, at, has(wanted).or(fused)?)).filter(|_| fits)
+    };
+    let found: Vec<_> = FAMILIES.iter().filter_map(|family| name(&family)).collect();
+    let best = found.iter().find(|(usual, ..)| *usual).or(found.first());
+    let Some((_, at, map)) = best.copied() else { return tensor.to_string() };
+    if let Some(component) = components.get_mut(at) {
+        *component = map;
     }
-    tensor.to_string()
+    format!("{}{suffix}", components.join("."))
 }
 
 /// The name of `tensor` if it were expert `to`'s and not expert `from`'s.

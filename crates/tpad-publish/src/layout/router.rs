@@ -190,7 +190,7 @@ impl Tensor<'_> {
             .checked_div(self.rows)
             .filter(|bytes| bytes.checked_mul(self.rows) == Some(self.tensor.bytes));
         let bits = self.tensor.dtype.bits().unwrap_or(0);
-        let whole = bits % 8 == 0
+        let whole = bits.is_multiple_of(8)
             || shape.get(1..).is_some_and(|row| self.tensor.dtype.tensor_bytes(row).is_ok());
         let cut_by_row = rows.is_some() && row_bytes.is_some() && whole && rowwise;
         let rows = if cut_by_row { rows.and_then(|rows| u32::try_from(rows).ok()) } else { None };

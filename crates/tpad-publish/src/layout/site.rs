@@ -36,6 +36,9 @@ pub(super) struct Survey<'a> {
     pub(super) unknown: BTreeSet<&'a str>,
 }
 
+/// A tensor and what its name says.
+type Found<'a> = (ExpertTensor<'a>, &'a ShardTensor);
+
 /// Sorts tensors by their names.
 pub(super) fn survey<'a>(
     tensors: &'a [ShardTensor],
@@ -44,8 +47,7 @@ pub(super) fn survey<'a>(
     check(tensors)?;
     let mut others = BTreeMap::new();
     let mut unknown = BTreeSet::new();
-    let mut modules: BTreeMap<(Stack, u32, &str), Vec<(ExpertTensor<'a>, &'a ShardTensor)>> =
-        BTreeMap::new();
+    let mut modules: BTreeMap<(Stack, u32, &str), Vec<Found<'a>>> = BTreeMap::new();
     for tensor in tensors {
         let name = &*tensor.name;
         match read(name, tensor.shape.len()) {
@@ -146,7 +148,7 @@ fn site<'a>(
     module: &'a str,
     layer: u32,
     kind: LayerKind,
-    tensors: Vec<(ExpertTensor<'a>, &'a ShardTensor)>,
+    tensors: Vec<Found<'a>>,
 ) -> Result<Site<'a>, LayoutError> {
     let form = tensors.first().map_or(Form::Each, |(found, _)| found.form);
     let mut experts: BTreeMap<Option<u32>, Vec<Linear<'a>>> = BTreeMap::new();

@@ -17,20 +17,20 @@ const START: u64 = 1001;
 
 /// A checkpoint without bytes.
 #[derive(Debug)]
-pub struct Fixture {
-    pub config: Value,
-    pub tensors: Vec<ShardTensor>,
-    pub expected: String,
+pub(crate) struct Fixture {
+    pub(crate) config: Value,
+    pub(crate) tensors: Vec<ShardTensor>,
+    pub(crate) expected: String,
 }
 
 impl Fixture {
-    pub fn load(name: &str) -> Self {
+    pub(crate) fn load(name: &str) -> Self {
         let path = format!("{}/tests/layouts/{name}.txt", env!("CARGO_MANIFEST_DIR"));
-        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        let text = std::fs::read_to_string(&path).expect("the fixture is there");
         Self::parse(&text)
     }
 
-    pub fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let (head, expected) = text.split_once("\nexpect\n").unwrap_or((text, ""));
         let mut fixture =
             Self { config: Value::Null, tensors: Vec::new(), expected: expected.into() };
@@ -46,15 +46,14 @@ impl Fixture {
                         fixture.tensors.push(tensor);
                     }
                 }
-                "" | "#" => {}
-                _ => panic!("what is {line:?}?"),
+                _ => assert!(word.is_empty() || word == "#", "what is {line:?}?"),
             }
         }
         fixture
     }
 
     /// Takes a tensor away.
-    pub fn without(mut self, name: &str) -> Self {
+    pub(crate) fn without(mut self, name: &str) -> Self {
         let before = self.tensors.len();
         self.tensors.retain(|tensor| &*tensor.name != name);
         assert_eq!(self.tensors.len() + 1, before, "{name} was not there");
@@ -62,7 +61,7 @@ impl Fixture {
     }
 
     /// Gives a tensor another shape, and the size that goes with it.
-    pub fn reshaped(mut self, name: &str, shape: &[u64]) -> Self {
+    pub(crate) fn reshaped(mut self, name: &str, shape: &[u64]) -> Self {
         let tensor = self.tensors.iter_mut().find(|t| &*t.name == name).expect("the tensor");
         tensor.shape = shape.to_vec();
         tensor.bytes = tensor.dtype.tensor_bytes(shape).expect("a size");
@@ -70,14 +69,14 @@ impl Fixture {
     }
 
     /// Adds the tensors of a fixture's line.
-    pub fn with(mut self, line: &str) -> Self {
+    pub(crate) fn with(mut self, line: &str) -> Self {
         let object = "added.safetensors".into();
         self.tensors.extend(tensors(line, &object, &mut 8));
         self
     }
 
     /// Sets a key of `config.json`; `null` takes it away.
-    pub fn set(mut self, key: &str, value: Value) -> Self {
+    pub(crate) fn set(mut self, key: &str, value: Value) -> Self {
         let config = self.config.as_object_mut().expect("an object");
         if value.is_null() {
             config.remove(key)
@@ -89,8 +88,9 @@ impl Fixture {
 }
 
 fn tensors(line: &str, object: &Arc<str>, offset: &mut u64) -> Vec<ShardTensor> {
-    let words: Vec<&str> = line.split_whitespace().collect();
-    let [name, dtype, shape] = words[..] else { panic!("NAME DTYPE SHAPE, not {line:?}") };
+    let mut words = line.split_whitespace();
+    let mut word = || words.next().expect("NAME DTYPE SHAPE");
+    let (name, dtype, shape) = (word(), word(), word());
     let dtype = Dtype::from(dtype);
     let shape: Vec<u64> = match shape {
         "-" => Vec::new(),
@@ -127,7 +127,7 @@ fn expand(name: &str) -> Vec<String> {
 }
 
 /// Everything that was recognised, for people to read and check.
-pub fn describe(checkpoint: &Checkpoint, tensors: &[ShardTensor]) -> String {
+pub(crate) fn describe(checkpoint: &Checkpoint, tensors: &[ShardTensor]) -> String {
     let mut text = String::new();
     let out = &mut text;
     let s = &checkpoint.scoring;
