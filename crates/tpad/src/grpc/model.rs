@@ -101,7 +101,9 @@ impl ModelService for Models {
             let medium = medium(generation.medium_of(&listed.record));
             let block = tpad_proto::block(&listed.key, &listed.record, medium)
                 .map_err(|error| status::internal(&format!("{}: {error}", listed.key), &call))?;
-            bytes = bytes.saturating_add(block.encoded_len());
+            // A tag of one byte and a length stand before each block.
+            let length = block.encoded_len();
+            bytes += 1 + prost::length_delimiter_len(length) + length;
             if bytes > PAGE_BYTES && !reply.blocks.is_empty() {
                 break;
             }
