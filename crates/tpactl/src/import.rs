@@ -170,8 +170,8 @@ impl From<ImportError> for Failure {
             ImportError::Origin(error) => origin(error),
             ImportError::Cancelled => failure.remedy("run it again: it goes on where it stopped"),
             ImportError::Layout(_) => failure.remedy(
-                "the layouts that are known are listed in docs/checkpoints.md; --plan does not \
-                 change how tensors are recognised",
+                "layouts are recognised by tensor names and shapes; --plan only sorts what was \
+                 recognised",
             ),
             _ => failure,
         }

@@ -50,8 +50,11 @@ fn start(cli: Cli, output: &Output) -> Result<(), Failure> {
     runtime.block_on(async {
         let stop = CancellationToken::new();
         tokio::select! {
-            result = run(cli, &sockets, &surroundings, output, &stop) => result,
+            // Polled first, so that Ctrl-C is caught before there is anything
+            // to tidy up.
+            biased;
             () = interrupted_twice(&stop) => Err(Failure::interrupted()),
+            result = run(cli, &sockets, &surroundings, output, &stop) => result,
         }
     })
 }
