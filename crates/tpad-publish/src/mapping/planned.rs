@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tpad_manifest::{Problem, Rejected, Routing, SizeError, TensorRecord, TierId};
+use tpad_manifest::{Problem, Rejected, Routing, TensorRecord, TierId};
 
 use super::{LayerDraft, TierDraft, rows};
 use crate::layout::{Checkpoint, DraftBlock, MoeLayer, RouterTensor};
@@ -189,7 +189,6 @@ fn check_budget(layers: &[LayerDraft], budget: u64, place: &str, problems: &mut 
                 format!("the tier's experts have {total} parameters, {} more", total - budget);
             wrong(problems, place, what);
         }
-        Err(error @ SizeError::Overflow(..)) => wrong(problems, place, error.to_string()),
         Err(error) => wrong(problems, place, error.to_string()),
     }
 }

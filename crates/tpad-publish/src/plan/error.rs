@@ -18,7 +18,4 @@ pub enum PlanError {
          give a plan with k_expert"
     )]
     NoExpertsPerToken,
-    /// A default mapping cannot be made.
-    #[error("{0}")]
-    Size(#[from] tpad_manifest::SizeError),
 }

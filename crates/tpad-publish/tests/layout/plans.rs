@@ -389,3 +389,23 @@ fn scoring_and_layers_come_from_the_checkpoint() {
     let layers: Vec<u32> = mapping.layers.iter().map(|layer| layer.layer).collect();
     assert_eq!(layers, [1, 2]);
 }
+
+#[test]
+fn the_documented_plan_is_one() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/import.md");
+    let page = std::fs::read_to_string(page).expect("the page");
+    let (_, rest) = page.split_once("```toml\n").expect("an example");
+    let (text, _) = rest.split_once("```").expect("its end");
+    let plan = Plan::parse(text).expect("a plan");
+    let mut tensors = String::from("config {\"num_experts_per_tok\": 4}\n");
+    for layer in [11, 12] {
+        tensors.push_str(&format!(
+            "tensor model.layers.{layer}.mlp.experts.{{0..63}}.{{gate,up,down}}_proj.weight BF16 4x4\n\
+             tensor model.layers.{layer}.mlp.gate.weight BF16 64x4\n",
+        ));
+    }
+    let fixture = Fixture::parse(&tensors);
+    let checkpoint = recognise(&fixture.tensors, &fixture.config).expect("a known layout");
+    let mapping = map(&checkpoint, Some(&plan)).expect("it fits 64 experts");
+    assert_eq!(sources(&mapping.tiers[0], 1), [vec![0, 1, 2, 3, 7], vec![8, 9, 10]]);
+}
