@@ -21,7 +21,7 @@ const METRICS: [&str; 4] = [
 ];
 
 /// The pieces of `text` between two of `quote` that consist of `letters` alone, tests left out.
-fn quoted<'a>(text: &'a str, quote: char, letters: impl Fn(char) -> bool) -> BTreeSet<&'a str> {
+fn quoted(text: &str, quote: char, letters: impl Fn(char) -> bool) -> BTreeSet<&str> {
     let code = text.split("#[cfg(test)]").next().unwrap_or_default();
     let lines = code.lines().flat_map(|line| line.split(quote).skip(1).step_by(2));
     lines.filter(|piece| piece.len() > 3 && piece.chars().all(&letters)).collect()

@@ -43,7 +43,8 @@ impl Listener {
             Self::Tcp(listener) => {
                 let (socket, remote) = listener.accept().await?;
                 // Replies are written whole; waiting for more only delays their last bytes.
-                socket.set_nodelay(true)?;
+                // A peer that is gone already is noticed when it is read.
+                let _ = socket.set_nodelay(true);
                 let peer = Peer::Tcp { local: socket.local_addr().ok(), remote };
                 Ok((Socket::Tcp(socket), peer))
             }
@@ -82,9 +83,11 @@ impl Acceptor {
                     (failing, pause) = (false, FIRST_PAUSE);
                     self.admit(socket, peer, &connections, &serve);
                 }
+                // That connection is off the queue: nothing to wait for.
+                Err(error) if is_the_peers(&error) => {}
                 Err(error) => {
                     self.metrics.accept_errors.inc();
-                    if !failing && !is_the_peers(&error) {
+                    if !failing {
                         failing = true;
                         tracing::warn!(listener = ?self.kind, %error, "cannot accept connections; trying again");
                     }

@@ -156,7 +156,7 @@ async fn a_whole_reply_that_is_never_read_is_not_kept() {
 
 #[tokio::test]
 async fn a_reply_that_is_read_slowly_is_not_cut() {
-    let limits = Limits { progress_deadline: Duration::from_secs(1), ..limits() };
+    let limits = Limits { progress_deadline: Duration::from_secs(2), ..limits() };
     let server = Server::start(limits).await;
     let Raw { mut reader, mut writer } = Raw::connect(server.address(), 0).await;
     writer.request(1, &exact(8 << 20), &[]).await;
