@@ -1,115 +1,295 @@
 //! The levels in front of the origin.
+//!
+//! A read looks into host memory, and otherwise joins or starts the one fill of
+//! its block: a task of its own that takes a slot, reads from the fastest lower
+//! level or the origin into it, verifies, keeps, and answers everybody. Only the
+//! origin can fail a read; a broken level is a miss.
 
 mod config;
 mod error;
+mod fill;
+mod flight;
+mod guarded;
+mod ranges;
+mod status;
+mod verify;
 
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::time::timeout_at;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tpad_manifest::BlockId;
 
 pub use config::{DramConfig, FetchTuning, HierarchyConfig};
 pub use error::{ReadError, StoreError};
+pub use status::{LevelStatus, StoreStatus};
 
-use crate::{Arena, BlockBytes, BlockFetch, Level, Medium, Origin, ReadOptions, StoreMetrics};
+use self::flight::{Boarding, Flight, Flights, Stage};
+use self::guarded::Guarded;
+use crate::dram::DramLevel;
+use crate::gate::Gate;
+use crate::level::{Health, Level};
+use crate::{BlockBytes, BlockFetch, Medium, Origin, ReadOptions, StoreMetrics, Urgency};
 
-/// A block and the medium that it came from.
+/// Blocks on their way into lower levels at once; more are dropped. Each holds
+/// its slot for as long.
+const LEVEL_WRITES: usize = 8;
+
+/// A block and where it was.
 #[derive(Clone, Debug)]
 pub struct Served {
-    /// The image.
+    /// The image, verified.
     pub bytes: BlockBytes,
     /// Where it was.
     pub medium: Medium,
 }
 
-/// What a store holds and does.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct StoreStatus {
-    /// Blocks being filled.
-    pub fills: usize,
+/// The levels in front of the origins.
+///
+/// Origins come with each read: models share the levels, and equal blocks.
+pub struct Hierarchy {
+    inner: Arc<Inner>,
 }
 
-/// The levels in front of the origins.
-#[derive(Debug)]
-pub struct Hierarchy {
+struct Inner {
+    dram: DramLevel,
+    lower: Vec<Arc<Guarded>>,
+    tuning: FetchTuning,
     metrics: StoreMetrics,
+    flights: Flights,
+    /// Slot bytes of fills in progress, within the headroom.
+    fills: Arc<Gate>,
+    /// Ranges in flight.
+    ranges: Arc<Gate>,
+    /// Digests being computed.
+    digests: Arc<Gate>,
+    level_writes: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    tasks: TaskTracker,
+    stop: CancellationToken,
 }
 
 impl Hierarchy {
-    /// Starts a hierarchy.
+    /// A hierarchy over host memory and the `lower` levels, fastest first.
     ///
     /// # Errors
-    /// When bounds contradict each other.
+    /// When a bound is zero or the budgets exceed the capacity.
     pub fn new(
         config: HierarchyConfig,
         lower: Vec<Arc<dyn Level>>,
         metrics: StoreMetrics,
     ) -> Result<Arc<Self>, StoreError> {
-        drop((config, lower));
-        Ok(Arc::new(Self { metrics }))
+        let HierarchyConfig { dram, fetch: tuning } = config;
+        tuning.check()?;
+        if dram.capacity_bytes == 0 {
+            let (key, remedy) = ("levels.dram.capacity", "blocks need memory to be read into");
+            return Err(StoreError::Bound { key, value: 0, remedy });
+        }
+        let dram = DramLevel::new(&dram, metrics.clone())?;
+        let guarded = |level| Guarded::new(level, tuning.level_patience, metrics.clone());
+        let inner = Inner {
+            lower: lower.into_iter().map(guarded).map(Arc::new).collect(),
+            flights: Flights::default(),
+            fills: Gate::new(dram.headroom()),
+            ranges: Gate::new(tuning.concurrent_ranges as u64),
+            digests: Gate::new(tuning.concurrent_digests as u64),
+            level_writes: Arc::new(Semaphore::new(LEVEL_WRITES)),
+            waiting: AtomicUsize::new(0),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            dram,
+            tuning,
+            metrics,
+        };
+        Ok(Arc::new(Self { inner: Arc::new(inner) }))
     }
 
-    /// Reads a block.
+    /// Reads a block from the fastest place that has it.
+    ///
+    /// Concurrent reads of a block share one fill, which outlives any of them:
+    /// dropping the future or missing the deadline ends this caller's wait and
+    /// nothing else. The fill waits for memory until the latest deadline of its
+    /// callers, and once it has memory takes its own time, at most
+    /// [`FetchTuning::max_fill_time`].
     ///
     /// # Errors
-    /// When the origin fails or its bytes are not the block.
+    /// When the origin fails, its bytes are not the block, or a bound is reached.
     pub async fn read(
         &self,
         origin: &Arc<dyn Origin>,
         fetch: &Arc<BlockFetch>,
         options: ReadOptions,
     ) -> Result<Served, ReadError> {
-        let id = fetch.id;
-        fetch.check().map_err(|problem| ReadError::Fetch { id, problem })?;
-        let late = ReadError::Deadline { id };
-        let read = timeout_at(options.deadline, self.fill(origin, fetch, options)).await;
-        let read = read.unwrap_or(Err(late));
-        self.metrics.read(read.as_ref().map(|_| ()).map_err(ReadError::kind));
+        let read = self.inner.read(origin, fetch, options).await;
+        self.inner.metrics.read(read.as_ref().map(|_| ()).map_err(ReadError::kind));
         read
     }
 
-    async fn fill(
-        &self,
-        origin: &Arc<dyn Origin>,
-        fetch: &BlockFetch,
-        options: ReadOptions,
-    ) -> Result<Served, ReadError> {
-        let id = fetch.id;
-        let size = usize::try_from(fetch.bytes)
-            .map_err(|_| ReadError::Fetch { id, problem: "the image is larger than memory" })?;
-        let arena = Arena::new(fetch.bytes + (1 << 20));
-        let slot = arena.slot(size).ok().flatten();
-        let mut image = slot.ok_or(ReadError::Fetch { id, problem: "no memory" })?;
-        for part in &fetch.parts {
-            let span = usize::try_from(part.at).ok().zip(usize::try_from(part.bytes).ok());
-            let into = span.and_then(|(at, bytes)| image.get_mut(at..at.checked_add(bytes)?));
-            let into = into.ok_or(ReadError::Fetch { id, problem: "a part lies outside" })?;
-            let read = origin.read_range(&part.object, part.offset, into, options.deadline).await;
-            self.metrics.origin_request(
-                read.as_ref().map(|()| part.bytes).map_err(crate::OriginError::kind),
-            );
-            read.map_err(|source| ReadError::Origin { id, source })?;
+    /// The fastest medium that holds the block now, without counting as a use.
+    #[must_use]
+    pub fn resident(&self, id: &BlockId) -> Option<Medium> {
+        let inner = &self.inner;
+        if inner.dram.contains(id) {
+            return Some(Medium::Dram);
         }
-        let found = BlockId::of(&image);
-        if found != id {
-            self.metrics.verify_failed(Medium::ObjectStore);
-            return Err(ReadError::Digest { id, origin: origin.url().to_owned(), found });
-        }
-        Ok(Served { bytes: image.freeze(), medium: Medium::ObjectStore })
+        inner.lower.iter().find(|level| level.offers(id)).map(|level| level.medium())
     }
 
-    /// The fastest medium that holds the block.
+    /// The host-memory level: its budgets can be changed, its blocks removed.
     #[must_use]
-    pub fn resident(&self, _id: &BlockId) -> Option<Medium> {
-        None
+    pub fn dram(&self) -> &DramLevel {
+        &self.inner.dram
     }
 
     /// What the store holds and does.
     #[must_use]
     pub fn status(&self) -> StoreStatus {
-        StoreStatus { fills: 0 }
+        let inner = &self.inner;
+        let dram =
+            LevelStatus { level: Medium::Dram, usage: inner.dram.usage(), health: Health::Ok };
+        let lower = inner.lower.iter().map(|level| LevelStatus {
+            level: level.medium(),
+            usage: level.level().usage(),
+            health: level.health(),
+        });
+        StoreStatus {
+            levels: std::iter::once(dram).chain(lower).collect(),
+            arena: inner.dram.arena().usage(),
+            classes: inner.dram.classes(),
+            fills: inner.flights.len(),
+            fills_waiting_for_memory: inner.dram.waiting(),
+            reads_waiting: inner.waiting.load(Ordering::Relaxed),
+        }
     }
 
-    /// Waits for every task to end.
-    pub async fn shutdown(&self) {}
+    /// Refuses new fills, ends those in progress, and waits for every task.
+    /// Blocks in host memory are served on.
+    pub async fn shutdown(&self) {
+        self.inner.stop.cancel();
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+    }
+}
+
+impl Inner {
+    async fn read(
+        self: &Arc<Self>,
+        origin: &Arc<dyn Origin>,
+        fetch: &Arc<BlockFetch>,
+        options: ReadOptions,
+    ) -> Result<Served, ReadError> {
+        if let Some(served) = self.in_dram(fetch) {
+            return Ok(served);
+        }
+        self.metrics.level_missed(Medium::Dram);
+        loop {
+            if self.stop.is_cancelled() {
+                return Err(ReadError::Stopping);
+            }
+            if options.deadline <= Instant::now() {
+                return Err(ReadError::Deadline { id: fetch.id });
+            }
+            let _waiting = self.wait_in_line()?;
+            let limit = match options.urgency {
+                Urgency::Demand => self.tuning.max_fills,
+                Urgency::Prefetch => self.tuning.max_fills.div_ceil(2),
+            };
+            let landed = || self.in_dram(fetch);
+            let (flight, joined) = match self.flights.board(origin, fetch, options, limit, landed) {
+                Boarding::Landed(served) => return Ok(served),
+                Boarding::Full(count) => {
+                    return Err(ReadError::Busy { count, what: "blocks are being filled" });
+                }
+                Boarding::Joined(flight) => {
+                    self.metrics.read_joined();
+                    (flight, true)
+                }
+                Boarding::Lead(flight) => {
+                    let lead = Arc::clone(self).lead(Arc::clone(&flight));
+                    self.tasks.spawn(lead);
+                    (flight, false)
+                }
+            };
+            let result = match timeout_at(options.deadline, flight.landed()).await {
+                Ok(result) => result,
+                Err(_elapsed) if flight.stage() == Stage::Room => {
+                    return Err(self.no_room(fetch.id, fetch.bytes));
+                }
+                Err(_elapsed) => return Err(ReadError::Deadline { id: fetch.id }),
+            };
+            // Someone else's copy of the block failed: ours may be there.
+            if result.is_err() && joined && !flight.reads_the_same(&**origin, fetch) {
+                continue;
+            }
+            return result;
+        }
+    }
+
+    fn in_dram(&self, fetch: &BlockFetch) -> Option<Served> {
+        let bytes = self.dram.lookup(&fetch.id, &fetch.class)?;
+        self.metrics.level_hit(Medium::Dram, bytes.len() as u64);
+        Some(Served { bytes, medium: Medium::Dram })
+    }
+
+    /// Leads a flight to its end.
+    async fn lead(self: Arc<Self>, flight: Arc<Flight>) {
+        let landing = Landing { inner: &self, flight: &flight };
+        loop {
+            let tried_as = flight.wishes().urgency;
+            let result = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => Err(ReadError::Stopping),
+                result = self.fill(&flight) => result,
+            };
+            if self.flights.land(&flight, result, tried_as) {
+                break;
+            }
+        }
+        std::mem::forget(landing);
+    }
+
+    fn dram_bytes(&self) -> u64 {
+        self.dram.usage().bytes
+    }
+
+    fn wait_in_line(&self) -> Result<Waiting<'_>, ReadError> {
+        let count = self.waiting.fetch_add(1, Ordering::Relaxed);
+        let waiting = Waiting(&self.waiting);
+        if count >= self.tuning.max_waiting {
+            return Err(ReadError::Busy { count, what: "reads wait for blocks" });
+        }
+        Ok(waiting)
+    }
+}
+
+/// Ends a flight whose leader did not: by a panic, or with its runtime.
+struct Landing<'a> {
+    inner: &'a Inner,
+    flight: &'a Flight,
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        let lost = Err(ReadError::Lost { id: self.flight.fetch.id });
+        self.inner.flights.land(self.flight, lost, Urgency::Demand);
+    }
+}
+
+/// A read that waits, counted.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Hierarchy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hierarchy").field("status", &self.status()).finish_non_exhaustive()
+    }
 }

@@ -89,6 +89,24 @@ pub enum Check {
     Crc64Nvme(u64),
 }
 
+impl Check {
+    /// Whether `bytes` satisfy it for the block `id`. Computed on the calling
+    /// thread.
+    #[must_use]
+    pub fn holds(self, id: &BlockId, bytes: &[u8]) -> bool {
+        match self {
+            Self::Digest => BlockId::of(bytes) == *id,
+            Self::Crc64Nvme(crc) => crc64_nvme(bytes) == crc,
+        }
+    }
+}
+
+/// The CRC-64/NVME of `bytes`, for [`Check::Crc64Nvme`].
+#[must_use]
+pub fn crc64_nvme(bytes: &[u8]) -> u64 {
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes)
+}
+
 /// A level is broken: a miss for the reader, a line in the log and the status.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{problem}")]
@@ -123,5 +141,15 @@ impl LevelError {
     #[must_use]
     pub fn new(problem: impl Into<String>) -> Self {
         Self { problem: problem.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_crc_is_the_published_one() {
+        assert_eq!(crc64_nvme(b"123456789"), 0xAE8B_1486_0A79_9888);
     }
 }

@@ -6,7 +6,11 @@
 //! before anyone sees it. This crate knows neither experts nor any wire format.
 
 mod arena;
+#[cfg(feature = "testing")]
+pub mod conformance;
 mod dram;
+#[cfg(feature = "testing")]
+pub mod fault;
 mod fetch;
 mod gate;
 mod hierarchy;
@@ -14,15 +18,18 @@ mod kind;
 mod level;
 mod metrics;
 mod origin;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use arena::{Arena, ArenaUsage, BlockBytes, SlotMut};
 pub use dram::{ClassUsage, DramLevel};
 pub use fetch::{BlockFetch, CacheClass, FetchPart, Medium, ReadOptions, Urgency};
 pub use hierarchy::{
-    DramConfig, FetchTuning, Hierarchy, HierarchyConfig, ReadError, Served, StoreError, StoreStatus,
+    DramConfig, FetchTuning, Hierarchy, HierarchyConfig, LevelStatus, ReadError, Served,
+    StoreError, StoreStatus,
 };
 pub use kind::ErrorKind;
-pub use level::{Check, Health, Level, LevelError, LevelRead, LevelUsage};
+pub use level::{Check, Health, Level, LevelError, LevelRead, LevelUsage, crc64_nvme};
 pub use metrics::StoreMetrics;
 pub use origin::{
     Created, ObjectEntry, ObjectOrigin, Origin, OriginError, OriginOptions, install_tls,

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::StoreError;
+
 /// The bounds of a hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HierarchyConfig {
@@ -65,6 +67,27 @@ impl Default for FetchTuning {
             max_waiting: 65_536,
             max_fill_time: Duration::from_secs(120),
             level_patience: Duration::from_secs(2),
+        }
+    }
+}
+
+impl FetchTuning {
+    /// Refuses bounds under which nothing could be read.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        let bounds = [
+            ("fetch.part_bytes", self.part_bytes),
+            ("fetch.concurrent_ranges", self.concurrent_ranges as u64),
+            ("fetch.concurrent_digests", self.concurrent_digests as u64),
+            ("fetch.max_fills", self.max_fills as u64),
+            ("fetch.max_waiting", self.max_waiting as u64),
+        ];
+        match bounds.into_iter().find(|(_, value)| *value == 0) {
+            Some((key, value)) => Err(StoreError::Bound {
+                key,
+                value,
+                remedy: "nothing could be read, make it larger",
+            }),
+            None => Ok(()),
         }
     }
 }

@@ -1,0 +1,320 @@
+//! Filling one block: a turn, memory, bytes, proof.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use tokio::time::{Instant, timeout_at};
+use tpad_manifest::BlockId;
+
+use super::flight::{Flight, Stage};
+use super::guarded::Outcome;
+use super::ranges::{Range, ranges};
+use super::verify::{Wrong, verify};
+use super::{Inner, ReadError, Served};
+use crate::dram::RoomError;
+use crate::gate::{Gate, Permit};
+use crate::level::{Check, LevelRead};
+use crate::{BlockBytes, BlockFetch, Medium, SlotMut, Urgency};
+
+impl Inner {
+    /// Fills the flight's block. Waiting for a turn and for memory ends when the
+    /// last caller's deadline has passed; a fill that has memory goes on to its
+    /// end, callers or not, since its bytes are worth keeping.
+    pub(super) async fn fill(&self, flight: &Flight) -> Result<Served, ReadError> {
+        let started = Instant::now();
+        let fetch = &flight.fetch;
+        let id = fetch.id;
+        fetch.check().map_err(|problem| ReadError::Fetch { id, problem })?;
+        let capacity = self.dram.arena().usage().capacity;
+        let slot_bytes = self.dram.arena().slot_bytes(fetch.bytes).ok_or(ReadError::TooLarge {
+            id,
+            bytes: fetch.bytes,
+            capacity,
+        })?;
+        flight.set_stage(Stage::Queued);
+        let _turn = tokio::select! {
+            turn = self.turn(&self.fills, slot_bytes, flight) => turn,
+            () = flight.expired() => return Err(ReadError::Deadline { id }),
+        };
+        let slot = self.room(flight).await?;
+        flight.set_stage(Stage::Filling);
+        let limit = self.tuning.max_fill_time;
+        let filled = timeout_at(Instant::now() + limit, self.fill_slot(flight, slot, limit)).await;
+        let (slot, medium) = filled.unwrap_or(Err(ReadError::Slow { id, limit }))?;
+        let bytes = slot.freeze();
+        self.keep(fetch, &bytes, medium);
+        self.metrics.filled(started.elapsed());
+        Ok(Served { bytes, medium })
+    }
+
+    /// Places in a gate, as urgent as the flight is by then.
+    async fn turn(&self, gate: &Arc<Gate>, places: u64, flight: &Flight) -> Permit {
+        if flight.wishes().urgency == Urgency::Prefetch {
+            tokio::select! {
+                permit = gate.enter(places, Urgency::Prefetch) => return permit,
+                () = flight.demanded() => {}
+            }
+        }
+        gate.enter(places, Urgency::Demand).await
+    }
+
+    /// A slot for the flight's block.
+    async fn room(&self, flight: &Flight) -> Result<SlotMut, ReadError> {
+        let BlockFetch { id, bytes, ref class, .. } = *flight.fetch;
+        flight.set_stage(Stage::Room);
+        let room = self.dram.room(bytes, class, flight.wishes().urgency);
+        let room = tokio::select! {
+            room = room => room,
+            () = flight.expired() => Err(RoomError::InUse),
+        };
+        room.map_err(|error| match error {
+            RoomError::TooLarge => {
+                let capacity = self.dram.arena().usage().capacity;
+                ReadError::TooLarge { id, bytes, capacity }
+            }
+            RoomError::InUse => self.no_room(id, bytes),
+            RoomError::System(error) => ReadError::Memory { id, problem: error.to_string() },
+        })
+    }
+
+    /// The error of a read for which no memory came free.
+    pub(super) fn no_room(&self, id: BlockId, bytes: u64) -> ReadError {
+        let usage = self.dram.arena().usage();
+        let leased = usage.held.saturating_sub(self.dram_bytes());
+        ReadError::NoRoom { id, bytes, leased, capacity: usage.capacity }
+    }
+
+    /// Fills a slot from the fastest place that has the block.
+    async fn fill_slot(
+        &self,
+        flight: &Flight,
+        mut slot: SlotMut,
+        limit: Duration,
+    ) -> Result<(SlotMut, Medium), ReadError> {
+        let id = flight.fetch.id;
+        for level in &self.lower {
+            let medium = level.medium();
+            if !level.offers(&id) {
+                self.metrics.level_missed(medium);
+                continue;
+            }
+            match level.read(&id, slot).await {
+                Outcome::Read(LevelRead::Hit { slot: read, check }) => {
+                    match self.verify(flight, check, read).await? {
+                        Ok(right) => {
+                            self.metrics.level_hit(medium, flight.fetch.bytes);
+                            return Ok((right, medium));
+                        }
+                        Err(wrong) => {
+                            self.metrics.level_missed(medium);
+                            self.metrics.verify_failed(medium);
+                            level.remove(&id).await;
+                            slot = wrong.slot;
+                        }
+                    }
+                }
+                Outcome::Read(LevelRead::Miss(unused)) => {
+                    self.metrics.level_missed(medium);
+                    slot = unused;
+                }
+                Outcome::Broke => {
+                    self.metrics.level_missed(medium);
+                    // The old slot comes free when the level lets go of it.
+                    slot = self.room(flight).await?;
+                    flight.set_stage(Stage::Filling);
+                }
+            }
+        }
+        self.fill_from_origin(flight, slot, Instant::now() + limit).await
+    }
+
+    /// Reads the block from the origin; once more if its bytes are wrong, which
+    /// a damaged transfer may be and a damaged object is not.
+    async fn fill_from_origin(
+        &self,
+        flight: &Flight,
+        mut slot: SlotMut,
+        deadline: Instant,
+    ) -> Result<(SlotMut, Medium), ReadError> {
+        let id = flight.fetch.id;
+        let mut again = true;
+        loop {
+            self.fetch(flight, &mut slot, deadline).await?;
+            match self.verify(flight, Check::Digest, slot).await? {
+                Ok(right) => return Ok((right, Medium::ObjectStore)),
+                Err(Wrong { slot: wrong, found }) => {
+                    self.metrics.verify_failed(Medium::ObjectStore);
+                    if !again {
+                        let origin = flight.origin.url().to_owned();
+                        return Err(ReadError::Digest { id, origin, found: found.unwrap_or(id) });
+                    }
+                    again = false;
+                    slot = wrong;
+                }
+            }
+        }
+    }
+
+    async fn verify(
+        &self,
+        flight: &Flight,
+        check: Check,
+        slot: SlotMut,
+    ) -> Result<Result<SlotMut, Wrong>, ReadError> {
+        let urgency = flight.wishes().urgency;
+        match verify(&self.digests, flight.fetch.id, check, urgency, slot).await {
+            Ok(right) => Ok(Ok(right)),
+            Err(Some(wrong)) => Ok(Err(wrong)),
+            Err(None) => Err(ReadError::Stopping),
+        }
+    }
+
+    /// Fetches all ranges of a block into its image, several at once, and zeroes
+    /// what no range covers.
+    async fn fetch(
+        &self,
+        flight: &Flight,
+        image: &mut [u8],
+        deadline: Instant,
+    ) -> Result<(), ReadError> {
+        let id = flight.fetch.id;
+        let ranges = ranges(&flight.fetch, &self.tuning);
+        let outside = || ReadError::Fetch { id, problem: "a part lies outside of the image" };
+        let targets = carve(image, &ranges).ok_or_else(outside)?;
+        let mut reads: FuturesUnordered<_> = ranges
+            .iter()
+            .zip(targets)
+            .map(|(range, targets)| self.fetch_range(flight, range, targets, deadline))
+            .collect();
+        while let Some(read) = reads.next().await {
+            // The first failure drops the other reads.
+            read?;
+        }
+        Ok(())
+    }
+
+    async fn fetch_range(
+        &self,
+        flight: &Flight,
+        range: &Range,
+        mut targets: Vec<&mut [u8]>,
+        deadline: Instant,
+    ) -> Result<(), ReadError> {
+        let _permit = self.turn(&self.ranges, 1, flight).await;
+        let Range { object, offset, bytes, pieces } = range;
+        let id = flight.fetch.id;
+        let wanted: u64 = pieces.iter().map(|piece| piece.bytes).sum();
+        let (mut collected, direct) = match &mut targets[..] {
+            [target] if wanted == *bytes => (Vec::new(), Some(&mut **target)),
+            _ => {
+                let bytes = usize::try_from(*bytes)
+                    .map_err(|_| ReadError::Fetch { id, problem: "larger than memory" })?;
+                (vec![0; bytes], None)
+            }
+        };
+        let collects = direct.is_none();
+        let into = direct.unwrap_or(&mut collected);
+        let read = flight.origin.read_range(object, *offset, into, deadline).await;
+        self.metrics.origin_request(read.as_ref().map(|()| *bytes).map_err(|e| e.kind()));
+        read.map_err(|source| ReadError::Origin { id, source })?;
+        if collects {
+            for (piece, target) in pieces.iter().zip(targets) {
+                let from = usize::try_from(piece.from).ok();
+                let piece = from.and_then(|from| collected.get(from..)?.get(..target.len()));
+                let problem = "a piece lies outside of its range";
+                target.copy_from_slice(piece.ok_or(ReadError::Fetch { id, problem })?);
+            }
+            self.metrics.origin_dropped(bytes.saturating_sub(wanted));
+        }
+        Ok(())
+    }
+
+    /// Keeps a block in host memory now, and offers it to the levels that were
+    /// asked before the one that had it, later.
+    fn keep(&self, fetch: &BlockFetch, bytes: &BlockBytes, from: Medium) {
+        if self.dram.keep(&fetch.id, &fetch.class, bytes) {
+            self.metrics.level_written(Medium::Dram);
+        } else {
+            self.metrics.level_write_dropped(Medium::Dram);
+        }
+        for level in self.lower.iter().take_while(|level| level.medium() != from) {
+            if level.rests() || level.level().contains(&fetch.id) {
+                continue;
+            }
+            let Ok(permit) = Arc::clone(&self.level_writes).try_acquire_owned() else {
+                self.metrics.level_write_dropped(level.medium());
+                continue;
+            };
+            let (level, bytes) = (Arc::clone(level), bytes.clone());
+            let (id, class) = (fetch.id, fetch.class.clone());
+            let stop = self.stop.clone();
+            self.tasks.spawn(async move {
+                tokio::select! {
+                    () = level.admit(&id, &class, &bytes) => {}
+                    () = stop.cancelled() => {}
+                }
+                drop(permit);
+            });
+        }
+    }
+}
+
+/// Cuts the image into what each piece of each range fills, and zeroes the rest.
+/// `None` if pieces overlap or leave the image.
+fn carve<'a>(image: &'a mut [u8], ranges: &[Range]) -> Option<Vec<Vec<&'a mut [u8]>>> {
+    let mut order: Vec<(usize, usize, usize, usize)> = Vec::new();
+    for (range, of_range) in ranges.iter().enumerate() {
+        for (number, piece) in of_range.pieces.iter().enumerate() {
+            let at = usize::try_from(piece.at).ok()?;
+            order.push((at, usize::try_from(piece.bytes).ok()?, range, number));
+        }
+    }
+    order.sort_unstable();
+    let mut targets: Vec<Vec<(usize, &'a mut [u8])>> = ranges.iter().map(|_| Vec::new()).collect();
+    let mut rest = image;
+    let mut end = 0;
+    for (at, bytes, range, number) in order {
+        let (padding, tail) = rest.split_at_mut_checked(at.checked_sub(end)?)?;
+        padding.fill(0);
+        let (target, tail) = tail.split_at_mut_checked(bytes)?;
+        targets.get_mut(range)?.push((number, target));
+        rest = tail;
+        end = at + bytes;
+    }
+    rest.fill(0);
+    let in_order = |mut of_range: Vec<(usize, &'a mut [u8])>| {
+        of_range.sort_unstable_by_key(|(number, _)| *number);
+        of_range.into_iter().map(|(_, target)| target).collect()
+    };
+    Some(targets.into_iter().map(in_order).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ranges::Piece;
+    use super::*;
+
+    fn range(pieces: &[(u64, u64)]) -> Range {
+        let pieces = pieces.iter().map(|(at, bytes)| Piece { from: 0, at: *at, bytes: *bytes });
+        Range { object: "a".into(), offset: 0, bytes: 0, pieces: pieces.collect() }
+    }
+
+    #[test]
+    fn what_no_piece_covers_is_zeroed() {
+        let mut image = [9u8; 10];
+        let ranges = [range(&[(7, 2), (1, 1)]), range(&[(3, 3)])];
+        let targets = carve(&mut image, &ranges).expect("inside");
+        let sizes: Vec<Vec<usize>> =
+            targets.iter().map(|of_range| of_range.iter().map(|t| t.len()).collect()).collect();
+        assert_eq!(sizes, [vec![2, 1], vec![3]]);
+        assert_eq!(image, [0, 9, 0, 9, 9, 9, 0, 9, 9, 0]);
+    }
+
+    #[test]
+    fn pieces_that_overlap_or_leave_are_refused() {
+        assert!(carve(&mut [0; 10], &[range(&[(0, 5), (4, 2)])]).is_none());
+        assert!(carve(&mut [0; 10], &[range(&[(8, 3)])]).is_none());
+        assert!(carve(&mut [0; 10], &[range(&[(11, 0)])]).is_none());
+    }
+}

@@ -1,0 +1,147 @@
+//! A level that may break: reads go past it until it works again.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+use tpad_manifest::BlockId;
+
+use crate::level::{Health, Level, LevelError, LevelRead};
+use crate::{BlockBytes, CacheClass, Medium, SlotMut, StoreMetrics};
+
+/// How long a broken level is left alone at first; it doubles from there.
+const FIRST_REST: Duration = Duration::from_secs(1);
+/// How long at most.
+const LONGEST_REST: Duration = Duration::from_secs(30);
+/// What a level reads and writes at least, in bytes per millisecond: 100 MB/s.
+const SLOWEST: u64 = 100_000;
+
+/// A level with its state of health. Failures end here: as misses, counters and
+/// one line in the log for each change.
+pub(super) struct Guarded {
+    level: Arc<dyn Level>,
+    patience: Duration,
+    metrics: StoreMetrics,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What is wrong; `None` while the level works.
+    problem: Option<String>,
+    /// Left alone until then.
+    rests_until: Option<Instant>,
+    rest: Duration,
+}
+
+/// What a read of a level came to.
+pub(super) enum Outcome {
+    /// As the level says.
+    Read(LevelRead),
+    /// The level broke, and the slot is gone.
+    Broke,
+}
+
+impl Guarded {
+    pub(super) fn new(level: Arc<dyn Level>, patience: Duration, metrics: StoreMetrics) -> Self {
+        Self { level, patience, metrics, state: Mutex::default() }
+    }
+
+    pub(super) fn medium(&self) -> Medium {
+        self.level.medium()
+    }
+
+    pub(super) fn level(&self) -> &dyn Level {
+        &*self.level
+    }
+
+    /// Whether the level has the block and is in a state to be asked for it.
+    pub(super) fn offers(&self, id: &BlockId) -> bool {
+        !self.rests() && self.level.contains(id)
+    }
+
+    pub(super) async fn read(&self, id: &BlockId, slot: SlotMut) -> Outcome {
+        let limit = self.limit(slot.len());
+        let read = timeout(limit, self.level.read(id, slot)).await;
+        match read.unwrap_or_else(|_| Err(slow(limit))) {
+            Ok(read) => {
+                self.works();
+                Outcome::Read(read)
+            }
+            Err(error) => {
+                self.broke(&error);
+                Outcome::Broke
+            }
+        }
+    }
+
+    /// Offers a block. Failures are this level's own affair.
+    pub(super) async fn admit(&self, id: &BlockId, class: &CacheClass, bytes: &BlockBytes) {
+        let limit = self.limit(bytes.len());
+        let admitted = timeout(limit, self.level.admit(id, class, bytes)).await;
+        match admitted.unwrap_or_else(|_| Err(slow(limit))) {
+            Ok(kept) => {
+                self.works();
+                if kept {
+                    self.metrics.level_written(self.medium());
+                } else {
+                    self.metrics.level_write_dropped(self.medium());
+                }
+            }
+            Err(error) => self.broke(&error),
+        }
+    }
+
+    /// Has the level forget a block that it holds wrongly.
+    pub(super) async fn remove(&self, id: &BlockId) {
+        let removed = timeout(self.patience, self.level.remove(id)).await;
+        if let Err(error) = removed.unwrap_or_else(|_| Err(slow(self.patience))) {
+            self.broke(&error);
+        }
+    }
+
+    /// The level's own word, or what was seen of it.
+    pub(super) fn health(&self) -> Health {
+        let problem = self.lock().problem.clone();
+        problem.map_or_else(|| self.level.health(), Health::Broken)
+    }
+
+    /// Whether the level is left alone.
+    pub(super) fn rests(&self) -> bool {
+        self.lock().rests_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    fn works(&self) {
+        let recovered = std::mem::take(&mut *self.lock()).problem;
+        if let Some(problem) = recovered {
+            let level = self.medium().as_str();
+            tracing::info!(level, problem, "level works again");
+        }
+    }
+
+    fn broke(&self, error: &LevelError) {
+        self.metrics.level_failed(self.medium());
+        let mut state = self.lock();
+        let first = state.problem.is_none();
+        state.problem = Some(error.problem.clone());
+        state.rest = (state.rest * 2).clamp(FIRST_REST, LONGEST_REST);
+        state.rests_until = Some(Instant::now() + state.rest);
+        drop(state);
+        if first {
+            let level = self.medium().as_str();
+            tracing::warn!(level, problem = error.problem, "level is broken: reads go past it");
+        }
+    }
+
+    fn limit(&self, bytes: usize) -> Duration {
+        self.patience + Duration::from_millis(bytes as u64 / SLOWEST)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn slow(limit: Duration) -> LevelError {
+    LevelError::new(format!("no answer within {limit:?}"))
+}

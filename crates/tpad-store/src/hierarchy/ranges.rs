@@ -1,0 +1,188 @@
+//! From a block's parts to the ranges that are asked for.
+
+use std::sync::Arc;
+
+use crate::{BlockFetch, FetchPart, FetchTuning};
+
+/// A range is collected beside the slot only up to this size: such buffers are
+/// not part of any budget. Larger parts go to the slot each on its own, where
+/// bytes cost more than one more request.
+const COLLECT_BYTES: u64 = 1 << 20;
+
+/// One request to the origin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Range {
+    pub(super) object: Arc<str>,
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+    /// What of it goes where. Contiguous on both sides there is one piece, and
+    /// the range is read into the slot; otherwise it is collected and copied.
+    pub(super) pieces: Vec<Piece>,
+}
+
+/// A piece of a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// The first byte within the range.
+    pub(super) from: u64,
+    /// The first byte within the image.
+    pub(super) at: u64,
+    pub(super) bytes: u64,
+}
+
+/// The ranges of a block: neighbours in an object are fetched together, large
+/// parts are split.
+pub(super) fn ranges(fetch: &BlockFetch, tuning: &FetchTuning) -> Vec<Range> {
+    let mut parts: Vec<&FetchPart> = fetch.parts.iter().filter(|part| part.bytes > 0).collect();
+    parts.sort_by(|a, b| (&a.object, a.offset).cmp(&(&b.object, b.offset)));
+    let mut ranges: Vec<Range> = Vec::new();
+    for part in parts {
+        let joined = ranges.last_mut().is_some_and(|range| join(range, part, tuning));
+        if !joined {
+            ranges.push(Range {
+                object: Arc::clone(&part.object),
+                offset: part.offset,
+                bytes: part.bytes,
+                pieces: vec![Piece { from: 0, at: part.at, bytes: part.bytes }],
+            });
+        }
+    }
+    ranges.into_iter().flat_map(|range| split(range, tuning.part_bytes.max(1))).collect()
+}
+
+/// Adds a part to the range before it, if that is worth it.
+fn join(range: &mut Range, part: &FetchPart, tuning: &FetchTuning) -> bool {
+    if range.object != part.object {
+        return false;
+    }
+    // Checked when the fetch was: no end of a part overflows. Parts are sorted,
+    // and may overlap in the object.
+    let end = range.offset + range.bytes;
+    let joined = end.max(part.offset + part.bytes) - range.offset;
+    let from = part.offset - range.offset;
+    if let [only] = &mut range.pieces[..]
+        && part.offset == end
+        && part.at == only.at + only.bytes
+    {
+        only.bytes += part.bytes;
+        range.bytes = joined;
+        return true;
+    }
+    let near = part.offset.saturating_sub(end) <= tuning.gap_bytes;
+    if !near || joined > COLLECT_BYTES {
+        return false;
+    }
+    range.pieces.push(Piece { from, at: part.at, bytes: part.bytes });
+    range.bytes = joined;
+    true
+}
+
+/// Cuts a range that is one piece into parts of at most `part_bytes`.
+fn split(range: Range, part_bytes: u64) -> Vec<Range> {
+    let [piece] = range.pieces[..] else { return vec![range] };
+    let mut parts = Vec::new();
+    let mut from = 0;
+    while from < piece.bytes {
+        let bytes = part_bytes.min(piece.bytes - from);
+        parts.push(Range {
+            object: Arc::clone(&range.object),
+            offset: range.offset + from,
+            bytes,
+            pieces: vec![Piece { from: 0, at: piece.at + from, bytes }],
+        });
+        from += bytes;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tpad_manifest::BlockId;
+
+    use super::*;
+
+    fn fetch(parts: &[(&str, u64, u64, u64)]) -> BlockFetch {
+        let part = |(object, offset, bytes, at): &(&str, u64, u64, u64)| FetchPart {
+            object: Arc::from(*object),
+            offset: *offset,
+            bytes: *bytes,
+            at: *at,
+        };
+        BlockFetch {
+            id: BlockId::of(b""),
+            bytes: 1 << 30,
+            parts: parts.iter().map(part).collect(),
+            class: "a".into(),
+        }
+    }
+
+    fn shown(fetch: &BlockFetch, gap_bytes: u64, part_bytes: u64) -> Vec<(u64, u64, usize)> {
+        let tuning = FetchTuning { gap_bytes, part_bytes, ..FetchTuning::default() };
+        let ranges = ranges(fetch, &tuning);
+        ranges.iter().map(|range| (range.offset, range.bytes, range.pieces.len())).collect()
+    }
+
+    #[test]
+    fn neighbours_are_fetched_together() {
+        let near = fetch(&[("a", 0, 100, 0), ("a", 150, 100, 256), ("b", 250, 10, 512)]);
+        assert_eq!(shown(&near, 50, 1000), [(0, 250, 2), (250, 10, 1)]);
+        assert_eq!(shown(&near, 49, 1000), [(0, 100, 1), (150, 100, 1), (250, 10, 1)]);
+    }
+
+    #[test]
+    fn what_is_contiguous_on_both_sides_is_one_piece() {
+        let one = fetch(&[("a", 256, 256, 256), ("a", 0, 256, 0)]);
+        assert_eq!(shown(&one, 0, 1 << 20), [(0, 512, 1)]);
+        assert_eq!(shown(&one, 0, 200), [(0, 200, 1), (200, 200, 1), (400, 112, 1)]);
+    }
+
+    #[test]
+    fn large_neighbours_go_to_the_slot_each() {
+        let large = fetch(&[("a", 0, 3 << 20, 256), ("a", 3 << 20, 3 << 20, 0)]);
+        assert_eq!(shown(&large, 0, 8 << 20), [(0, 3 << 20, 1), (3 << 20, 3 << 20, 1)]);
+    }
+
+    proptest! {
+        /// However parts lie: every byte of the image comes once, from the byte
+        /// of the object that its part names.
+        #[test]
+        fn every_byte_comes_from_its_place(
+            parts in prop::collection::vec((0u8..3, 0u64..2000, 1u64..500), 0..12),
+            gap_bytes in 0u64..300,
+            part_bytes in 1u64..700,
+        ) {
+            let mut at = 0;
+            let parts: Vec<FetchPart> = parts
+                .into_iter()
+                .map(|(object, offset, bytes)| {
+                    let part = FetchPart { object: object.to_string().into(), offset, bytes, at };
+                    at += bytes + offset % 7;
+                    part
+                })
+                .collect();
+            let fetch = BlockFetch { parts, ..fetch(&[]) };
+            let tuning = FetchTuning { gap_bytes, part_bytes, ..FetchTuning::default() };
+            let source = |fetch: &BlockFetch| {
+                let mut bytes = std::collections::BTreeMap::new();
+                for part in &fetch.parts {
+                    for n in 0..part.bytes {
+                        bytes.insert(part.at + n, (part.object.clone(), part.offset + n));
+                    }
+                }
+                bytes
+            };
+            let mut fetched = std::collections::BTreeMap::new();
+            for range in ranges(&fetch, &tuning) {
+                for piece in &range.pieces {
+                    prop_assert!(piece.from + piece.bytes <= range.bytes);
+                    for n in 0..piece.bytes {
+                        let place = (range.object.clone(), range.offset + piece.from + n);
+                        prop_assert_eq!(fetched.insert(piece.at + n, place), None);
+                    }
+                }
+            }
+            prop_assert_eq!(fetched, source(&fetch));
+        }
+    }
+}
