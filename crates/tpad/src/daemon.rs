@@ -17,7 +17,7 @@ use crate::edge::{BindError, Bound, DrainReport, Edge, EdgeConfig, EdgeMetrics};
 use crate::grpc::{self, GrpcOptions};
 use crate::http::Pages;
 
-/// What the engine gets to end its tasks after the edge has drained: none of them waits for a client.
+/// What the engine gets beyond the drain's deadline to end its tasks: none of them waits for a client.
 const ENGINE_GRACE: Duration = Duration::from_millis(50);
 
 /// A running daemon.
@@ -138,8 +138,10 @@ impl Daemon {
     pub async fn drain(self) -> DrainReport {
         let began = Instant::now();
         self.engine.drain();
-        let mut report = self.edge.drain(began + self.drain_deadline).await;
-        if tokio::time::timeout(ENGINE_GRACE, self.engine.shutdown()).await.is_err() {
+        let deadline = began + self.drain_deadline;
+        let mut report = self.edge.drain(deadline).await;
+        let engine_deadline = deadline.max(Instant::now()) + ENGINE_GRACE;
+        if tokio::time::timeout_at(engine_deadline, self.engine.shutdown()).await.is_err() {
             tracing::warn!("the engine's tasks did not end in time and are left behind");
         }
         report.took = began.elapsed();
