@@ -6,6 +6,8 @@
 //! image larger than a window is read and digested window by window.
 
 mod batch;
+#[cfg(test)]
+mod tests;
 mod window;
 
 use std::ops::ControlFlow;

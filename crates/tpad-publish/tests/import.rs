@@ -4,6 +4,8 @@
 
 #[path = "import/checkpoint.rs"]
 mod checkpoint;
+#[path = "import/small.rs"]
+mod small;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +18,8 @@ use tpad_publish::{
 };
 use tpad_store::{ErrorKind, ObjectOrigin, OriginOptions};
 
-use crate::checkpoint::{Checkpoint, FIXTURES, origin, small};
+use crate::checkpoint::{Checkpoint, FIXTURES, origin};
+use crate::small::small;
 
 async fn revision(root: &std::path::Path) -> Revision {
     let url = root.to_str().expect("text");

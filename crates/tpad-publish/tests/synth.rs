@@ -1,6 +1,9 @@
 //! Synthetic checkpoints: readable by the safetensors library, the same for the
 //! same seed, and nothing left behind when interrupted.
 
+#[path = "import/small.rs"]
+mod small;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -11,20 +14,7 @@ use tpad_publish::{
     PRESETS, Phase, Progress, Silent, SynthDtype, SynthError, SynthSpec, synthesize,
 };
 
-fn small(preset: &str) -> SynthSpec {
-    let spec = SynthSpec::preset(preset).expect("a preset").scaled(0.0001);
-    SynthSpec {
-        layers: 2.max(spec.dense_layers + 1),
-        experts: spec.experts.min(8),
-        experts_per_token: 2,
-        groups: spec.groups.min(2),
-        groups_per_token: 1,
-        vocab: 128,
-        heads: 4,
-        kv_heads: 2,
-        ..spec
-    }
-}
+use crate::small::small;
 
 fn make(spec: &SynthSpec, out: &Path) -> tpad_publish::Synthesized {
     synthesize(spec, out, &Silent, &CancellationToken::new()).expect("it is made")

@@ -39,22 +39,6 @@ pub(crate) fn origin(path: &Path) -> ObjectOrigin {
     ObjectOrigin::open(path.to_str().expect("text"), &OriginOptions::default()).expect("opened")
 }
 
-/// A preset shrunk to a few hundred kilobytes.
-pub(crate) fn small(preset: &str) -> SynthSpec {
-    let spec = SynthSpec::preset(preset).expect("a preset").scaled(0.0001);
-    SynthSpec {
-        layers: 2.max(spec.dense_layers + 1),
-        experts: spec.experts.min(8),
-        experts_per_token: 2,
-        groups: spec.groups.min(2),
-        groups_per_token: 1,
-        vocab: 128,
-        heads: 4,
-        kv_heads: 2,
-        ..spec
-    }
-}
-
 impl Checkpoint {
     /// A copy of a fixture.
     pub(crate) fn fixture(name: &str) -> Self {
