@@ -167,7 +167,7 @@ mod tests {
         let bytes = 80 << 20;
         let mapping = Mapping::new(bytes).expect("mapped");
         let allocated = rustix::fs::fstat(&mapping.file).expect("stat").st_blocks * 512;
-        assert_eq!(allocated as usize, bytes);
+        assert_eq!(usize::try_from(allocated), Ok(bytes));
         // SAFETY: this test alone has the mapping.
         let whole = unsafe { mapping.slice_mut(0, bytes) };
         whole[bytes - 1] = 7;

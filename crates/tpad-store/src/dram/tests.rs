@@ -1,3 +1,5 @@
+#![expect(clippy::cast_possible_truncation, reason = "what tests count is small")]
+
 use std::time::Duration;
 
 use futures::FutureExt as _;

@@ -1,4 +1,5 @@
 //! The store from outside: its conformance suite, its rules, its limits.
+#![expect(clippy::cast_possible_truncation, reason = "what tests count is small")]
 
 mod conformance;
 mod faults;
