@@ -26,10 +26,9 @@ pub(crate) use units::show_bytes;
 pub struct Surroundings {
     /// The memory that the daemon may use: bounds and defaults the DRAM capacity.
     pub memory: MemoryLimit,
-    /// The user's directory for sockets (`XDG_RUNTIME_DIR`), if there is one.
-    pub runtime_dir: Option<PathBuf>,
-    /// The user's name or number, for a socket path of their own where there is no runtime directory.
-    pub user: String,
+    /// Where the Unix socket is unless the configuration says; clients look by the same rule
+    /// (`tpad_client::SocketPaths`).
+    pub socket: PathBuf,
     /// Origin options from the environment, used where a model's section says nothing.
     pub origin: Origin,
 }

@@ -3,7 +3,7 @@
 mod cli;
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tpad::config::{Config, Log, LogFormat, Origin, Surroundings};
 use tpad::memory::MemoryLimit;
 use tpad::{Daemon, demo, descriptors, log};
+use tpad_client::SocketPaths;
 
 use self::cli::{Cli, Command, Serve};
 
@@ -113,8 +114,7 @@ fn configuration(arguments: &Serve) -> anyhow::Result<(Config, String)> {
 fn surroundings() -> Surroundings {
     Surroundings {
         memory: MemoryLimit::detect(),
-        runtime_dir: std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|d| d.is_dir()),
-        user: rustix::process::getuid().as_raw().to_string(),
+        socket: SocketPaths::new(std::env::var_os("XDG_RUNTIME_DIR").as_deref()).to_listen(),
         origin: Origin::from_env(),
     }
 }

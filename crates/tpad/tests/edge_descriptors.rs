@@ -17,8 +17,7 @@ use tpad::memory::{LimitSource, MemoryLimit};
 async fn at_the_descriptor_limit_the_accept_loop_waits_instead_of_spinning() {
     let surroundings = Surroundings {
         memory: MemoryLimit { bytes: 8 << 30, source: LimitSource::Host },
-        runtime_dir: None,
-        user: "0".to_owned(),
+        socket: "/run/tpad/tpad.sock".into(),
         origin: Origin::default(),
     };
     let config = Config::for_root("/m", None, &surroundings).expect("the defaults are valid");

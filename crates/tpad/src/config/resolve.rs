@@ -133,7 +133,7 @@ fn resolve_listen(
     let path = match uds.as_deref() {
         Some("off") => None,
         Some(path) => Some(PathBuf::from(path)),
-        None => Some(default_socket(surroundings)),
+        None => Some(surroundings.socket.clone()),
     };
     if let Some(path) = &path {
         let length = path.as_os_str().len();
@@ -160,16 +160,6 @@ fn resolve_listen(
         );
     }
     Listen { grpc, uds: path.map(|path| UnixSocket { path, mode }), http }
-}
-
-/// `tpad/tpad.sock` in the user's runtime directory, else in /run for root, else in a directory of the user's own.
-fn default_socket(surroundings: &Surroundings) -> PathBuf {
-    let directory = match &surroundings.runtime_dir {
-        Some(directory) => directory.join("tpad"),
-        None if surroundings.user == "0" => PathBuf::from("/run/tpad"),
-        None => PathBuf::from(format!("/tmp/tpad-{}", surroundings.user)),
-    };
-    directory.join("tpad.sock")
 }
 
 fn address(key: &str, text: &str, problems: &mut Problems) -> Option<SocketAddr> {

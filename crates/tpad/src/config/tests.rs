@@ -14,8 +14,7 @@ const MODEL: &str = "[[models]]\nname = \"m\"\nroot = \"/models/m\"\n";
 fn surroundings() -> Surroundings {
     Surroundings {
         memory: MemoryLimit { bytes: 64 << 30, source: LimitSource::Host },
-        runtime_dir: Some(PathBuf::from("/run/user/1000")),
-        user: "1000".to_owned(),
+        socket: PathBuf::from("/run/user/1000/tpad/tpad.sock"),
         origin: Origin::default(),
     }
 }
@@ -236,19 +235,11 @@ fn a_model_is_required_and_somebody_must_be_able_to_ask() {
 }
 
 #[test]
-fn the_socket_has_a_place_for_every_user() {
-    let path = |runtime_dir: Option<&str>, user: &str| {
-        let surroundings = Surroundings {
-            runtime_dir: runtime_dir.map(PathBuf::from),
-            user: user.to_owned(),
-            ..surroundings()
-        };
-        let config = Config::from_toml(MODEL, &surroundings).expect("accepted");
-        config.listen.uds.expect("on by default").path
-    };
-    assert_eq!(path(Some("/run/user/7"), "7"), Path::new("/run/user/7/tpad/tpad.sock"));
-    assert_eq!(path(None, "0"), Path::new("/run/tpad/tpad.sock"));
-    assert_eq!(path(None, "7"), Path::new("/tmp/tpad-7/tpad.sock"));
+fn the_socket_is_where_clients_look_unless_the_file_says() {
+    let path = |text: &str| parse(text).expect("accepted").listen.uds.expect("on by default").path;
+    assert_eq!(path(MODEL), surroundings().socket);
+    let own = format!("listen.uds = \"/tmp/own.sock\"\n{MODEL}");
+    assert_eq!(path(&own), Path::new("/tmp/own.sock"));
     let long = format!("listen.uds = \"/{}\"\n{MODEL}", "x".repeat(103));
     assert!(only_problem(&long).message.contains("103"), "the bound is named");
 }

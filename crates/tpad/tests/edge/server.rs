@@ -54,8 +54,7 @@ pub(crate) struct Server {
 pub(crate) fn limits() -> Limits {
     let surroundings = Surroundings {
         memory: MemoryLimit { bytes: 8 << 30, source: LimitSource::Host },
-        runtime_dir: None,
-        user: "0".to_owned(),
+        socket: "/run/tpad/tpad.sock".into(),
         origin: Origin::default(),
     };
     Config::for_root("/m", None, &surroundings).expect("the defaults are valid").limits
