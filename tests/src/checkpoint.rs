@@ -80,6 +80,7 @@ impl Checkpoint {
             original.file_name().expect("a directory's name").to_string_lossy().into_owned();
         let mut import = tpactl();
         import.args(["import", &root, "--model", &model]);
+        import.arg("--state-dir").arg(directory.join("import-state"));
         if let Some(plan) = plan {
             let path = directory.join(format!("{model}-plan.toml"));
             std::fs::write(&path, plan).expect("the plan is written");

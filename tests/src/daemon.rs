@@ -9,6 +9,7 @@ use tpad::memory::MemoryLimit;
 use tpad_client::Client;
 use tpad_store::OriginOptions;
 
+use crate::http;
 use crate::scene::Scene;
 
 /// How long a model may take to load. Tests of failing models do not wait.
@@ -41,8 +42,7 @@ impl Served {
         let listen = "[listen]\ngrpc = \"127.0.0.1:0\"\nuds = \"off\"\nhttp = \"127.0.0.1:0\"\n";
         let surroundings = Surroundings {
             memory: MemoryLimit::detect(),
-            runtime_dir: Some(scene.directory().to_owned()),
-            user: "test".to_owned(),
+            socket: scene.directory().join("tpad/tpad.sock"),
             origin: OriginOptions::default(),
         };
         let config = Config::from_toml(&format!("{config}\n{listen}"), &surroundings)
@@ -90,18 +90,8 @@ impl Served {
     /// # Panics
     /// When it does not answer.
     pub async fn http(&self, path: &str) -> (u16, String) {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
         let address = self.daemon.http_addr().expect("it has an HTTP port");
-        let mut stream = tokio::net::TcpStream::connect(address).await.expect("it listens");
-        let request =
-            format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.expect("it reads");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.expect("it answers");
-        let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-        (status.expect("a status code"), body.to_owned())
+        http::get(address, path).await
     }
 
     /// The daemon's status.
@@ -121,7 +111,7 @@ impl Served {
     pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let (code, body) = self.http("/metrics").await;
         assert_eq!(code, 200, "{body}");
-        metric(&body, name, labels)
+        http::metric(&body, name, labels)
     }
 
     async fn wait_until_ready(&self) {
@@ -132,30 +122,5 @@ impl Served {
         };
         let in_time = tokio::time::timeout(LOAD_DEADLINE, ready).await;
         assert!(in_time.is_ok(), "models are not served: {:#}", self.status().await);
-    }
-}
-
-fn metric(exposition: &str, name: &str, labels: &[&str]) -> f64 {
-    let family = name.strip_suffix("_total").unwrap_or(name);
-    let known = exposition.lines().any(|line| line.starts_with(&format!("# TYPE {family} ")));
-    assert!(known, "no metric {name} in\n{exposition}");
-    let samples = exposition.lines().filter_map(|line| {
-        let (series, value) = line.rsplit_once(' ')?;
-        let found = series.split('{').next()? == name;
-        (found && labels.iter().all(|label| series.contains(label))).then_some(value)
-    });
-    samples.map(|value| value.parse::<f64>().expect("a number")).sum()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn metrics_are_summed_over_the_label_sets_that_match() {
-        let text = "# TYPE reads counter\nreads_total{level=\"dram\",outcome=\"hit\"} 3\n\
-            reads_total{level=\"dram\",outcome=\"miss\"} 4\nreads_total_x 9\n";
-        assert!((metric(text, "reads_total", &["level=\"dram\""]) - 7.0).abs() < f64::EPSILON);
-        assert!((metric(text, "reads_total", &["hit"]) - 3.0).abs() < f64::EPSILON);
     }
 }

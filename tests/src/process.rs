@@ -1,8 +1,11 @@
 //! The real `tpad` program, as an operator starts it.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tpad_client::Client;
 
 use crate::cgroup::Meter;
 use crate::tools;
@@ -21,12 +24,11 @@ pub struct Process {
 
 impl Process {
     /// Starts `tpad serve --config` with `config`, to which the listeners are
-    /// added, and waits until its socket is there.
+    /// added, and waits until it says that it is ready.
     ///
     /// # Panics
     /// When it does not come up.
-    #[must_use]
-    pub fn serve(directory: &Path, config: &str) -> Self {
+    pub async fn serve(directory: &Path, config: &str) -> Self {
         let socket = directory.join("tpad.sock");
         let listen = format!(
             "[listen]\ngrpc = \"off\"\nhttp = \"127.0.0.1:0\"\nuds = \"{}\"\n",
@@ -36,7 +38,10 @@ impl Process {
         std::fs::write(&path, format!("{config}\n{listen}")).expect("the configuration is written");
         let mut command = Command::new(tools::program("tpad"));
         command.arg("serve").arg("--config").arg(path);
-        Self::start(&command, directory, socket)
+        let mut process = Self::start(&command, directory, socket);
+        let ready = tokio::time::timeout(START_DEADLINE, process.wait_until_ready()).await;
+        assert!(ready.is_ok(), "tpad is not ready:\n{}", process.log());
+        process
     }
 
     /// The address for clients.
@@ -66,6 +71,17 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Where its HTTP pages are, as it logged when it started.
+    ///
+    /// # Panics
+    /// When it did not.
+    #[must_use]
+    pub fn http(&self) -> SocketAddr {
+        let log = self.log();
+        let address = log.split_whitespace().find_map(|word| word.strip_prefix("http="));
+        address.and_then(|address| address.parse().ok()).expect("it logs its addresses")
+    }
+
     /// Asks it to stop, as a supervisor does, and waits.
     ///
     /// # Panics
@@ -89,20 +105,23 @@ impl Process {
             .stderr(output)
             .spawn()
             .expect("tpad starts");
-        let mut process = Self { child, meter, socket, log };
-        let started = Instant::now();
-        while !process.listens() {
-            let ended = process.child.try_wait().expect("it can be asked");
-            assert!(ended.is_none(), "tpad ended: {ended:?}\n{}", process.log());
-            assert!(started.elapsed() < START_DEADLINE, "tpad is not up:\n{}", process.log());
-            // Nothing to wait on: another process opens its socket when it pleases.
-            std::thread::park_timeout(Duration::from_millis(20));
-        }
-        process
+        Self { child, meter, socket, log }
     }
 
-    fn listens(&self) -> bool {
-        std::os::unix::net::UnixStream::connect(&self.socket).is_ok()
+    /// Asks again and again: another process opens its socket when it pleases.
+    async fn wait_until_ready(&mut self) {
+        while !self.ready().await {
+            let ended = self.child.try_wait().expect("it can be asked");
+            assert!(ended.is_none(), "tpad ended: {ended:?}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn ready(&self) -> bool {
+        let Ok(client) = Client::connect(&self.address()).await else { return false };
+        let status = client.status().await.unwrap_or_default();
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap_or_default();
+        status["ready"] == true
     }
 }
 

@@ -4,11 +4,16 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
+
+/// Well below any read timeout.
+const TRICKLE: Duration = Duration::from_secs(1);
 
 /// What happens to reads of shards. Other requests always pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,8 +24,10 @@ pub enum Fault {
     FlippedBit,
     /// The connection closes in the middle of the body.
     CutOff,
-    /// The answer says that it is complete, but is a byte short.
+    /// The answer says that it is the range, but is a byte short.
     OneByteShort,
+    /// The answer is another range than was asked for, and says so.
+    OtherRange,
     /// The answer ignores the range.
     IgnoredRange,
     /// An error of the server's, with this status.
@@ -29,17 +36,19 @@ pub enum Fault {
     Refused,
     /// No answer ever comes.
     Hanging,
-    /// The read waits until another fault, or none, is set, and then passes.
+    /// The answer comes a byte a second, so that no timeout sees it stand
+    /// still, until another fault, or none, is set; then the rest of it.
     Held,
 }
 
-/// The proxy. It ends with this value.
+/// The proxy. It ends with this value. It has a thread of its own, so that a
+/// test which keeps its own threads busy does not make the store slow.
 #[derive(Debug)]
 pub struct Tap {
     address: SocketAddr,
     fault: watch::Sender<Fault>,
     counts: Arc<Mutex<Counts>>,
-    task: AbortHandle,
+    runtime: Option<Runtime>,
 }
 
 #[derive(Debug, Default)]
@@ -53,13 +62,18 @@ impl Tap {
     ///
     /// # Panics
     /// When no port is free.
-    pub async fn start(upstream: SocketAddr) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+    #[must_use]
+    pub fn start(upstream: SocketAddr) -> Self {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        listener.set_nonblocking(true).expect("sockets can");
         let address = listener.local_addr().expect("it is bound");
         let (fault, faults) = watch::channel(Fault::None);
         let counts = Arc::<Mutex<Counts>>::default();
         let counted = Arc::clone(&counts);
-        let task = tokio::spawn(async move {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(1).enable_all().build().expect("a runtime");
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).expect("it does not block");
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
                 let (counts, faults) = (Arc::clone(&counted), faults.clone());
@@ -69,7 +83,7 @@ impl Tap {
                 while connections.try_join_next().is_some() {}
             }
         });
-        Self { address, fault, counts, task: task.abort_handle() }
+        Self { address, fault, counts, runtime: Some(runtime) }
     }
 
     /// Its URL, as `endpoint` options take it.
@@ -102,7 +116,9 @@ impl Tap {
 
 impl Drop for Tap {
     fn drop(&mut self) {
-        self.task.abort();
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -131,8 +147,6 @@ async fn serve(
     match fault {
         Fault::Refused => return Ok(()),
         Fault::Hanging => return std::future::pending().await,
-        // An error means that the proxy is gone, and so is this task.
-        Fault::Held => drop(faults.wait_for(|fault| *fault != Fault::Held).await),
         Fault::Status(status) => {
             let answer = format!(
                 "HTTP/1.1 {status} Fault\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -146,8 +160,32 @@ async fn serve(
     server.write_all(&body).await?;
     let mut answer = Vec::new();
     server.read_to_end(&mut answer).await?;
-    client.write_all(&spoiled(answer, fault)).await?;
+    let mut answer = spoiled(answer, fault);
+    if fault == Fault::Held {
+        let head = find(&answer, b"\r\n\r\n").map_or(0, |end| end + 4);
+        let body = answer.split_off(head);
+        client.write_all(&answer).await?;
+        answer = trickle(&mut client, body, &mut faults).await?;
+    }
+    client.write_all(&answer).await?;
     client.shutdown().await
+}
+
+/// Sends a body slowly while reads are held; returns what is left of it.
+async fn trickle(
+    client: &mut TcpStream,
+    mut body: Vec<u8>,
+    faults: &mut watch::Receiver<Fault>,
+) -> std::io::Result<Vec<u8>> {
+    while body.len() > 1 {
+        let released = faults.wait_for(|fault| *fault != Fault::Held);
+        if tokio::time::timeout(TRICKLE, released).await.is_ok() {
+            break;
+        }
+        client.write_all(&body[..1]).await?;
+        body.remove(0);
+    }
+    Ok(body)
 }
 
 /// A request's head, its last empty line included, and its body.
@@ -203,11 +241,15 @@ fn spoiled(mut answer: Vec<u8>, fault: Fault) -> Vec<u8> {
         Fault::CutOff => body.truncate(length / 2),
         Fault::OneByteShort => {
             body.truncate(length.saturating_sub(1));
-            answer = resized(&answer, "206 Partial Content", body.len());
+            answer = resized(&answer, body.len(), Range::Kept);
+        }
+        Fault::OtherRange => {
+            body.truncate(length.saturating_sub(1));
+            answer = resized(&answer, body.len(), Range::Fitted);
         }
         Fault::IgnoredRange => {
             body.extend_from_within(..);
-            answer = resized(&answer, "200 OK", body.len());
+            answer = resized(&answer, body.len(), Range::Dropped);
         }
         _ => {}
     }
@@ -215,23 +257,34 @@ fn spoiled(mut answer: Vec<u8>, fault: Fault) -> Vec<u8> {
     answer
 }
 
+/// What becomes of an answer's `content-range`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Range {
+    Kept,
+    /// It says what the body holds.
+    Fitted,
+    /// The answer is a 200, with no range.
+    Dropped,
+}
+
 /// An answer's head for a body of another length.
-fn resized(head: &[u8], status: &str, length: usize) -> Vec<u8> {
+fn resized(head: &[u8], length: usize, range: Range) -> Vec<u8> {
     let head = String::from_utf8_lossy(head);
+    let status = if range == Range::Dropped { "200 OK" } else { "206 Partial Content" };
     let mut lines = vec![format!("HTTP/1.1 {status}"), format!("content-length: {length}")];
     let fields = head.trim_end().lines().skip(1);
     lines.extend(fields.filter_map(|line| {
         let name = line.split(':').next()?.to_ascii_lowercase();
-        if name == "content-length" || name == "transfer-encoding" {
-            return None;
+        match (name.as_str(), range) {
+            ("content-length" | "transfer-encoding", _) | ("content-range", Range::Dropped) => None,
+            ("content-range", Range::Fitted) => {
+                let (found, total) = line.split_once('/')?;
+                let (first, _) = found.rsplit_once(' ')?.1.split_once('-')?;
+                let last = first.parse::<usize>().ok()? + length.saturating_sub(1);
+                Some(format!("content-range: bytes {first}-{last}/{total}"))
+            }
+            _ => Some(line.to_owned()),
         }
-        let Some((range, total)) = line.split_once('/').filter(|_| name == "content-range") else {
-            return Some(line.to_owned());
-        };
-        // The lie is consistent: the range says what the body holds.
-        let (first, _) = range.rsplit_once(' ')?.1.split_once('-')?;
-        let last = first.parse::<usize>().ok()? + length.saturating_sub(1);
-        status.starts_with("206").then(|| format!("content-range: bytes {first}-{last}/{total}"))
     }));
     (lines.join("\r\n") + "\r\n\r\n").into_bytes()
 }
@@ -258,6 +311,9 @@ mod tests {
         assert!(played(Fault::CutOff).contains("Content-Length: 4\r\n"));
         assert!(played(Fault::CutOff).ends_with("\r\n\r\nab"));
         let short = played(Fault::OneByteShort);
+        assert!(short.contains("content-length: 3\r\n") && short.contains("bytes 10-13/99"));
+        assert!(short.ends_with("\r\n\r\nabc"));
+        let short = played(Fault::OtherRange);
         assert!(short.contains("content-length: 3\r\n") && short.contains("bytes 10-12/99"));
         assert!(short.ends_with("\r\n\r\nabc"));
         let whole = played(Fault::IgnoredRange);

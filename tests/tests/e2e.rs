@@ -1,7 +1,12 @@
 //! The end-to-end tests, one module for each promise.
 
-#[test]
-fn a_real_s3_server_starts() {
-    let weed = tpad_tests::weed::Weed::shared();
-    assert!(weed.endpoint().starts_with("http://127.0.0.1:"));
-}
+mod cli;
+mod coalesce;
+mod corrupt;
+mod counters;
+mod fixtures;
+mod models;
+mod pressure;
+mod python;
+mod readme;
+mod sizes;
