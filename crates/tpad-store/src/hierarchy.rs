@@ -182,7 +182,7 @@ impl Inner {
         fetch: &Arc<BlockFetch>,
         options: ReadOptions,
     ) -> Result<Served, ReadError> {
-        if let Some(served) = self.in_dram(fetch) {
+        if let Some(served) = self.in_place(fetch) {
             return Ok(served);
         }
         self.metrics.level_missed(Medium::Dram);
@@ -198,7 +198,7 @@ impl Inner {
                 Urgency::Demand => self.tuning.max_fills,
                 Urgency::Prefetch => self.tuning.max_fills.div_ceil(2),
             };
-            let landed = || self.in_dram(fetch);
+            let landed = || self.in_place(fetch);
             let (flight, joined) = match self.flights.board(origin, fetch, options, limit, landed) {
                 Boarding::Landed(served) => return Ok(served),
                 Boarding::Full(count) => {
@@ -229,10 +229,14 @@ impl Inner {
         }
     }
 
-    fn in_dram(&self, fetch: &BlockFetch) -> Option<Served> {
-        let bytes = self.dram.lookup(&fetch.id, &fetch.class)?;
-        self.metrics.level_hit(Medium::Dram, bytes.len() as u64);
-        Some(Served { bytes, medium: Medium::Dram })
+    /// The block where it lies, if readers may share it there.
+    fn in_place(&self, fetch: &BlockFetch) -> Option<Served> {
+        let (bytes, medium) = match self.dram.lookup(&fetch.id, &fetch.class) {
+            Some(bytes) => (bytes, Medium::Dram),
+            None => self.lower.iter().find_map(|level| level.in_place(&fetch.id))?,
+        };
+        self.metrics.level_hit(medium, bytes.len() as u64);
+        Some(Served { bytes, medium })
     }
 
     /// Leads a flight to its end.

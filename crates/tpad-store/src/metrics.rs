@@ -5,6 +5,7 @@ use std::time::Duration;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
@@ -26,6 +27,8 @@ pub struct StoreMetrics {
     reads: Family<OutcomeLabel, Counter>,
     reads_joined: Counter,
     fill_seconds: Histogram,
+    mapped_bytes: Gauge,
+    kept_bytes: Family<LevelLabel, Gauge>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -81,6 +84,8 @@ impl Default for StoreMetrics {
             reads_joined: Counter::default(),
             // 1 ms to 65 s: a router from a local file to an expert over a slow link.
             fill_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 17)),
+            mapped_bytes: Gauge::default(),
+            kept_bytes: Family::default(),
         }
     }
 }
@@ -114,6 +119,10 @@ impl StoreMetrics {
         registry.register("tpad_store_reads_joined", help, self.reads_joined.clone());
         let help = "Seconds from a miss to a verified block in memory";
         registry.register("tpad_fill_seconds", help, self.fill_seconds.clone());
+        let help = "Host memory taken for blocks, as of the last fill";
+        registry.register("tpad_arena_mapped_bytes", help, self.mapped_bytes.clone());
+        let help = "Bytes that levels keep, as of the last fill";
+        registry.register("tpad_level_kept_bytes", help, self.kept_bytes.clone());
     }
 
     pub(crate) fn origin_request(&self, result: Result<u64, ErrorKind>) {
@@ -173,6 +182,13 @@ impl StoreMetrics {
 
     pub(crate) fn read_joined(&self) {
         self.reads_joined.inc();
+    }
+
+    pub(crate) fn memory(&self, mapped: u64, kept: u64) {
+        let gauge = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.mapped_bytes.set(gauge(mapped));
+        let level = Medium::Dram.as_str();
+        self.kept_bytes.get_or_create(&LevelLabel { level }).set(gauge(kept));
     }
 
     pub(crate) fn filled(&self, took: Duration) {

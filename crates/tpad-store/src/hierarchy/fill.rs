@@ -9,7 +9,7 @@ use tpad_manifest::BlockId;
 
 use super::flight::{Flight, Stage};
 use super::guarded::Outcome;
-use super::ranges::{Range, ranges};
+use super::ranges::{Range, carve, ranges};
 use super::verify::{Wrong, verify};
 use super::{Inner, ReadError, Served};
 use crate::dram::RoomError;
@@ -45,6 +45,8 @@ impl Inner {
         let bytes = slot.freeze();
         self.keep(fetch, &bytes, medium);
         self.metrics.filled(started.elapsed());
+        let arena = self.dram.arena().usage();
+        self.metrics.memory(arena.mapped, self.dram_bytes());
         Ok(Served { bytes, medium })
     }
 
@@ -257,64 +259,5 @@ impl Inner {
                 drop(permit);
             });
         }
-    }
-}
-
-/// Cuts the image into what each piece of each range fills, and zeroes the rest.
-/// `None` if pieces overlap or leave the image.
-fn carve<'a>(image: &'a mut [u8], ranges: &[Range]) -> Option<Vec<Vec<&'a mut [u8]>>> {
-    let mut order: Vec<(usize, usize, usize, usize)> = Vec::new();
-    for (range, of_range) in ranges.iter().enumerate() {
-        for (number, piece) in of_range.pieces.iter().enumerate() {
-            let at = usize::try_from(piece.at).ok()?;
-            order.push((at, usize::try_from(piece.bytes).ok()?, range, number));
-        }
-    }
-    order.sort_unstable();
-    let mut targets: Vec<Vec<(usize, &'a mut [u8])>> = ranges.iter().map(|_| Vec::new()).collect();
-    let mut rest = image;
-    let mut end = 0;
-    for (at, bytes, range, number) in order {
-        let (padding, tail) = rest.split_at_mut_checked(at.checked_sub(end)?)?;
-        padding.fill(0);
-        let (target, tail) = tail.split_at_mut_checked(bytes)?;
-        targets.get_mut(range)?.push((number, target));
-        rest = tail;
-        end = at + bytes;
-    }
-    rest.fill(0);
-    let in_order = |mut of_range: Vec<(usize, &'a mut [u8])>| {
-        of_range.sort_unstable_by_key(|(number, _)| *number);
-        of_range.into_iter().map(|(_, target)| target).collect()
-    };
-    Some(targets.into_iter().map(in_order).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::ranges::Piece;
-    use super::*;
-
-    fn range(pieces: &[(u64, u64)]) -> Range {
-        let pieces = pieces.iter().map(|(at, bytes)| Piece { from: 0, at: *at, bytes: *bytes });
-        Range { object: "a".into(), offset: 0, bytes: 0, pieces: pieces.collect() }
-    }
-
-    #[test]
-    fn what_no_piece_covers_is_zeroed() {
-        let mut image = [9u8; 10];
-        let ranges = [range(&[(7, 2), (1, 1)]), range(&[(3, 3)])];
-        let targets = carve(&mut image, &ranges).expect("inside");
-        let sizes: Vec<Vec<usize>> =
-            targets.iter().map(|of_range| of_range.iter().map(|t| t.len()).collect()).collect();
-        assert_eq!(sizes, [vec![2, 1], vec![3]]);
-        assert_eq!(image, [0, 9, 0, 9, 9, 9, 0, 9, 9, 0]);
-    }
-
-    #[test]
-    fn pieces_that_overlap_or_leave_are_refused() {
-        assert!(carve(&mut [0; 10], &[range(&[(0, 5), (4, 2)])]).is_none());
-        assert!(carve(&mut [0; 10], &[range(&[(8, 3)])]).is_none());
-        assert!(carve(&mut [0; 10], &[range(&[(11, 0)])]).is_none());
     }
 }

@@ -60,6 +60,14 @@ impl Guarded {
         !self.rests() && self.level.contains(id)
     }
 
+    /// The block in the level's own memory, if it can be shared there.
+    pub(super) fn in_place(&self, id: &BlockId) -> Option<(BlockBytes, Medium)> {
+        if self.rests() {
+            return None;
+        }
+        Some((self.level.in_place(id)?, self.medium()))
+    }
+
     pub(super) async fn read(&self, id: &BlockId, slot: SlotMut) -> Outcome {
         let limit = self.limit(slot.len());
         let read = timeout(limit, self.level.read(id, slot)).await;

@@ -136,18 +136,34 @@ impl OriginError {
             Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
                 Self::Denied { object, source: Arc::new(error) }
             }
-            error => match io_kind(&error) {
-                Some(std::io::ErrorKind::PermissionDenied) => {
-                    Self::Denied { object, source: Arc::new(error) }
-                }
-                // A component of the path is a file, or the path is a directory.
-                Some(std::io::ErrorKind::NotADirectory | std::io::ErrorKind::IsADirectory) => {
-                    Self::NotFound { object }
-                }
-                _ => Self::Failed { object, attempts: 1, source: Arc::new(error) },
+            error => match status(&error) {
+                Some(401 | 403) => Self::Denied { object, source: Arc::new(error) },
+                Some(404) => Self::NotFound { object },
+                _ => Self::of_system(object, error),
             },
         }
     }
+
+    /// The local store's error, in our words.
+    fn of_system(object: String, error: object_store::Error) -> Self {
+        use std::io::ErrorKind::{IsADirectory, NotADirectory, PermissionDenied};
+        match io_kind(&error) {
+            Some(PermissionDenied) => Self::Denied { object, source: Arc::new(error) },
+            // A component of the path is a file, or the path is a directory.
+            Some(NotADirectory | IsADirectory) => Self::NotFound { object },
+            _ => Self::Failed { object, attempts: 1, source: Arc::new(error) },
+        }
+    }
+}
+
+/// The HTTP status that a store's error tells of. Listings hide it in an error
+/// whose type is private, so its text is all there is; without a match the
+/// failure counts as a passing one.
+fn status(error: &object_store::Error) -> Option<u16> {
+    let object_store::Error::Generic { source, .. } = error else { return None };
+    let text = source.to_string();
+    let (_, rest) = text.split_once("status code: ")?;
+    rest.get(..3)?.parse().ok()
 }
 
 /// The system's error at the bottom of a local store's error.

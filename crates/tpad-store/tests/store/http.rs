@@ -60,6 +60,20 @@ async fn every_manner_has_its_error() {
 }
 
 #[tokio::test]
+async fn a_listing_that_is_refused_says_so() {
+    use ErrorKind::{Denied, NotFound, Unavailable};
+    for (status, kind, requests) in [(403, Denied, 1), (404, NotFound, 1), (500, Unavailable, 3)] {
+        let server = Server::start("", &[], Manner::Status(status)).await;
+        let endpoint = Some(server.url(""));
+        let options = OriginOptions { endpoint, allow_http: true, ..options() };
+        let origin = ObjectOrigin::open("s3://bucket/root", &options).expect("opened");
+        let error = origin.list("").await.expect_err("refused");
+        assert_eq!(error.kind(), kind, "{error}");
+        assert_eq!(server.requests(), requests, "{error}");
+    }
+}
+
+#[tokio::test]
 async fn passing_failures_are_tried_again() {
     let server = Server::start("root/shard", &content(), Manner::Recovers(2)).await;
     assert_eq!(ranged(&server, 50, 100).await.expect("read"), content()[50..150]);

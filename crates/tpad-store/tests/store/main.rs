@@ -8,3 +8,4 @@ mod model;
 mod reads;
 mod server;
 mod stress;
+mod waits;

@@ -26,7 +26,7 @@ pub(crate) enum Manner {
     Elsewhere,
     /// Ignores the range and sends all.
     Whole,
-    /// Answers with this status.
+    /// Answers everything with this status.
     Status(u16),
     /// Sends the headers and then nothing.
     Silent,
@@ -108,6 +108,12 @@ impl Shared {
             let mut words = head.split_whitespace();
             let (method, path) = (words.next(), words.next());
             let size = self.content.len() as u64;
+            if let Manner::Status(status) = self.manner {
+                self.requests.fetch_add(u64::from(method == Some("get")), Ordering::SeqCst);
+                let head = format!("HTTP/1.1 {status} Whatever\r\ncontent-length: 0\r\n\r\n");
+                stream.write_all(head.as_bytes()).await?;
+                continue;
+            }
             if path != Some(&*self.path) {
                 stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await?;
                 continue;
@@ -153,10 +159,6 @@ impl Shared {
                 }
             }
             Manner::Elsewhere => claimed = range.start + 1..range.end + 1,
-            Manner::Status(status) => {
-                let head = format!("HTTP/1.1 {status} Whatever\r\ncontent-length: 0\r\n\r\n");
-                return stream.write_all(head.as_bytes()).await;
-            }
             Manner::Recovers(failures) if served < failures => {
                 let head = b"HTTP/1.1 503 Later\r\ncontent-length: 0\r\n\r\n";
                 return stream.write_all(head).await;
