@@ -12,5 +12,6 @@ pub(crate) fn test(extra: &[String]) -> Result<()> {
     // One build of everything: the programs with the same features as the
     // tests, so that nothing is compiled twice.
     run(cargo().args(["build", "--workspace", "--lib", "--bins", "--tests"]))?;
-    run(cargo().args(["test", "--workspace"]).args(extra).env("TPAD_TEST_TOOLS", tools))
+    let test = ["test", "--workspace", "--no-fail-fast"];
+    run(cargo().args(test).args(extra).env("TPAD_TEST_TOOLS", tools))
 }

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::options::RetryPolicy;
 use crate::{Error, Kind};
@@ -58,10 +58,8 @@ impl Call {
 
     /// The error that `status` stands for in this call.
     pub(crate) fn error(&self, status: &Status) -> Error {
-        // The transport keeps the same deadline and may notice it first.
-        let overdue = self.deadline.filter(|deadline| deadline.at <= Instant::now());
-        match overdue {
-            Some(Deadline { after, .. }) if std::error::Error::source(status).is_some() => {
+        match self.deadline {
+            Some(Deadline { at, after }) if ended_by_deadline(status, at) => {
                 Error::Deadline { after }
             }
             _ => Error::of(status, &self.address),
@@ -99,10 +97,20 @@ impl Call {
     }
 }
 
+/// Whether the transport, which keeps the same deadline, noticed it first: even
+/// a moment before it, since `grpc-timeout` is rounded down.
+fn ended_by_deadline(status: &Status, at: Instant) -> bool {
+    let broken = std::error::Error::source(status).is_some();
+    let expired = status.code() == Code::Cancelled
+        && status.message() == tonic::TimeoutExpired(()).to_string();
+    expired || (broken && at <= Instant::now())
+}
+
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
     use std::collections::BTreeMap;
+    use std::sync::Arc;
 
     use super::*;
     use crate::error::Refusal;
@@ -116,6 +124,18 @@ mod tests {
             metadata: BTreeMap::new(),
             retry_after,
         }))
+    }
+
+    #[tokio::test]
+    async fn the_transports_own_timer_is_the_calls_deadline() {
+        let expired = Status::cancelled(tonic::TimeoutExpired(()).to_string());
+        let after = Duration::from_secs(3600);
+        let address: Arc<str> = "http://x".into();
+        let bounded = Call::starting_now(Arc::clone(&address), Some(after), RetryPolicy::off());
+        assert_eq!(bounded.error(&expired).kind(), Kind::DeadlineExceeded);
+        assert_eq!(bounded.error(&Status::cancelled("left")).kind(), Kind::Cancelled);
+        let unbounded = Call::starting_now(address, None, RetryPolicy::off());
+        assert_eq!(unbounded.error(&expired).kind(), Kind::Cancelled);
     }
 
     async fn calls_made(kind: Kind, after: Option<Duration>, deadline: Option<Duration>) -> u32 {

@@ -36,7 +36,7 @@ fn edited(pointer: &str, value: Value) -> Value {
             members.insert(key.into(), value);
         }
         Value::Array(items) => items[key.parse::<usize>().expect("a number")] = value,
-        other => panic!("{other} has no members"),
+        other => unreachable!("{other} has no members"),
     }
     document
 }
