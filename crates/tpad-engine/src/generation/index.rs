@@ -232,6 +232,15 @@ impl Generation {
         }
     }
 
+    /// Refuses a layer at which the tier has nothing.
+    pub(super) fn check_layer(&self, tier: u32, layer: u32) -> Result<(), EngineError> {
+        let index = self.index(IndexNumber::Tier(tier));
+        match index.and_then(|index| index.place_of(layer)) {
+            Some(_) => Ok(()),
+            None => Err(self.no_layer(tier, layer)),
+        }
+    }
+
     /// The segment of a tier's layer.
     pub(super) async fn layer(
         &self,

@@ -10,7 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tpad_manifest::{BlockKey, ExpertKey, TierId};
 
-use self::order::{Experts, Order, Request};
+use self::order::{Experts, Order, Request, distinct};
 use super::Generation;
 use super::index::{IndexNumber, SharedSegment};
 use crate::EngineError;
@@ -168,14 +168,14 @@ impl Generation {
             return Err(EngineError::NothingSelected);
         }
         let mut requests = Vec::new();
-        for tier in tiers {
-            let tier = self.tier(tier)?;
+        let layers = &distinct(layers)[..];
+        for tier in self.distinct_tiers(tiers)? {
             let found = self.layers_of(tier, layers)?;
             self.bounded(requests.len().saturating_add(found.len()) as u64)?;
             requests.extend(found.into_iter().map(|layer| (tier, layer)));
         }
         let counted = self.admit(requests.len() as u64)?;
-        let mut picks = Picks::new(true);
+        let mut picks = Picks::new(false);
         let mut without = HashSet::new();
         let mut with = HashSet::new();
         let mut segments = futures::stream::iter(requests)
@@ -239,25 +239,27 @@ impl Generation {
         Ok(picks.finish(Arc::clone(self), segment, counted))
     }
 
-    /// The layers asked for, each once, or all that the tier has.
-    fn layers_of(&self, tier: u32, asked: &[u32]) -> Result<Vec<u32>, EngineError> {
-        let index = self.index(IndexNumber::Tier(tier));
-        let all = || index.into_iter().flat_map(|index| index.layers());
-        if asked.is_empty() {
-            return Ok(all().collect());
-        }
-        let known: HashSet<u32> = all().collect();
+    /// The tiers of these ids, each once.
+    fn distinct_tiers(&self, ids: &[TierId]) -> Result<Vec<u32>, EngineError> {
         let mut seen = HashSet::new();
-        let mut layers = Vec::new();
-        for layer in asked {
-            if !known.contains(layer) {
-                return Err(self.no_layer(tier, *layer));
-            }
-            if seen.insert(*layer) {
-                layers.push(*layer);
+        let mut tiers = Vec::new();
+        for id in ids {
+            let tier = self.tier(id)?;
+            if seen.insert(tier) {
+                tiers.push(tier);
             }
         }
-        Ok(layers)
+        Ok(tiers)
+    }
+
+    /// The layers asked for, of which none repeats, or all that the tier has.
+    fn layers_of(&self, tier: u32, asked: &[u32]) -> Result<Vec<u32>, EngineError> {
+        if asked.is_empty() {
+            let index = self.index(IndexNumber::Tier(tier));
+            return Ok(index.into_iter().flat_map(|index| index.layers()).collect());
+        }
+        asked.iter().try_for_each(|layer| self.check_layer(tier, *layer))?;
+        Ok(asked.to_vec())
     }
 
     fn bounded(&self, count: u64) -> Result<usize, EngineError> {

@@ -36,16 +36,22 @@ pub(super) struct Order {
     pub(super) may_repeat: bool,
 }
 
+/// Each once, in order. A request has room for millions of repeats, which must
+/// not be looked at again for each of its tiers.
+pub(super) fn distinct(layers: &[u32]) -> Vec<u32> {
+    let mut seen = HashSet::new();
+    layers.iter().copied().filter(|layer| seen.insert(*layer)).collect()
+}
+
 impl Order {
     pub(super) fn of(generation: &Generation, selection: &Selection) -> Result<Self, EngineError> {
         let Selection { keys, blocks, tiers, layers } = selection;
-        let distinct: HashSet<&TierId> = tiers.iter().collect();
         let only_tiers = keys.is_empty() && blocks.is_empty();
-        let mut order =
-            Self { may_repeat: !only_tiers || distinct.len() < tiers.len(), ..Self::default() };
-        order.add_keys(generation, keys, layers)?;
+        let mut order = Self { may_repeat: !only_tiers, ..Self::default() };
+        let layers = distinct(layers);
+        order.add_keys(generation, keys, &layers)?;
         order.add_blocks(generation, blocks)?;
-        order.add_tiers(generation, tiers, layers)?;
+        order.add_tiers(generation, tiers, &layers)?;
         Ok(order)
     }
 
@@ -111,7 +117,7 @@ impl Order {
                     Arc::make_mut(places).push(place);
                 }
                 _ => {
-                    generation.layers_of(tier, &[layer])?;
+                    generation.check_layer(tier, layer)?;
                     let experts = Experts::Listed(Arc::new(vec![place]));
                     self.requests.push(Request { tier, layer, experts });
                 }
@@ -126,8 +132,7 @@ impl Order {
         tiers: &[TierId],
         layers: &[u32],
     ) -> Result<(), EngineError> {
-        for tier in tiers {
-            let tier = generation.tier(tier)?;
+        for tier in generation.distinct_tiers(tiers)? {
             let found = generation.layers_of(tier, layers)?;
             self.expect(generation, found.len() as u64, generation.experts_of(tier))?;
             let requests = found.into_iter();

@@ -142,19 +142,44 @@ fn a_selection_is_what_its_words_say() {
 async fn all_selections_are_given_back() {
     let bounds = Bounds { selected_blocks_in_flight: 20, ..Bounds::default() };
     let (_checkpoint, engine, generation) = open(&Shape::mixed(), bounds).await;
-    let tier = |id: &str| Selection {
-        tiers: vec![id.parse().expect("an id"), id.parse().expect("an id")],
-        ..Selection::default()
-    };
-    // 6 blocks, asked for twice: repeats are counted only until they are known.
-    let first = generation.select(&tier("7"), soon()).await.expect("12 of 20");
+    let tier =
+        |id: &str| Selection { tiers: vec![id.parse().expect("an id")], ..Selection::default() };
+    let key = ExpertKey { tier: "7".parse().expect("an id"), group: 0, expert: 0 };
+    // 6 blocks, one of them asked for 6 times more: repeats are counted only
+    // until they are known.
+    let repeats = Selection { blocks: vec![(key, 5); 6], ..tier("7") };
+    let first = generation.select(&repeats, soon()).await.expect("12 of 20");
     assert_eq!(first.len(), 6);
-    let second = generation.select(&tier("7"), soon()).await.expect("12 of 14");
-    let error = generation.select(&tier("tier_10b"), soon()).await.expect_err("32 of 8");
+    let second = generation.select(&repeats, soon()).await.expect("12 of 14");
+    let error = generation.select(&tier("tier_10b"), soon()).await.expect_err("16 of 8");
     assert_eq!((error.kind(), error.reason()), (ErrorKind::ResourceExhausted, "SELECTIONS_BUSY"));
     drop((first, second));
-    let one = Selection { tiers: vec!["tier_10b".parse().expect("an id")], ..tier("7") };
-    assert_eq!(generation.select(&one, soon()).await.expect("16 of 20").len(), 16);
+    assert_eq!(generation.select(&tier("tier_10b"), soon()).await.expect("16 of 20").len(), 16);
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn repeats_cost_no_more_than_reading_them() {
+    let (_checkpoint, engine, generation) = open(&Shape::mixed(), Bounds::default()).await;
+    let id: TierId = "7".parse().expect("an id");
+    let key = ExpertKey { tier: id.clone(), group: 0, expert: 0 };
+    let began = std::time::Instant::now();
+    // Looked at for each other, they would be 400 million lookups.
+    let (tiers, layers) = (vec![id; 2000], vec![5; 200_000]);
+    let routers = generation.routers(&tiers, &layers, soon()).await.expect("one");
+    assert_eq!(routers.len(), 1);
+    let all = Selection { keys: vec![key], tiers, layers, ..Selection::default() };
+    let experts = generation.select(&all, soon()).await.expect("few");
+    let once =
+        Selection { tiers: all.tiers[..1].to_vec(), layers: vec![5], ..Selection::default() };
+    let once = generation.select(&once, soon()).await.expect("few");
+    let sorted = |selected| {
+        let mut keys = keys(selected);
+        keys.sort_unstable();
+        keys
+    };
+    assert_eq!(sorted(&experts), sorted(&once));
+    assert!(began.elapsed() < std::time::Duration::from_secs(5), "{:?}", began.elapsed());
     engine.shutdown().await;
 }
 
