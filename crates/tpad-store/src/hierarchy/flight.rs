@@ -93,8 +93,10 @@ impl Flights {
         Boarding::Lead(flight)
     }
 
-    /// Ends the flight with this result, unless demand arrived for a fill that
-    /// was a prefetch when it failed: `false` then, and it has to be tried again.
+    /// Ends the flight with this result, unless it failed for want of what has
+    /// come since: demand for a fill that was a prefetch, or a caller with time
+    /// left for one that ended because nobody had any. `false` then, and it has to
+    /// be tried again.
     pub(super) fn land(
         &self,
         flight: &Flight,
@@ -102,7 +104,14 @@ impl Flights {
         tried_as: Urgency,
     ) -> bool {
         let mut flights = self.lock();
-        if result.is_err() && flight.wishes().urgency > tried_as {
+        let wishes = flight.wishes();
+        if result.is_err() && wishes.urgency > tried_as {
+            return false;
+        }
+        // A fill's own time is told as `Slow` or by the origin, and a demand waits
+        // for room as long as anybody does.
+        let expired = matches!(result, Err(ReadError::Deadline { .. } | ReadError::NoRoom { .. }));
+        if expired && wishes.urgency == Urgency::Demand && wishes.deadline > Instant::now() {
             return false;
         }
         flights.remove(&flight.fetch.id);
@@ -187,5 +196,54 @@ impl std::fmt::Debug for Flight {
             .field("wishes", &self.wishes())
             .field("stage", &self.stage())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::OriginError;
+
+    struct Nowhere;
+
+    #[async_trait]
+    impl Origin for Nowhere {
+        fn url(&self) -> &str {
+            "nowhere"
+        }
+
+        async fn read_range(
+            &self,
+            object: &str,
+            _offset: u64,
+            _into: &mut [u8],
+            _deadline: Instant,
+        ) -> Result<(), OriginError> {
+            Err(OriginError::NotFound { object: object.into() })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_boards_while_a_flight_expires_is_not_told_that_it_did() {
+        let flights = Flights::default();
+        let origin: Arc<dyn Origin> = Arc::new(Nowhere);
+        let id = BlockId::of(b"x");
+        let fetch = Arc::new(BlockFetch { id, bytes: 0, parts: Vec::new(), class: "a".into() });
+        let board = |options| flights.board(&origin, &fetch, options, 9, || None);
+        let Boarding::Lead(flight) = board(ReadOptions::demand(Instant::now())) else {
+            panic!("nobody led");
+        };
+        flight.expired().await;
+        let later = Instant::now() + Duration::from_secs(9);
+        assert!(matches!(board(ReadOptions::demand(later)), Boarding::Joined(_)));
+        let expired = || Err(ReadError::Deadline { id });
+        assert!(!flights.land(&flight, expired(), Urgency::Demand));
+        tokio::time::advance(Duration::from_secs(9)).await;
+        assert!(flights.land(&flight, expired(), Urgency::Demand));
+        assert_eq!(flights.len(), 0);
     }
 }

@@ -65,6 +65,28 @@ async fn callers_who_leave_stop_nothing() {
     assert!(requests.values().all(|count| *count == 1), "{requests:?}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn readers_in_step_fetch_each_block_once() {
+    let model = Arc::new(Model::new(23, "a", vec![300; 4000]));
+    let origin = model.memory_origin();
+    let hierarchy = hierarchy(64 * MIB, vec![]);
+    let readers = (0..8).map(|_| {
+        let (hierarchy, model) = (Arc::clone(&hierarchy), Arc::clone(&model));
+        let origin: Arc<dyn Origin> = origin.clone();
+        tokio::spawn(async move {
+            for block in &model.blocks {
+                check(&hierarchy, &origin, block).await;
+            }
+        })
+    });
+    for reader in join_all(readers.collect::<Vec<_>>()).await {
+        reader.expect("no panic");
+    }
+    // A reader that misses just before a fill ends must not start another one.
+    let twice: Vec<_> = origin.requests().into_iter().filter(|(_, count)| *count > 1).collect();
+    assert!(twice.is_empty(), "{twice:?}");
+}
+
 /// A model of mixed sizes, four times the capacity.
 fn mixed(seed: u64, capacity: u64) -> Model {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
