@@ -102,6 +102,28 @@ pub(crate) enum LoadError {
     Deadline(std::time::Duration),
 }
 
+impl LoadError {
+    /// The error without what differs from one attempt to the next: a store's
+    /// own words hold durations and request numbers.
+    pub(crate) fn topic(&self) -> String {
+        let origin = match self {
+            Self::Open { source, .. } | Self::List { source, .. } | Self::Read { source, .. } => {
+                source
+            }
+            Self::Index { source: IndexProblem::Origin(source), .. } => source,
+            _ => return self.to_string(),
+        };
+        match origin {
+            OriginError::Failed { object, .. }
+            | OriginError::Denied { object, .. }
+            | OriginError::Deadline { object, .. } => {
+                format!("{object}: {}", origin.kind().as_str())
+            }
+            _ => self.to_string(),
+        }
+    }
+}
+
 /// Loads the model's revision.
 pub(crate) async fn load(
     model: &ModelConfig,

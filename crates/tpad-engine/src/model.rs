@@ -8,7 +8,7 @@ use serde::Serialize;
 use tracing::Instrument as _;
 
 use crate::generation::{Generation, Shared};
-use crate::load::load;
+use crate::load::{LoadError, load};
 use crate::{BudgetEnforcement, EngineError, ModelConfig, RetryIntervals};
 
 /// A configured model.
@@ -18,7 +18,15 @@ pub(crate) struct Model {
     serving: ArcSwapOption<Generation>,
     /// Why the last attempt failed; `None` before the first ends and after a
     /// success.
-    failure: Mutex<Option<String>>,
+    failure: Mutex<Option<Failure>>,
+}
+
+/// Why an attempt to load a model failed.
+#[derive(Debug)]
+struct Failure {
+    reason: String,
+    /// What makes it news: [`LoadError::topic`].
+    topic: String,
 }
 
 /// Whether a model can be read.
@@ -107,7 +115,7 @@ impl Model {
                         changed();
                         return;
                     }
-                    Err(error) => self.failed(error.to_string(), pause, &loader.shared),
+                    Err(error) => self.failed(&error, pause, &loader.shared),
                 }
                 changed();
                 tokio::select! {
@@ -136,18 +144,20 @@ impl Model {
         tracing::info!(revision, generation = number, "model loaded");
     }
 
-    fn failed(&self, reason: String, pause: Duration, shared: &Shared) {
+    fn failed(&self, error: &LoadError, pause: Duration, shared: &Shared) {
         shared.metrics.failed(&self.config.name);
+        let (reason, topic) = (error.to_string(), error.topic());
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        // Once for each reason, not once for each attempt.
-        if failure.as_ref() != Some(&reason) {
+        // Once for each topic, not once for each attempt.
+        if failure.as_ref().is_none_or(|known| known.topic != topic) {
             tracing::warn!(reason, retry_seconds = pause.as_secs_f64(), "model not loaded");
         }
-        *failure = Some(reason);
+        *failure = Some(Failure { reason, topic });
     }
 
     fn reason(&self) -> Option<String> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.as_ref().map(|failure| failure.reason.clone())
     }
 }
 

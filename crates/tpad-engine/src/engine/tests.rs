@@ -373,3 +373,26 @@ async fn counters_equal_what_was_read() {
     assert!(text.contains("tpad_model_loads_total{model=\"m\",outcome=\"loaded\"} 1"), "{text}");
     engine.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_store_that_stays_away_is_one_piece_of_news() {
+    let checkpoint = Checkpoint::new(&Shape::mixed());
+    let engine = start(config(vec![model("m", &checkpoint.root())]));
+    let served = serving(&engine, "m").await;
+    // A port that was free a moment ago: nobody answers.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("it has one");
+    drop(listener);
+    let mut away = model("away", "s3://bucket/x");
+    away.origin.endpoint = Some(format!("http://{address}"));
+    away.origin.allow_http = true;
+    away.origin.retries = 0;
+    let mut topics = BTreeSet::new();
+    for _ in 0..5 {
+        let enforcement = BudgetEnforcement::Warn;
+        let attempt = crate::load::load(&away, enforcement, || 1, served.shared());
+        topics.insert(attempt.await.expect_err("nobody answers").topic());
+    }
+    assert_eq!(topics.len(), 1, "{topics:?}");
+    engine.shutdown().await;
+}
