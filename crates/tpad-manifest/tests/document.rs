@@ -31,13 +31,8 @@ fn sound() -> Value {
 fn edited(pointer: &str, value: Value) -> Value {
     let mut document = sound();
     let (parent, key) = pointer.rsplit_once('/').expect("a pointer");
-    match document.pointer_mut(parent).expect("the parent is there") {
-        Value::Object(members) => {
-            members.insert(key.into(), value);
-        }
-        Value::Array(items) => items[key.parse::<usize>().expect("a number")] = value,
-        other => unreachable!("{other} has no members"),
-    }
+    let parent = document.pointer_mut(parent).expect("the parent is there");
+    parent.as_object_mut().expect("its members have names").insert(key.into(), value);
     document
 }
 
