@@ -68,18 +68,22 @@ fn expert(layer: u32, number: u32, style: Style, at: u64) -> BlockRecord {
 }
 
 fn router(layer: u32, pieces: u64) -> BlockRecord {
-    let ranges = (0..pieces).map(|n| range(1, 1 << 40 | n * 100, 8)).collect();
+    let ranges = (0..pieces).map(|n| range(1, (1 << 40) | (n * 100), 8)).collect();
     let name = format!("model.layers.{layer}.mlp.gate.weight");
     let tensors = vec![tensor(name, vec![pieces, 4], Part::Weight, ranges)];
     BlockRecord { id: BlockId::of(&layer.to_le_bytes()), tensors, source: None }
 }
+
+/// A layer's groups, each with its experts, style and first byte, and the pieces
+/// of its router.
+type Drawn = (Vec<(u32, Style, u64)>, u64);
 
 fn layers() -> impl Strategy<Value = Vec<Layer>> {
     let style = prop_oneof![Just(Style::Own), Just(Style::Stacked), Just(Style::Uneven)];
     let group = (0u32..5, style, 0u64..1 << 33);
     let layer = (proptest::collection::vec(group, 0..4), 0u64..4);
     proptest::collection::btree_map(0u32..80, layer, 0..4).prop_map(|layers| {
-        let layer = |(layer, (groups, pieces)): (u32, (Vec<(u32, Style, u64)>, u64))| Layer {
+        let layer = |(layer, (groups, pieces)): (u32, Drawn)| Layer {
             layer,
             groups: groups
                 .into_iter()
