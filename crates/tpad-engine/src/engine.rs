@@ -64,10 +64,11 @@ impl Engine {
         if let Some(twice) = models.iter().find(|model| !names.insert(model.name.clone())) {
             return Err(StartError::DuplicateModel(twice.name.clone()));
         }
-        let hierarchy = Hierarchy::new(store, Vec::new(), store_metrics)?;
+        let hierarchy = Hierarchy::new(store, Vec::new(), store_metrics.clone())?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let shared = Shared {
             hierarchy: Arc::clone(&hierarchy),
+            store_metrics,
             metrics,
             bounds,
             tasks: tasks.clone(),

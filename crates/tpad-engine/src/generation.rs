@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use tpad_manifest::{BlockKey, BlockRecord, Catalog, Digest, FileRecord, Manifest, TierId};
 use tpad_store::{
     BlockFetch, CacheClass, Hierarchy, Medium, ObjectOrigin, Origin, ReadOptions, Served,
+    StoreMetrics,
 };
 
 use crate::shelf::Shelf;
@@ -55,6 +56,8 @@ pub struct Generation {
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) hierarchy: Arc<Hierarchy>,
+    /// Where origins count their retries.
+    pub(crate) store_metrics: StoreMetrics,
     pub(crate) metrics: EngineMetrics,
     pub(crate) bounds: Bounds,
     pub(crate) tasks: TaskTracker,

@@ -143,7 +143,7 @@ async fn attempt(
     shared: &Shared,
 ) -> Result<Generation, LoadError> {
     let place = Place::of(&model.root);
-    let root = open(&place.root, model)?;
+    let root = open(&place.root, model, shared)?;
     let revision = match place.pinned {
         Some(revision) => revision,
         None => {
@@ -165,7 +165,7 @@ async fn attempt(
         None => Arc::clone(&root),
         Some(base) => {
             check_base(base, &place.root, &model.allowed_bases)?;
-            open(base, model)?
+            open(base, model, shared)?
         }
     };
     let deadline = Instant::now() + shared.bounds.load_deadline;
@@ -199,8 +199,9 @@ async fn attempt(
     Ok(Generation::new(parts, shared.clone()))
 }
 
-fn open(url: &str, model: &ModelConfig) -> Result<Arc<ObjectOrigin>, LoadError> {
+fn open(url: &str, model: &ModelConfig, shared: &Shared) -> Result<Arc<ObjectOrigin>, LoadError> {
     let origin = ObjectOrigin::open(url, &model.origin);
+    let origin = origin.map(|origin| origin.with_metrics(shared.store_metrics.clone()));
     origin.map(Arc::new).map_err(|source| LoadError::Open { url: url.into(), source })
 }
 

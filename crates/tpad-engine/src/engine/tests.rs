@@ -396,3 +396,21 @@ async fn a_store_that_stays_away_is_one_piece_of_news() {
     assert_eq!(topics.len(), 1, "{topics:?}");
     engine.shutdown().await;
 }
+
+#[tokio::test]
+async fn retries_of_a_store_that_is_away_are_counted() {
+    let metrics = StoreMetrics::default();
+    let mut registry = prometheus_client::registry::Registry::default();
+    metrics.register(&mut registry);
+    // Nothing listens on port 1.
+    let away = model("away", "http://127.0.0.1:1/m/tpad/revisions/1.json");
+    let config = config(vec![away]);
+    let engine = Engine::start(config, EngineMetrics::default(), metrics).expect("it starts");
+    refused(&engine, "away").await;
+    engine.shutdown().await;
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).expect("it encodes");
+    let counted = text.lines().find_map(|line| line.strip_prefix("tpad_origin_retries_total "));
+    let counted: u64 = counted.expect("it is there").parse().expect("a number");
+    assert!(counted > 0, "{text}");
+}
