@@ -10,8 +10,8 @@ use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 use tonic::service::Routes;
+use tonic::{Code, Status};
 use tower_service::Service;
 use tracing::Instrument;
 
@@ -138,6 +138,9 @@ impl Gateway {
             None => Ok(response.await),
         };
         match response {
+            Ok(Ok(response)) if announced_too_much(&response) => {
+                refusal::request_too_large(id, self.limits.request_bytes as u64).into_http()
+            }
             Ok(Ok(response)) => response,
             Err(_) => refusal::deadline(id, "before the reply began").into_http(),
         }
@@ -183,6 +186,13 @@ impl Gateway {
         // Beyond the clock's range is no deadline at all.
         Ok(Instant::now().checked_add(timeout))
     }
+}
+
+/// Whether tonic has refused a message by its announced length, before its bytes
+/// came: with a code that the services do not have, and without the request's name.
+fn announced_too_much(response: &Response<tonic::body::Body>) -> bool {
+    let code = response.headers().get("grpc-status");
+    code.is_some_and(|code| Code::from_bytes(code.as_bytes()) == Code::OutOfRange)
 }
 
 impl ConnectionService {

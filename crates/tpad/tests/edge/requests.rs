@@ -198,6 +198,17 @@ async fn a_request_that_is_too_large_or_never_complete_is_refused() {
     assert_eq!(refusal.code(), tonic::Code::ResourceExhausted);
     assert!(refusal.message().contains("limits.request_bytes"), "{}", refusal.message());
 
+    // Its announced length is enough for a service of tonic's own to refuse it.
+    let check = "/grpc.health.v1.Health/Check";
+    let grpc = [("content-type", "application/grpc"), ("te", "trailers")];
+    let (response, mut body) = client.send_request(request(check, &grpc), false).expect("sent");
+    body.send_data(Bytes::from_static(b"\0\0\x01\x86\xa1"), false).expect("sent");
+    let refusal = status(&reply(response).await.0);
+    assert_eq!(refusal.code(), tonic::Code::ResourceExhausted, "{refusal:?}");
+    let info = refusal.get_details_error_info().expect("it has one");
+    assert_eq!(info.reason, "REQUEST_TOO_LARGE");
+    assert!(info.metadata.contains_key("request_id"));
+
     let (response, _body) = client.send_request(request(echo, &[]), false).expect("sent");
     let refusal = status(&reply(response).await.0);
     assert_eq!(refusal.code(), tonic::Code::DeadlineExceeded);

@@ -82,8 +82,10 @@ impl Server {
         let metrics = EdgeMetrics::default();
         let replies = Arc::new(AtomicUsize::new(0));
         let bound = Bound::bind(&listen).await.expect("bound");
+        let (_, health) = tonic_health::server::health_reporter();
         let edge = bound.serve(EdgeConfig {
-            routes: routes(&replies).into(),
+            routes: tonic::service::Routes::from(routes(&replies))
+                .add_service(health.max_decoding_message_size(limits.request_bytes)),
             methods: HashSet::from(["tpad.test.Replies/Endless".to_owned()]),
             pages: axum::Router::new().route("/page", get(|| async { "a page" })),
             limits,
