@@ -25,6 +25,8 @@ struct State {
     used_by_prefetch: u64,
     demand: VecDeque<Waiter>,
     prefetch: VecDeque<Waiter>,
+    /// Waiters that left since the queues were last cleared of them.
+    left: usize,
 }
 
 #[derive(Debug)]
@@ -42,6 +44,9 @@ pub(crate) struct Permit {
     urgency: Urgency,
 }
 
+/// Who waits, and may leave before its turn.
+struct Leaving<'a>(Option<&'a Arc<Gate>>);
+
 impl Gate {
     /// A gate with so many places, at least one.
     pub(crate) fn new(places: u64) -> Arc<Self> {
@@ -53,7 +58,12 @@ impl Gate {
     pub(crate) async fn enter(self: &Arc<Self>, places: u64, urgency: Urgency) -> Permit {
         let places = places.min(self.places);
         loop {
-            if let Ok(permit) = self.stand_in_line(places, urgency).await {
+            let mut leaving = Leaving(Some(self));
+            // Declared later, so dropped earlier.
+            let line = self.stand_in_line(places, urgency);
+            let granted = line.await;
+            leaving.0 = None;
+            if let Ok(permit) = granted {
                 return permit;
             }
             // Only a panic elsewhere loses a waiter: stand in line again.
@@ -77,7 +87,8 @@ impl Gate {
     /// How many wait.
     pub(crate) fn waiting(&self) -> usize {
         let state = self.lock();
-        state.demand.len() + state.prefetch.len()
+        let waiters = state.demand.iter().chain(&state.prefetch);
+        waiters.filter(|waiter| !waiter.ready.is_closed()).count()
     }
 
     fn grant(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
@@ -131,6 +142,17 @@ impl State {
         queue.front().map(|waiter| waiter.places)
     }
 
+    /// Forgets those who left once they are half of the queues: who waits in front
+    /// may do so for long.
+    fn clear(&mut self) {
+        self.left += 1;
+        if self.left * 2 > self.demand.len() + self.prefetch.len() {
+            self.demand.retain(|waiter| !waiter.ready.is_closed());
+            self.prefetch.retain(|waiter| !waiter.ready.is_closed());
+            self.left = 0;
+        }
+    }
+
     fn leave(&mut self, places: u64, urgency: Urgency) {
         self.used -= places;
         if urgency == Urgency::Prefetch {
@@ -144,6 +166,17 @@ impl Drop for Permit {
         if let Some(gate) = self.gate.take() {
             let mut state = gate.lock();
             state.leave(self.places, self.urgency);
+            gate.grant(state);
+        }
+    }
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        if let Some(gate) = self.0 {
+            let mut state = gate.lock();
+            state.clear();
+            // There may be room for those behind it.
             gate.grant(state);
         }
     }
@@ -205,6 +238,34 @@ mod tests {
         // The permit is on its way when its owner leaves.
         drop(granted);
         assert!((&mut last).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn who_leaves_the_front_lets_the_next_one_in() {
+        let gate = Gate::new(3);
+        let _held = gate.enter(2, Urgency::Demand).await;
+        let mut large = enter(&gate, 3, Urgency::Demand);
+        let mut small = enter(&gate, 1, Urgency::Demand);
+        for waiting in [&mut large, &mut small] {
+            assert!(waiting.now_or_never().is_none());
+        }
+        drop(large);
+        assert!((&mut small).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn who_left_takes_no_memory_behind_one_who_stays() {
+        let gate = Gate::new(1);
+        let _held = gate.enter(1, Urgency::Demand).await;
+        let mut front = enter(&gate, 1, Urgency::Demand);
+        assert!((&mut front).now_or_never().is_none());
+        for n in 0..10_000 {
+            let urgency = if n % 2 == 0 { Urgency::Demand } else { Urgency::Prefetch };
+            assert!(gate.enter(1, urgency).now_or_never().is_none());
+        }
+        assert_eq!(gate.waiting(), 1);
+        let state = gate.lock();
+        assert!(state.demand.len() + state.prefetch.len() < 10);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
