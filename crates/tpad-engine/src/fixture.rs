@@ -180,6 +180,7 @@ impl Checkpoint {
             layers: layers.into_iter().map(layer).collect(),
             scoring: Scoring::default(),
             default_tier_set: tiers.iter().take(1).map(|tier| tier.id.clone()).collect(),
+            tier_sets: BTreeMap::new(),
             requires: Vec::new(),
             files,
             dense,

@@ -13,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use read::{Loaded, MAX_DOCUMENT_BYTES};
+pub use rules::is_tier_set_name;
 pub use version::{FORMAT_VERSION, FormatVersion, ModelVersion, VersionError};
 
 use crate::{Digest, Dtype, TierId};
@@ -48,6 +49,11 @@ pub struct Manifest {
     /// The tiers that a request without a TierSet gets.
     #[schemars(with = "Vec<TierIdSchema>")]
     pub default_tier_set: Vec<TierId>,
+    /// TierSets by name, for requests that ask for one. Left out where there
+    /// are none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(with = "BTreeMap<String, Vec<TierIdSchema>>")]
+    pub tier_sets: BTreeMap<String, Vec<TierId>>,
     /// Features that a reader must know to serve the checkpoint at all.
     pub requires: Vec<String>,
     /// Small files that travel with the model: `config.json`, tokenizer.
@@ -91,6 +97,10 @@ pub struct Scoring {
     pub normalize: bool,
     /// What the weights are multiplied by in the end.
     pub scale: f64,
+    /// How the router scores a group. Left out where it is the default, so that
+    /// documents of families without groups stay what they were.
+    #[serde(default, skip_serializing_if = "GroupScoring::is_default")]
+    pub groups: GroupScoring,
 }
 
 /// The function that a router applies to its logits.
@@ -108,6 +118,39 @@ pub enum ScoringFunction {
     SqrtSoftplus,
 }
 
+/// How a family's router scores a group of experts, before it takes the best
+/// groups of a tier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupScoring {
+    /// The log-sum-exp of its experts' logits: its probability under the flat
+    /// softmax.
+    #[default]
+    LogSumExp,
+    /// The largest of its experts' scores, as DeepSeek-V2 does.
+    Max,
+    /// The sum of its experts' two largest scores for selection, correction
+    /// bias included, as DeepSeek-V3 does.
+    TopTwoSum,
+}
+
+impl GroupScoring {
+    /// The name that the manifest uses.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::LogSumExp => "log_sum_exp",
+            Self::Max => "max",
+            Self::TopTwoSum => "top_two_sum",
+        }
+    }
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 impl Default for Scoring {
     fn default() -> Self {
         Self {
@@ -115,6 +158,7 @@ impl Default for Scoring {
             correction_bias: false,
             normalize: false,
             scale: 1.0,
+            groups: GroupScoring::default(),
         }
     }
 }

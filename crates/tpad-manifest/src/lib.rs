@@ -22,9 +22,9 @@ pub use block::{BlockRecord, Source};
 pub use catalog::{Catalog, TierError};
 pub use digest::{BlockId, Digest, DigestParseError};
 pub use document::{
-    Compatibility, FORMAT_VERSION, FileRecord, FormatVersion, GroupRecord, IndexRef, LayerKind,
-    LayerRecord, Loaded, MAX_DOCUMENT_BYTES, Manifest, ModelVersion, Placement, Routing, Scoring,
-    ScoringFunction, TierRecord, VersionError,
+    Compatibility, FORMAT_VERSION, FileRecord, FormatVersion, GroupRecord, GroupScoring, IndexRef,
+    LayerKind, LayerRecord, Loaded, MAX_DOCUMENT_BYTES, Manifest, ModelVersion, Placement, Routing,
+    Scoring, ScoringFunction, TierRecord, VersionError, is_tier_set_name,
 };
 pub use dtype::{Dtype, SizeError};
 pub use id::{TierId, TierIdError};

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tpad_manifest::{
-    Compatibility, Digest, Dtype, FORMAT_VERSION, FileRecord, FormatVersion, GroupRecord, IndexRef,
-    LayerKind, LayerRecord, Manifest, ModelVersion, Placement, Rejected, Routing, Scoring,
-    ScoringFunction, TierId, TierRecord,
+    Compatibility, Digest, Dtype, FORMAT_VERSION, FileRecord, FormatVersion, GroupRecord,
+    GroupScoring, IndexRef, LayerKind, LayerRecord, Manifest, ModelVersion, Placement, Rejected,
+    Routing, Scoring, ScoringFunction, TierId, TierRecord,
 };
 
 /// The bare specification's document. It was written by hand, stands for every
@@ -54,6 +54,7 @@ fn the_golden_document_loads_with_the_defaults() {
     let ids =
         [TierId::Name("tier_1b".into()), TierId::Number(10), TierId::Name("tier_100b".into())];
     assert_eq!(manifest.default_tier_set, ids, "without the field, every tier");
+    assert_eq!(manifest.tier_sets, BTreeMap::new());
     let groups: Vec<Vec<u32>> =
         manifest.tiers.iter().map(|tier| tier.groups.iter().map(|g| g.experts).collect()).collect();
     assert_eq!(groups, [vec![8, 8], vec![64, 32, 16], vec![256]]);
@@ -70,6 +71,19 @@ fn what_is_written_is_of_this_version_and_reads_back() {
     manifest.format_version = FORMAT_VERSION;
     let text = manifest.to_json();
     assert!(text.contains("\"format_version\": \"1.1\""));
+    assert_eq!(Manifest::parse(text.as_bytes()).expect("reads back").manifest, manifest);
+}
+
+#[test]
+fn fields_at_their_defaults_that_came_later_are_not_written() {
+    let loaded = Manifest::parse(sound().to_string().as_bytes()).expect("an older 1.1");
+    let mut manifest = loaded.manifest;
+    let text = manifest.to_json();
+    assert!(!text.contains("tier_sets") && !text.contains("\"groups\": \"log"), "{text}");
+    manifest.scoring.groups = GroupScoring::TopTwoSum;
+    manifest.tier_sets = BTreeMap::from([("small".into(), vec![TierId::Number(7)])]);
+    let text = manifest.to_json();
+    assert!(text.contains("\"groups\": \"top_two_sum\""), "{text}");
     assert_eq!(Manifest::parse(text.as_bytes()).expect("reads back").manifest, manifest);
 }
 
@@ -122,10 +136,13 @@ fn a_newer_minor_is_read_and_what_it_adds_is_ignored() {
     document["tiers"][0]["placement"] = json!("holographic");
     document["tiers"][0]["compatibility"] = json!({"quantization": "q99", "novelty": []});
     document["layers"][0]["kind"] = json!("sideways");
-    document["scoring"] = json!({"function": "entmax"});
+    document["scoring"] = json!({"function": "entmax", "groups": "median"});
     let loaded = Manifest::parse(document.to_string().as_bytes()).expect("same major");
     let places: Vec<&str> = loaded.warnings.iter().map(|warning| warning.place.as_str()).collect();
-    assert_eq!(places, ["/tiers/0/placement", "/layers/0/kind", "/scoring/function"]);
+    assert_eq!(
+        places,
+        ["/tiers/0/placement", "/layers/0/kind", "/scoring/function", "/scoring/groups"]
+    );
     assert_eq!(loaded.manifest.tiers[0].placement, Placement::ObjectStore);
     assert_eq!(loaded.manifest.tiers[0].compatibility.quantization.as_deref(), Some("q99"));
     assert_eq!(loaded.skipped, BTreeMap::new());
@@ -151,6 +168,7 @@ fn every_problem_is_reported_with_its_place() {
         "layers": [{"layer": 4}, {"layer": 4}, {}],
         "scoring": {"normalize": "yes"},
         "default_tier_set": ["a", "a", "zzz"],
+        "tier_sets": {"ok": ["a"], "no good": [], "twice": ["a", "a"], "x": ["zzz"], "n": 3, "m": null},
         "files": {"../x": {"object": "/etc/passwd", "bytes": 1, "digest": "0"}, "a/b": 3},
         "dense": {"digest": "0", "bytes": 1},
         "tiers": [
@@ -173,6 +191,11 @@ fn every_problem_is_reported_with_its_place() {
         "/scoring/normalize",
         "/default_tier_set/1",
         "/default_tier_set/2",
+        "/tier_sets/no good",
+        "/tier_sets/twice/1",
+        "/tier_sets/x/0",
+        "/tier_sets/n",
+        "/tier_sets/m",
         "/files/..~1x",
         "/files/..~1x/object",
         "/files/..~1x/digest",
@@ -272,8 +295,14 @@ fn manifests() -> impl Strategy<Value = Manifest> {
                     correction_bias: true,
                     normalize: true,
                     scale,
+                    groups: [GroupScoring::LogSumExp, GroupScoring::Max, GroupScoring::TopTwoSum]
+                        [usize::try_from(revision % 3).expect("small")],
                 },
                 default_tier_set: tiers.iter().take(1).map(|tier| tier.id.clone()).collect(),
+                tier_sets: tiers
+                    .iter()
+                    .map(|tier| (format!("set.{}", tier.id), vec![tier.id.clone()]))
+                    .collect(),
                 requires: vec![],
                 files: BTreeMap::from([(
                     "config.json".into(),

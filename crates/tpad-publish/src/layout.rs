@@ -149,10 +149,11 @@ pub fn recognise(
     }
     let mut notes = notes(&survey);
     let signs = signs(&sites, &layers);
-    let scoring = routing::scoring(config, signs, &mut notes)?;
     let experts = layers.first().map_or(0, |layer| layer.experts.len());
     let experts = u32::try_from(experts).unwrap_or(u32::MAX);
-    let Groups { groups, groups_per_token, experts_per_token } = routing::groups(config, experts)?;
+    let routing = routing::groups(config, experts)?;
+    let scoring = routing::scoring(config, signs, &routing, &mut notes)?;
+    let Groups { groups, groups_per_token, experts_per_token } = routing;
     let labels: Vec<String> = schemes.into_iter().filter_map(Scheme::label).collect();
     Ok(Checkpoint {
         family: sites.first().map_or("", family),

@@ -3,6 +3,8 @@
 mod planned;
 mod rows;
 
+use std::collections::BTreeMap;
+
 use tpad_manifest::{LayerRecord, Placement, Routing, Scoring, TierId};
 
 use crate::layout::{Checkpoint, DraftBlock, ExpertSize, MoeLayer};
@@ -21,6 +23,8 @@ pub struct Mapping {
     pub scoring: Scoring,
     /// The tiers that a request without a TierSet gets.
     pub default_tier_set: Vec<TierId>,
+    /// TierSets by name.
+    pub tier_sets: BTreeMap<String, Vec<TierId>>,
 }
 
 /// One tier.
@@ -79,6 +83,7 @@ pub fn map(checkpoint: &Checkpoint, plan: Option<&Plan>) -> Result<Mapping, Plan
         layers: checkpoint.layers.iter().map(layer).collect(),
         scoring: checkpoint.scoring,
         default_tier_set,
+        tier_sets: plan.map(|plan| plan.tier_sets.clone()).unwrap_or_default(),
     })
 }
 

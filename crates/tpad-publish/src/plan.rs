@@ -23,6 +23,7 @@ pub struct Plan {
     pub(crate) tiers: Vec<TierPlan>,
     pub(crate) unused: Members,
     pub(crate) default_tier_set: Option<Vec<TierId>>,
+    pub(crate) tier_sets: BTreeMap<String, Vec<TierId>>,
 }
 
 /// One tier of a plan.

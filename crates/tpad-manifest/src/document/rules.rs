@@ -1,6 +1,6 @@
 //! What must hold within one manifest.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{Manifest, TierRecord};
 use crate::{Problem, TierId, check_object_path};
@@ -12,6 +12,18 @@ const MAX_GROUPS: usize = 65_536;
 const MAX_LAYERS: usize = 65_536;
 const MAX_EXPERTS_PER_TIER: u64 = 1 << 24;
 const MAX_FILES: usize = 4096;
+const MAX_TIER_SETS: usize = 1024;
+
+/// The longest name of a TierSet, in bytes: names come back in replies.
+const MAX_SET_NAME_BYTES: usize = 128;
+
+/// Whether a name can be that of a TierSet: 1 to 128 letters, digits, `_`, `-`
+/// and `.`, as in a tier's id.
+#[must_use]
+pub fn is_tier_set_name(name: &str) -> bool {
+    let letter = |b: u8| b.is_ascii_alphanumeric() || b"_-.".contains(&b);
+    (1..=MAX_SET_NAME_BYTES).contains(&name.len()) && name.bytes().all(letter)
+}
 
 impl Manifest {
     /// Everything that is wrong with the manifest's content. [`Manifest::parse`]
@@ -49,14 +61,31 @@ impl Manifest {
             }
             tier.check(&format!("/tiers/{n}"), problems);
         }
-        for (n, id) in self.default_tier_set.iter().enumerate() {
-            if !self.tiers.iter().any(|tier| tier.id == *id) {
-                let message = format!("{id} is not a tier of this manifest");
-                problems.push(Problem::new(format!("/default_tier_set/{n}"), message));
+        self.check_set(&self.default_tier_set, "/default_tier_set", problems);
+        bounded(problems, "/tier_sets", self.tier_sets.len(), MAX_TIER_SETS);
+        for (name, set) in &self.tier_sets {
+            let place = super::json::pointer("/tier_sets", name);
+            if !is_tier_set_name(name) {
+                let message = "a name has 1 to 128 letters, digits, '_', '-' and '.'";
+                problems.push(Problem::new(place.clone(), message));
             }
-            if self.default_tier_set[..n].contains(id) {
+            self.check_set(set, &place, problems);
+        }
+    }
+
+    /// A TierSet of the manifest names tiers of the manifest, each once.
+    fn check_set(&self, set: &[TierId], place: &str, problems: &mut Vec<Problem>) {
+        bounded(problems, place, set.len(), MAX_TIERS);
+        let known: HashSet<&TierId> = self.tiers.iter().map(|tier| &tier.id).collect();
+        let mut seen = HashSet::new();
+        for (n, id) in set.iter().enumerate() {
+            if !known.contains(id) {
+                let message = format!("{id} is not a tier of this manifest");
+                problems.push(Problem::new(format!("{place}/{n}"), message));
+            }
+            if !seen.insert(id) {
                 let message = format!("{id} appears more than once");
-                problems.push(Problem::new(format!("/default_tier_set/{n}"), message));
+                problems.push(Problem::new(format!("{place}/{n}"), message));
             }
         }
     }

@@ -22,6 +22,7 @@ pub(super) struct Blocks {
     pub(super) layers: Vec<LayerRecord>,
     pub(super) scoring: Scoring,
     pub(super) default_tier_set: Vec<TierId>,
+    pub(super) tier_sets: BTreeMap<String, Vec<TierId>>,
     dense: Vec<BlockRecord>,
 }
 
@@ -50,12 +51,13 @@ pub(super) struct Indexes {
 
 impl Blocks {
     pub(super) fn of(mapping: Mapping) -> Result<Self, ImportError> {
-        let Mapping { tiers, dense, layers, scoring, default_tier_set } = mapping;
+        let Mapping { tiers, dense, layers, scoring, default_tier_set, tier_sets } = mapping;
         let blocks = Self {
             tiers: tiers.into_iter().map(Tier::of).collect(),
             layers,
             scoring,
             default_tier_set,
+            tier_sets,
             dense: dense.into_iter().map(record).collect(),
         };
         for tensor in blocks.iter().flat_map(|block| &block.tensors) {

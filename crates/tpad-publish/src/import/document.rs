@@ -52,6 +52,7 @@ impl Draft<'_> {
             layers: blocks.layers.clone(),
             scoring: blocks.scoring,
             default_tier_set: blocks.default_tier_set.clone(),
+            tier_sets: blocks.tier_sets.clone(),
             requires: Vec::new(),
             files: self.files.clone(),
             dense: indexes.and_then(|indexes| indexes.dense.as_ref()).map(|index| index.reference),

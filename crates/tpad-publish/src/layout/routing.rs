@@ -3,7 +3,7 @@
 //! Where it says nothing, the model type's own default holds, as its reference
 //! code computes it.
 
-use tpad_manifest::{Scoring, ScoringFunction};
+use tpad_manifest::{GroupScoring, Scoring, ScoringFunction};
 
 use super::LayoutError;
 use super::config::{Config, refuse};
@@ -82,10 +82,11 @@ pub(super) fn function(config: Config<'_>) -> Result<Option<ScoringFunction>, La
     }
 }
 
-/// How the router scores.
+/// How the router scores experts and, where it sorts them into `groups`, these.
 pub(super) fn scoring(
     config: Config<'_>,
     signs: Signs,
+    groups: &Groups,
     notes: &mut Vec<String>,
 ) -> Result<Scoring, LayoutError> {
     let function = match function(config)? {
@@ -128,7 +129,21 @@ pub(super) fn scoring(
         correction_bias: signs.correction_bias,
         normalize: normalize && function != ScoringFunction::SoftmaxAfterTopK,
         scale: scale.unwrap_or(1.0),
+        groups: if groups.groups > 1 { group_scoring(config, signs) } else { Default::default() },
     })
+}
+
+/// How a router that knows groups scores them: by the two best experts where a
+/// correction bias takes part in the selection (DeepSeek-V3 and what follows
+/// it), by the best one otherwise (DeepSeek-V2).
+fn group_scoring(config: Config<'_>, signs: Signs) -> GroupScoring {
+    let method = config.find(&["topk_method"]).and_then(|(_, method)| method.as_str());
+    match method {
+        Some("noaux_tc") => GroupScoring::TopTwoSum,
+        Some("group_limited_greedy") => GroupScoring::Max,
+        _ if signs.correction_bias => GroupScoring::TopTwoSum,
+        _ => GroupScoring::Max,
+    }
 }
 
 fn default(config: Config<'_>) -> Option<&'static (&'static str, ScoringFunction, bool)> {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, Visitor};
-use tpad_manifest::{Placement, Problem, TierId};
+use tpad_manifest::{Placement, Problem, TierId, is_tier_set_name};
 
 use super::{ExpertList, Members, Plan, TierPlan, wrong};
 
@@ -15,6 +15,8 @@ use super::{ExpertList, Members, Plan, TierPlan, wrong};
 pub(super) struct Document {
     #[serde(default)]
     default_tier_set: Option<Vec<Id>>,
+    #[serde(default)]
+    tier_sets: BTreeMap<String, Vec<Id>>,
     #[serde(default)]
     unused: Option<Unused>,
     #[serde(default)]
@@ -70,7 +72,7 @@ enum Count {
 impl Document {
     /// The plan, and every value in it that cannot be used.
     pub(super) fn check(self, problems: &mut Vec<Problem>) -> Plan {
-        let Self { default_tier_set, unused, tiers } = self;
+        let Self { default_tier_set, tier_sets, unused, tiers } = self;
         if tiers.is_empty() {
             wrong(problems, "/tiers", "a plan has at least one [[tiers]]");
         }
@@ -91,14 +93,20 @@ impl Document {
         }
         let default_tier_set: Option<Vec<TierId>> =
             default_tier_set.map(|ids| ids.into_iter().map(|id| id.0).collect());
-        for (n, id) in default_tier_set.iter().flatten().enumerate() {
-            let place = format!("/default_tier_set/{n}");
-            if !tiers.iter().any(|tier| tier.id == *id) {
-                wrong(problems, place.clone(), format!("{id} is not a tier of this plan"));
+        if let Some(set) = &default_tier_set {
+            check_set(set, &tiers, "/default_tier_set", problems);
+        }
+        let tier_sets: BTreeMap<String, Vec<TierId>> = tier_sets
+            .into_iter()
+            .map(|(name, ids)| (name, ids.into_iter().map(|id| id.0).collect()))
+            .collect();
+        for (name, set) in &tier_sets {
+            let place = format!("/tier_sets/{name}");
+            if !is_tier_set_name(name) {
+                let what = "a name has 1 to 128 letters, digits, '_', '-' and '.'";
+                wrong(problems, place.clone(), what);
             }
-            if default_tier_set.iter().flatten().take(n).any(|other| other == id) {
-                wrong(problems, place, format!("{id} is there already"));
-            }
+            check_set(set, &tiers, &place, problems);
         }
         let unused = unused.map_or_else(Members::default, |Unused { experts, layers }| Members {
             experts: experts.map_or_else(ExpertList::default, |experts| {
@@ -106,7 +114,20 @@ impl Document {
             }),
             layers: lists(layers, "/unused/layers", problems),
         });
-        Plan { tiers, unused, default_tier_set }
+        Plan { tiers, unused, default_tier_set, tier_sets }
+    }
+}
+
+/// A TierSet of the plan names tiers of the plan, each once.
+fn check_set(set: &[TierId], tiers: &[TierPlan], place: &str, problems: &mut Vec<Problem>) {
+    for (n, id) in set.iter().enumerate() {
+        let place = format!("{place}/{n}");
+        if !tiers.iter().any(|tier| tier.id == *id) {
+            wrong(problems, place.clone(), format!("{id} is not a tier of this plan"));
+        }
+        if set.iter().take(n).any(|other| other == id) {
+            wrong(problems, place, format!("{id} is there already"));
+        }
     }
 }
 

@@ -9,7 +9,9 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use serde_json::Value;
-use tpad_manifest::{Dtype, GateUp, LayerKind, Orientation, Part, Projection, TensorRecord};
+use tpad_manifest::{
+    Dtype, GateUp, GroupScoring, LayerKind, Orientation, Part, Projection, TensorRecord,
+};
 use tpad_publish::{Checkpoint, DraftBlock, ShardTensor};
 
 /// Where the first tensor of an object lies.
@@ -141,6 +143,9 @@ pub(crate) fn describe(checkpoint: &Checkpoint, tensors: &[ShardTensor]) -> Stri
             s.function, s.correction_bias, s.normalize, s.scale
         ),
     );
+    if s.groups != GroupScoring::default() {
+        line(out, format_args!("groups: {:?}", s.groups));
+    }
     let k = checkpoint.experts_per_token.map_or("?".into(), |k| k.to_string());
     let (groups, chosen) = (checkpoint.groups, checkpoint.groups_per_token);
     line(out, format_args!("routing: {k} experts, {chosen} of {groups} groups"));

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use tpad_manifest::{ByteRange, Placement, Problem, Routing, TensorRecord, TierId};
+use tpad_manifest::{ByteRange, GroupScoring, Placement, Problem, Routing, TensorRecord, TierId};
 use tpad_publish::{Checkpoint, Mapping, Plan, PlanError, TierDraft, map, recognise};
 
 use crate::fixture::Fixture;
@@ -388,6 +388,49 @@ fn scoring_and_layers_come_from_the_checkpoint() {
     assert!((mapping.scoring.scale - 3.0).abs() < f64::EPSILON);
     let layers: Vec<u32> = mapping.layers.iter().map(|layer| layer.layer).collect();
     assert_eq!(layers, [1, 2]);
+}
+
+#[test]
+fn groups_are_scored_as_the_family_does() {
+    let scored = |name: &str, edits: &[(&str, serde_json::Value)]| {
+        let fixture = edits
+            .iter()
+            .fold(Fixture::load(name), |fixture, (key, value)| fixture.set(key, value.clone()));
+        recognise(&fixture.tensors, &fixture.config).expect("a known layout").scoring.groups
+    };
+    let without = ("topk_method", serde_json::Value::Null);
+    assert_eq!(scored("deepseek_v2", &[]), GroupScoring::Max);
+    assert_eq!(scored("deepseek_v2", std::slice::from_ref(&without)), GroupScoring::Max);
+    assert_eq!(scored("deepseek_v3", &[]), GroupScoring::TopTwoSum);
+    assert_eq!(scored("deepseek_v3", &[without]), GroupScoring::TopTwoSum, "it has the bias");
+    let one = [("n_group", json!(1))];
+    assert_eq!(scored("deepseek_v3", &one), GroupScoring::LogSumExp, "there are no groups");
+    assert_eq!(scored("deepseek_v2_lite", &[]), GroupScoring::LogSumExp, "greedy knows no groups");
+    assert_eq!(scored("mixtral", &[]), GroupScoring::LogSumExp);
+}
+
+#[test]
+fn tier_sets_of_a_plan_reach_the_mapping() {
+    let sets = "[tier_sets]\nsmall = [\"a\"]\nboth = [7, \"a\"]\n";
+    let tiers = "[[tiers]]\nid = \"a\"\n[[tiers.groups]]\nexperts = \"0-1\"\n\
+                 [[tiers]]\nid = 7\n[[tiers.groups]]\nexperts = \"2-3\"\n";
+    let plan = Plan::parse(&format!("{sets}{tiers}")).expect("a plan");
+    let fixture = Fixture::load("deepseek_v3");
+    let checkpoint = recognise(&fixture.tensors, &fixture.config).expect("a known layout");
+    let mapping = map(&checkpoint, Some(&plan)).expect("it fits");
+    let (a, seven) = (TierId::Name("a".into()), TierId::Number(7));
+    let expected =
+        [("both".to_owned(), vec![seven, a.clone()]), ("small".to_owned(), vec![a])].into();
+    assert_eq!(mapping.tier_sets, expected);
+
+    for (sets, place) in [
+        ("[tier_sets]\nx = [\"b\"]\n", "/tier_sets/x/0"),
+        ("[tier_sets]\nx = [7, 7]\n", "/tier_sets/x/1"),
+        ("[tier_sets]\n\"no good\" = [7]\n", "/tier_sets/no good"),
+    ] {
+        let error = Plan::parse(&format!("{sets}{tiers}")).expect_err(sets).to_string();
+        assert!(error.contains(place), "{error}");
+    }
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use super::super::json::Json;
 use super::super::{
-    Compatibility, FileRecord, GroupRecord, IndexRef, LayerKind, LayerRecord, Manifest, Placement,
-    Routing, Scoring, ScoringFunction, TierRecord,
+    Compatibility, FileRecord, GroupRecord, GroupScoring, IndexRef, LayerKind, LayerRecord,
+    Manifest, Placement, Routing, Scoring, ScoringFunction, TierRecord,
 };
 use super::fields::Fields;
 use super::unknown_requirements;
@@ -39,6 +39,7 @@ pub(super) fn manifest(
         layers: layers(fields, warnings),
         scoring: scoring(fields, warnings),
         default_tier_set,
+        tier_sets: tier_sets(fields),
         requires: fields.texts("requires"),
         files: files(fields),
         dense: index(fields, "dense"),
@@ -92,6 +93,12 @@ fn scoring(fields: &mut Fields<'_, '_>, warnings: &mut Vec<Problem>) -> Scoring 
         correction_bias: scoring.boolean("correction_bias").unwrap_or(default.correction_bias),
         normalize: scoring.boolean("normalize").unwrap_or(default.normalize),
         scale,
+        groups: known(&mut scoring, "groups", warnings, |text| match text {
+            "log_sum_exp" => Some(GroupScoring::LogSumExp),
+            "max" => Some(GroupScoring::Max),
+            "top_two_sum" => Some(GroupScoring::TopTwoSum),
+            _ => None,
+        }),
     }
 }
 
@@ -147,6 +154,16 @@ fn tier_ids(fields: &mut Fields<'_, '_>, key: &str) -> Vec<TierId> {
         }
     }
     ids
+}
+
+fn tier_sets(fields: &mut Fields<'_, '_>) -> BTreeMap<String, Vec<TierId>> {
+    let mut sets = BTreeMap::new();
+    let Some(mut members) = fields.object("tier_sets") else { return sets };
+    for name in members.keys() {
+        members.needs(name);
+        sets.insert(name.to_owned(), tier_ids(&mut members, name));
+    }
+    sets
 }
 
 fn tiers(
