@@ -31,6 +31,10 @@ use crate::config::{Deadlines, Limits};
 /// deadline even when the caller names none. Health watches and reflection do not.
 const BOUNDED_PACKAGE: &str = "/tpad.";
 
+/// What the other methods' streams may bring over their life, which nothing else
+/// ends: names of services and symbols.
+const TALK_BYTES: usize = 64 << 10;
+
 /// What all gRPC connections share.
 #[derive(Debug)]
 pub(super) struct Gateway {
@@ -128,8 +132,10 @@ impl Gateway {
     ) -> Response<tonic::body::Body> {
         let request = request.map(|body| {
             let patience = bounded.then_some(self.limits.progress_deadline);
+            let most = self.limits.request_bytes;
+            let most = if bounded { most } else { most.min(TALK_BYTES) };
             let in_flight = Arc::clone(&self.in_flight);
-            RequestBody::new(body, self.limits.request_bytes, in_flight, patience, id.clone())
+            RequestBody::new(body, most, in_flight, patience, id.clone())
         });
         let mut routes = self.routes.clone();
         let response = routes.call(request);

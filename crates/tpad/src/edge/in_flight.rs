@@ -28,6 +28,8 @@ const SATURATED_AFTER: Duration = Duration::from_secs(1);
 pub(super) struct InFlight {
     limit: u64,
     bytes: AtomicU64,
+    /// Those of them that requests brought.
+    of_requests: AtomicU64,
     room: Arc<Notify>,
     /// Since when the bound is reached and nothing moved; `None` below it.
     closed_since: Mutex<Option<Instant>>,
@@ -53,14 +55,14 @@ impl InFlight {
         Self {
             limit,
             bytes: AtomicU64::new(0),
+            of_requests: AtomicU64::new(0),
             room: Arc::new(Notify::new()),
             closed_since: Mutex::new(None),
             gauge,
         }
     }
 
-    /// Counts what a request brought.
-    pub(super) fn add(&self, bytes: u64) {
+    fn add(&self, bytes: u64) {
         let before = self.bytes.fetch_add(bytes, Ordering::AcqRel);
         self.gauge.inc_by(signed(bytes));
         if before < self.limit && before.saturating_add(bytes) >= self.limit {
@@ -68,9 +70,22 @@ impl InFlight {
         }
     }
 
+    /// Counts what a request brought, and says what all requests hold.
+    pub(super) fn add_request(&self, bytes: u64) -> u64 {
+        self.add(bytes);
+        self.of_requests.fetch_add(bytes, Ordering::AcqRel).saturating_add(bytes)
+    }
+
     /// Gives it back. Requests that come and go are no sign that replies move.
-    pub(super) fn remove(&self, bytes: u64) {
+    pub(super) fn remove_request(&self, bytes: u64) {
+        self.of_requests.fetch_sub(bytes, Ordering::AcqRel);
         self.take_off(bytes, false);
+    }
+
+    /// The part of the bound that requests may hold: with all of it they could
+    /// keep every reply from being sent.
+    pub(super) fn for_requests(&self) -> u64 {
+        self.limit / 2
     }
 
     /// Whether the bound was reached and no reply has moved since for a while.
@@ -273,8 +288,8 @@ mod tests {
         assert!(!all.saturated(), "just reached");
         tokio::time::advance(SATURATED_AFTER).await;
         assert!(all.saturated());
-        all.add(5);
-        all.remove(5);
+        all.add_request(5);
+        all.remove_request(5);
         assert!(all.saturated(), "a request is no movement");
         share.remove(10);
         assert!(!all.saturated(), "a reply moved");

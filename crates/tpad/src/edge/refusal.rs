@@ -29,10 +29,16 @@ pub(super) fn saturated(id: &RequestId) -> Status {
     pushed_back(Code::ResourceExhausted, "IN_FLIGHT_BYTES", message, id)
 }
 
+/// Requests hold their part of `limits.in_flight_bytes`.
+pub(super) fn requests_saturated(id: &RequestId) -> Status {
+    let message = "requests in progress hold half of limits.in_flight_bytes: try again later, or ask for less at a time";
+    pushed_back(Code::ResourceExhausted, "IN_FLIGHT_BYTES", message, id)
+}
+
 /// The request message is larger than `limits.request_bytes`.
 pub(super) fn request_too_large(id: &RequestId, limit: u64) -> Status {
     let message = format!(
-        "the request is larger than limits.request_bytes = {}: ask for less at a time",
+        "the request is larger than the {} that are taken (limits.request_bytes): ask for less at a time",
         show_bytes(limit)
     );
     Status::with_error_details(Code::ResourceExhausted, message, details("REQUEST_TOO_LARGE", id))

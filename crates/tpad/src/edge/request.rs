@@ -87,6 +87,9 @@ pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Malformed
     }))
 }
 
+/// What a request may bring whatever the others hold: a list of some hundred keys.
+const SMALL_BYTES: u64 = 16 << 10;
+
 /// A request's body, bounded in bytes and, for calls with one request message, in time.
 pub(super) struct RequestBody {
     inner: hyper::body::Incoming,
@@ -138,10 +141,14 @@ impl Body for RequestBody {
         if let Some(data) = frame.data_ref() {
             let length = data.len() as u64;
             this.received += length;
-            this.in_flight.add(length);
+            let among_all = this.in_flight.add_request(length);
             if this.received > this.limit {
                 let status = refusal::request_too_large(&this.id, this.limit);
                 return Poll::Ready(Some(Err(status.into())));
+            }
+            let alone = among_all <= this.received;
+            if this.received > SMALL_BYTES && !alone && among_all > this.in_flight.for_requests() {
+                return Poll::Ready(Some(Err(refusal::requests_saturated(&this.id).into())));
             }
         }
         Poll::Ready(Some(Ok(frame)))
@@ -154,7 +161,7 @@ impl Body for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        self.in_flight.remove(self.received);
+        self.in_flight.remove_request(self.received);
     }
 }
 

@@ -217,6 +217,46 @@ async fn a_request_that_is_too_large_or_never_complete_is_refused() {
 }
 
 #[tokio::test]
+async fn requests_that_never_end_hold_no_more_than_their_part_and_stop_no_small_one() {
+    const LIMIT: u64 = 2 << 20;
+    let limits = Limits { in_flight_bytes: LIMIT, request_bytes: 1 << 20, ..limits() };
+    let server = Server::start(limits).await;
+    let echo = "/tpad.test.Replies/Echo";
+    let grpc = [("content-type", "application/grpc"), ("te", "trailers")];
+    let mut open = Vec::new();
+    for path in [echo, "/grpc.health.v1.Health/Check"] {
+        for _ in 0..2 {
+            let mut client = connect(&server).await;
+            for _ in 0..20 {
+                client = client.ready().await.expect("ready");
+                let (response, mut body) =
+                    client.send_request(request(path, &grpc), false).expect("sent");
+                // Less than a message announced by its first bytes.
+                let mut most = vec![0; 500_000];
+                most[..5].copy_from_slice(&[0, 0, 0x0f, 0xff, 0xff]);
+                body.send_data(most.into(), false).expect("sent");
+                open.push((response, body));
+            }
+        }
+    }
+    let refused = RequestLabels { method: "unknown".to_owned(), code: "RESOURCE_EXHAUSTED" };
+    let refused = server.metrics.requests.get_or_create_owned(&refused);
+    eventually("what is too much is refused", || refused.get() > 0).await;
+    // Each may have brought its small part, and a frame more, before it was refused.
+    let most = i64::try_from(LIMIT / 2).expect("small") + 80 * (32 << 10);
+
+    let mut client = connect(&server).await;
+    // Longer than what counts as saturation.
+    let deadline = Instant::now() + Duration::from_millis(1500);
+    while Instant::now() < deadline {
+        let (headers, length, _) = ask(&mut client, &exact(10), &[]).await;
+        assert_eq!(length, 10, "{headers:?}");
+        assert!(server.in_flight_bytes() <= most, "{}", server.in_flight_bytes());
+    }
+    drop(open);
+}
+
+#[tokio::test]
 async fn headers_beyond_the_limit_are_refused() {
     let server = Server::start(Limits { header_bytes: 2048, ..limits() }).await;
     let mut client = connect(&server).await;
