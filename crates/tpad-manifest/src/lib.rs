@@ -14,6 +14,7 @@ mod id;
 mod image;
 mod index;
 mod key;
+mod mask;
 mod path;
 mod problem;
 mod tensor;
@@ -34,6 +35,11 @@ pub use index::{
     LooseRange, LooseTensor, ObjectRecord, Segment, SegmentEntry, TensorTemplate,
 };
 pub use key::{BlockKey, ExpertKey};
+pub use mask::{
+    CostClass, ExpertBits, LayerGroup, LayerMask, LayerSources, LayerTier, MAX_MASK_EXPERTS,
+    MAX_TIER_SET_ENTRIES, MaskError, MaskReason, MaskedTier, ResidentMask, ResolvedSet,
+    RoutingMask, SetOrigin, TierMask, TierSet, fold_sources,
+};
 pub use path::{PathError, REVISIONS, check_object_path, index_path, revision_of, revision_path};
 pub use problem::{Problem, Rejected};
 pub use tensor::{ByteRange, GateUp, Orientation, Part, Projection, Role, TensorRecord};
