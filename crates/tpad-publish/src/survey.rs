@@ -142,7 +142,7 @@ async fn find_shards(
     if missing.is_empty() {
         Ok(shards)
     } else {
-        Err(ImportError::MissingShards { shards: missing })
+        Err(ImportError::MissingShards { shards: missing, more: 0 })
     }
 }
 

@@ -27,11 +27,13 @@ pub enum ImportError {
     /// Shards are missing.
     #[error(
         "the checkpoint is incomplete: {} missing: download the rest",
-        list(shards, "is", "are")
+        list_and(shards, *more, "is", "are")
     )]
     MissingShards {
-        /// Their paths.
+        /// The paths of the first ones.
         shards: Vec<String>,
+        /// How many there are besides.
+        more: u64,
     },
     /// The index file cannot be read.
     #[error("{file}: {problem}")]
@@ -125,8 +127,9 @@ impl ImportError {
             | Self::Config { .. }
             | Self::Layout(_)
             | Self::Plan(_)
+            | Self::Rejected(_)
             | Self::Size { .. } => ErrorKind::InvalidArgument,
-            Self::Build(_) | Self::Rejected(_) => ErrorKind::Internal,
+            Self::Build(_) => ErrorKind::Internal,
             Self::Changed { .. } | Self::Overtaken { .. } => ErrorKind::FailedPrecondition,
             Self::Cancelled => ErrorKind::Cancelled,
         }
@@ -134,9 +137,13 @@ impl ImportError {
 }
 
 fn list(names: &[String], one: &str, many: &str) -> String {
+    list_and(names, 0, one, many)
+}
+
+fn list_and(names: &[String], more: u64, one: &str, many: &str) -> String {
     let shown = names.iter().take(LISTED).cloned().collect::<Vec<_>>().join(", ");
-    let verb = if names.len() == 1 { one } else { many };
-    let rest = names.len().saturating_sub(LISTED);
+    let verb = if names.len() == 1 && more == 0 { one } else { many };
+    let rest = more.saturating_add(names.len().saturating_sub(LISTED) as u64);
     let text = if rest == 0 { shown } else { format!("{shown} and {rest} more") };
     format!("{text} {verb}").trim_end().to_owned()
 }

@@ -19,6 +19,9 @@ pub(super) const SINGLE: &str = "model.safetensors";
 
 const SHARD: &str = ".safetensors";
 
+/// The most missing shards that are named.
+const NAMED: usize = 64;
+
 /// Where the list of shards is.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Selection {
@@ -57,12 +60,22 @@ pub(super) fn select(root: &str, names: &[&str]) -> Result<Selection, ImportErro
     }
     let numbered: Vec<(&str, u32, u32)> = shards.iter().filter_map(|name| number(name)).collect();
     if let Some((_, _, of)) = numbered.first() {
-        let missing: Vec<String> = (1..=*of)
-            .filter(|n| !numbered.iter().any(|(_, number, others)| (number, others) == (n, of)))
+        let held: BTreeSet<u32> = numbered
+            .iter()
+            .filter(|(_, number, others)| others == of && (1..=*of).contains(number))
+            .map(|(_, number, _)| *number)
+            .collect();
+        let mut missing = (1..=*of).filter(|n| !held.contains(n));
+        // The count is a file's name and may be anything: name a few, count the rest.
+        let named: Vec<String> = missing
+            .by_ref()
+            .take(NAMED)
             .map(|n| format!("model-{n:05}-of-{of:05}{SHARD}"))
             .collect();
-        if !missing.is_empty() {
-            return Err(ImportError::MissingShards { shards: missing });
+        if !named.is_empty() {
+            let all = u64::from(*of).saturating_sub(held.len() as u64);
+            let more = all.saturating_sub(named.len() as u64);
+            return Err(ImportError::MissingShards { shards: named, more });
         }
         let chosen = numbered.iter().filter(|(_, _, others)| others == of);
         return Ok(Selection::Shards(chosen.map(|(name, _, _)| (*name).to_owned()).collect()));
@@ -140,6 +153,9 @@ mod tests {
         let names = ["model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors"];
         let error = select("root", &names).expect_err("one is missing").to_string();
         assert!(error.contains("model-00002-of-00003.safetensors"), "{error}");
+        let error = select("root", &["model-00001-of-4294967295.safetensors"]);
+        let error = error.expect_err("nearly all are missing").to_string();
+        assert!(error.contains("and 4294967286 more are missing"), "{error}");
         let names = ["original/consolidated.00.safetensors", "README.md"];
         let error = select("root", &names).expect_err("none at the top").to_string();
         assert!(error.contains("root") && error.contains("original"), "{error}");
