@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tpad_manifest::{Catalog, Digest, IndexHeader, IndexRef, Loaded, Problem, TierId};
 use tpad_store::{ErrorKind, ObjectOrigin, OriginError};
 
+use crate::digest::is_of_store;
 use crate::{Phase, Progress, Revision, RevisionError};
 use verify::Verifier;
 
@@ -255,16 +256,8 @@ async fn check_files(
 /// The message of a failure that says something about the revision; a store
 /// that does not answer says nothing.
 fn decided(error: RevisionError) -> Result<String, CheckError> {
-    match (error.kind(), error) {
-        (
-            ErrorKind::Unavailable
-            | ErrorKind::Denied
-            | ErrorKind::DeadlineExceeded
-            | ErrorKind::ResourceExhausted
-            | ErrorKind::Cancelled
-            | ErrorKind::Internal,
-            RevisionError::Origin(error),
-        ) => Err(error.into()),
+    match (is_of_store(error.kind()), error) {
+        (true, RevisionError::Origin(error)) => Err(error.into()),
         (_, error) => Ok(error.to_string()),
     }
 }

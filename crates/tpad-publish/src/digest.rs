@@ -18,7 +18,7 @@ use futures::StreamExt as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tpad_manifest::BlockId;
-use tpad_store::{BlockFetch, Origin, OriginError};
+use tpad_store::{BlockFetch, ErrorKind, Origin, OriginError};
 
 use crate::Progress;
 
@@ -63,7 +63,7 @@ pub(crate) struct Digester<'a> {
 impl Digester<'_> {
     /// Digests `images` and hands the results to `receive`, each image once, in
     /// no particular order. One that cannot be read does not keep another from
-    /// being digested.
+    /// being digested, unless it is the store that fails.
     pub(crate) async fn run(
         &self,
         images: &[BlockFetch],
@@ -98,10 +98,15 @@ impl Digester<'_> {
         {
             return vec![(image, self.digest_large(&images[image], buffers).await)];
         }
-        if let Ok(digests) = self.digest_batch(images, &batch, buffers).await {
-            return batch.into_iter().zip(digests.into_iter().map(Ok)).collect();
+        match self.digest_batch(images, &batch, buffers).await {
+            Ok(digests) => return batch.into_iter().zip(digests.into_iter().map(Ok)).collect(),
+            // Its retries are spent: whoever asks next waits as long to hear the same.
+            Err(error) if is_of_store(error.kind()) => {
+                return batch.into_iter().map(|image| (image, Err(error.clone()))).collect();
+            }
+            // Something in the batch cannot be read: find out what.
+            Err(_) => {}
         }
-        // Something in the batch cannot be read: find out what.
         let mut results = Vec::with_capacity(batch.len());
         for image in batch {
             results.push((image, self.digest_large(&images[image], buffers).await));
@@ -122,6 +127,22 @@ impl Digester<'_> {
             read?;
         }
         Ok(())
+    }
+}
+
+/// Whether a failure tells of the store rather than of what it holds.
+pub(crate) fn is_of_store(kind: ErrorKind) -> bool {
+    match kind {
+        ErrorKind::Unavailable
+        | ErrorKind::Denied
+        | ErrorKind::DeadlineExceeded
+        | ErrorKind::ResourceExhausted
+        | ErrorKind::Cancelled
+        | ErrorKind::Internal => true,
+        ErrorKind::NotFound
+        | ErrorKind::DataLoss
+        | ErrorKind::InvalidArgument
+        | ErrorKind::FailedPrecondition => false,
     }
 }
 

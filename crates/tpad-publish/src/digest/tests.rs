@@ -113,6 +113,49 @@ proptest! {
     }
 }
 
+/// A store that no longer answers, and how often it was asked.
+#[derive(Default)]
+struct Silenced(std::sync::atomic::AtomicUsize);
+
+#[async_trait]
+impl Origin for Silenced {
+    fn url(&self) -> &'static str {
+        "silenced"
+    }
+
+    async fn read_range(
+        &self,
+        object: &str,
+        _offset: u64,
+        _into: &mut [u8],
+        _deadline: Instant,
+    ) -> Result<(), OriginError> {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let source = Arc::new(std::io::Error::other("no answer"));
+        Err(OriginError::Io { object: object.to_owned(), source })
+    }
+}
+
+/// Each request to such a store takes its retries and timeouts: asking for
+/// every image of a batch alone would take hours to say what is known.
+#[test]
+fn a_store_that_fails_is_not_asked_for_every_image() {
+    let images: Vec<BlockFetch> = (0..1000).map(|n| image(vec![("a", n, 9)])).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let stop = CancellationToken::new();
+    let origin = Silenced::default();
+    let digester = Digester { origin: &origin, progress: &Silent, stop: &stop };
+    let mut failed = 0;
+    let receive = |digested: Vec<super::Digested>| {
+        failed += digested.iter().filter(|(_, result)| result.is_err()).count();
+        ControlFlow::Continue(())
+    };
+    assert_eq!(runtime.block_on(digester.run(&images, receive)), Ended::All);
+    assert_eq!(failed, images.len());
+    let asked = origin.0.into_inner();
+    assert!(asked < 10, "{asked} requests");
+}
+
 #[test]
 fn who_wants_no_more_gets_no_more() {
     let images: Vec<BlockFetch> = (0..2000).map(|n| image(vec![("a", n, 9)])).collect();
