@@ -128,6 +128,8 @@ pub async fn import(
         resumed: 0,
         notes,
     };
+    // What a reader would refuse is known before the weights are read.
+    Manifest::parse(imported.manifest.to_json().as_bytes()).map_err(ImportError::Rejected)?;
     if options.dry_run {
         imported.manifest.revision = publish::next_number(target).await?;
         return Ok(imported);

@@ -110,9 +110,13 @@ impl Ledger {
         self.file.write_all(lines.as_bytes())
     }
 
-    /// Removes the ledger: what it knows is published.
+    /// Removes the ledger: what it knows is published. Another import of the
+    /// same checkpoint may have done so.
     pub(crate) fn remove(self) -> io::Result<()> {
-        fs::remove_file(&self.path)
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 }
 
@@ -148,6 +152,7 @@ mod tests {
         assert_eq!(ledger.known(pair(3).0), None);
         let other = Ledger::open(scratch.path(), "other").expect("opened");
         assert_eq!(other.known(pair(2).0), None);
+        Ledger::open(scratch.path(), "root").expect("opened").remove().expect("by another import");
         ledger.remove().expect("removed");
         let again = Ledger::open(scratch.path(), "root").expect("opened");
         assert_eq!(again.known(pair(2).0), None);

@@ -172,6 +172,22 @@ async fn a_dry_run_writes_nothing_and_says_the_same() {
 }
 
 #[tokio::test]
+async fn what_no_reader_would_take_is_refused_before_a_weight_is_read() {
+    let checkpoint = Checkpoint::fixture("mixtral");
+    let before = checkpoint.files();
+    let mut options = checkpoint.options();
+    options.model = "m".repeat(17 << 20);
+    for dry_run in [true, false] {
+        options.dry_run = dry_run;
+        let progress = CancelAfter::new(0);
+        let result = checkpoint.import_with(&options, &progress, &progress.stop).await;
+        assert!(matches!(result, Err(ImportError::Rejected(_))), "dry run {dry_run}");
+        assert_eq!(progress.done.load(Ordering::SeqCst), 0, "weights were read");
+    }
+    assert_eq!(checkpoint.files(), before);
+}
+
+#[tokio::test]
 async fn a_manifest_kept_elsewhere_points_back() {
     let checkpoint = Checkpoint::fixture("mixtral");
     let before = checkpoint.files();

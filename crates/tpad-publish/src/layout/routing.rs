@@ -111,7 +111,12 @@ pub(super) fn scoring(
         notes.push(format!(
             "config.json names no scoring function and its model type {model:?} is not known: \
              {} is recorded",
-            if signs.correction_bias { "sigmoid with a correction bias" } else { "softmax" },
+            match function {
+                ScoringFunction::Softmax => "softmax",
+                ScoringFunction::SoftmaxAfterTopK => "a softmax of the chosen logits",
+                ScoringFunction::Sigmoid => "sigmoid with a correction bias",
+                ScoringFunction::SqrtSoftplus => "the square root of softplus",
+            },
         ));
     }
     if model == "phimoe" {

@@ -343,6 +343,23 @@ fn settings_that_cannot_be_used_are_named() {
 }
 
 #[test]
+fn a_scoring_that_is_guessed_is_told_as_it_is_recorded() {
+    for (name, told) in [
+        ("granitemoe", "a softmax of the chosen logits is recorded"),
+        ("minimax_m2", "sigmoid with a correction bias is recorded"),
+        ("stacked_apart", ": softmax is recorded"),
+    ] {
+        let mut fixture = Fixture::load(name).set("model_type", json!("unheard_of"));
+        if let Some(config) = fixture.config.as_object_mut() {
+            config.remove("scoring_func");
+        }
+        let checkpoint = recognise(&fixture.tensors, &fixture.config).expect("recognised");
+        let notes = checkpoint.notes.join(" ");
+        assert!(notes.contains(told), "{name}: {notes}");
+    }
+}
+
+#[test]
 fn an_unrecognised_checkpoint_is_refused_with_a_bounded_sample() {
     let mut text = String::from("config {}\n");
     for n in 0..2000 {
