@@ -1,7 +1,9 @@
 //! What the engine is told: models, the store below it, and its bounds.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use tpad_manifest::TierId;
 use tpad_store::{HierarchyConfig, OriginOptions};
 
 /// Everything that an engine needs to start.
@@ -32,6 +34,9 @@ pub struct ModelConfig {
     pub allowed_bases: Vec<String>,
     /// How to reach the root and the bases.
     pub origin: OriginOptions,
+    /// TierSets that requests may ask for by name; they go before the
+    /// manifest's of the same name. They may name tiers that it does not have.
+    pub tier_sets: BTreeMap<String, Vec<TierId>>,
 }
 
 /// What happens to a revision with a tier over its parameter budget.

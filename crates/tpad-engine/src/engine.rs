@@ -1,6 +1,6 @@
 //! The engine: its models, the hierarchy below them, and their tasks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,6 +9,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tpad_manifest::TierId;
 use tpad_store::{Hierarchy, StoreError, StoreMetrics};
 
 use crate::generation::{Generation, Shared};
@@ -29,6 +30,8 @@ pub struct Engine {
     hierarchy: Arc<Hierarchy>,
     started: Instant,
     readiness: watch::Sender<Readiness>,
+    /// Counts what happened to models.
+    pub(crate) changes: watch::Sender<u64>,
     /// Readiness is over, and stays so.
     draining: AtomicBool,
     /// Ends every task; also when the engine is dropped without a shutdown.
@@ -85,6 +88,7 @@ impl Engine {
             hierarchy,
             started: Instant::now(),
             readiness,
+            changes: watch::Sender::new(0),
             draining: AtomicBool::new(false),
             stop: stop.clone(),
             tasks: tasks.clone(),
@@ -190,7 +194,17 @@ impl Engine {
         let now = readiness_of(&self.models);
         self.readiness.send_if_modified(|known| {
             // A model that loads late must not call a draining engine ready.
+    /// The configuration's named TierSets of a model.
+    pub(crate) fn tier_sets(
+        &self,
+        model: &str,
+    ) -> Result<&BTreeMap<String, Vec<TierId>>, EngineError> {
+        Ok(&self.model(model)?.config.tier_sets)
+    }
+
+    /// To be called when a model was loaded, replaced, given up or failed.
             let changed = *known != now && !self.draining.load(Ordering::Acquire);
+        self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
             if changed {
                 *known = now;
             }

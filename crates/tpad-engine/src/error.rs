@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tpad_index::IndexError;
-use tpad_manifest::{BlockKey, Digest, SizeError, TierError};
+use tpad_manifest::{BlockKey, Digest, MaskError, SizeError, TierError};
 use tpad_store::{ErrorKind, OriginError, ReadError};
 
 /// Names listed in an error at most, so that its text stays readable.
@@ -101,6 +101,14 @@ pub enum EngineError {
         name: String,
         /// The names that exist.
         known: Vec<String>,
+    },
+    /// There is no routing mask for the request's TierSet.
+    #[error("model {model:?}: {source}")]
+    Mask {
+        /// The model.
+        model: String,
+        /// Why.
+        source: MaskError,
     },
     /// The request names nothing.
     #[error("nothing was asked for: name keys, blocks or tiers")]
@@ -234,14 +242,17 @@ impl EngineError {
             | Self::UnknownLayer { .. }
             | Self::NoRouter { .. }
             | Self::UnknownDense { .. }
-            | Self::UnknownFile { .. } => ErrorKind::NotFound,
+            | Self::UnknownFile { .. }
+            | Self::Mask { source: MaskError::UnknownSet { .. }, .. } => ErrorKind::NotFound,
             Self::Tier {
                 source: TierError::Skipped { .. } | TierError::NoIndex { .. }, ..
             }
+            | Self::Mask { source: MaskError::Empty { .. }, .. }
             | Self::StalePage { .. } => ErrorKind::FailedPrecondition,
-            Self::NothingSelected | Self::TooManyBlocks { .. } | Self::PageToken => {
-                ErrorKind::InvalidArgument
-            }
+            Self::Mask { source: MaskError::TooLarge { .. }, .. }
+            | Self::NothingSelected
+            | Self::TooManyBlocks { .. }
+            | Self::PageToken => ErrorKind::InvalidArgument,
             Self::SelectionsBusy { .. } => ErrorKind::ResourceExhausted,
             Self::ModelLoading { .. } | Self::ModelFailed { .. } | Self::Stopping => {
                 ErrorKind::Unavailable
@@ -281,6 +292,11 @@ impl EngineError {
             Self::NoRouter { .. } => "ROUTER_NOT_FOUND",
             Self::UnknownDense { .. } => "DENSE_TENSOR_NOT_FOUND",
             Self::UnknownFile { .. } => "FILE_NOT_FOUND",
+            Self::Mask { source, .. } => match source {
+                MaskError::UnknownSet { .. } => "TIER_SET_NOT_FOUND",
+                MaskError::Empty { .. } => "MASK_EMPTY",
+                MaskError::TooLarge { .. } => "MASK_TOO_LARGE",
+            },
             Self::NothingSelected => "NOTHING_SELECTED",
             Self::TooManyBlocks { .. } => "TOO_MANY_BLOCKS",
             Self::SelectionsBusy { .. } => "SELECTIONS_BUSY",

@@ -3,6 +3,7 @@
 
 mod files;
 mod index;
+mod mask;
 mod names;
 mod pages;
 mod report;

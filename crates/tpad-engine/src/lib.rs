@@ -14,6 +14,7 @@ pub mod fixture;
 mod generation;
 mod load;
 mod locate;
+mod mask;
 mod metrics;
 mod model;
 mod shelf;
@@ -23,6 +24,7 @@ pub use config::{Bounds, BudgetEnforcement, EngineConfig, ModelConfig, RetryInte
 pub use engine::{Engine, StartError};
 pub use error::{EngineError, FileProblem, IndexProblem};
 pub use generation::{Block, Generation, ListedBlock, Page, PageRequest, Selected, Selection};
+pub use mask::{GenerationMask, MaskRequest, Residency};
 pub use metrics::EngineMetrics;
 pub use model::{ModelState, ModelView};
 pub use status::{ModelStatus, Readiness, Status, TierStatus};

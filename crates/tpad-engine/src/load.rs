@@ -174,6 +174,11 @@ async fn attempt(
     let catalog = Catalog::new(loaded, tiers, dense)
         .map_err(|problems| LoadError::Contradiction { path: path.clone(), problems })?;
     let mut warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    let sets = model.tier_sets.keys();
+    let hidden = sets.filter(|name| catalog.manifest().tier_sets.contains_key(*name));
+    warnings.extend(hidden.map(|name| {
+        format!("tier set {name} is in the manifest too; the configuration's is used")
+    }));
     let over: Vec<String> = catalog
         .over_budget()
         .into_iter()

@@ -191,6 +191,25 @@ impl Segment {
         Some(BlockRecord { id: self.block_id(ordinal)?, tensors, source: Some(source) })
     }
 
+    /// Every expert's block and where it came from, by group; `None` when the
+    /// columns are shorter than the groups.
+    #[must_use]
+    pub fn experts_by_group(&self) -> Option<Vec<Vec<(BlockId, Source)>>> {
+        let (mut ordinal, mut loose) = (0, self.loose.iter());
+        let mut groups = Vec::with_capacity(self.groups.len());
+        for run in &self.groups {
+            let mut group = Vec::new();
+            for _ in 0..run.experts {
+                let spelled = (run.template == LOOSE).then(|| loose.next().map(|block| block.id));
+                let id = spelled.unwrap_or_else(|| self.block_id(ordinal))?;
+                group.push((id, self.source(ordinal)?));
+                ordinal += 1;
+            }
+            groups.push(group);
+        }
+        Some(groups)
+    }
+
     /// The router's record; `None` when the tier has none at this layer.
     #[must_use]
     pub fn router(&self, header: &IndexHeader) -> Option<BlockRecord> {

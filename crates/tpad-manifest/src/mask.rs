@@ -118,12 +118,12 @@ pub enum MaskError {
         /// What was masked.
         why: String,
     },
-    /// The mask would not fit into one message.
-    #[error("the mask has {entries} {what}, at most {limit} fit into one reply: {remedy}")]
+    /// The mask is too large for one reply.
+    #[error("the mask has {entries} {what}, one reply may have {limit}: {remedy}")]
     TooLarge {
         /// How many of what.
         entries: u64,
-        /// Experts, or source experts over all layers.
+        /// Experts, source experts, or blocks.
         what: &'static str,
         /// How many there may be.
         limit: u64,

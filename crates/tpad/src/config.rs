@@ -16,6 +16,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tpad_manifest::TierId;
+
 use crate::memory::MemoryLimit;
 /// How to reach an object store; its `Debug` hides secrets.
 pub use tpad_store::OriginOptions as Origin;
@@ -104,6 +106,8 @@ pub struct Model {
     pub allowed_bases: Vec<String>,
     /// How to reach the root.
     pub origin: Origin,
+    /// TierSets that requests may ask for by name; they go before the manifest's.
+    pub tier_sets: BTreeMap<String, Vec<TierId>>,
 }
 
 /// The DRAM level.
@@ -251,6 +255,7 @@ impl Config {
             root: Some(root.to_owned()),
             allowed_bases: None,
             origin: mirror::Origin::default(),
+            tier_sets: BTreeMap::new(),
         });
         file.replace(overrides);
         resolve::resolve(file, surroundings).map_err(ConfigError::Values)

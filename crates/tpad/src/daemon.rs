@@ -150,8 +150,8 @@ impl Daemon {
 }
 
 fn model(model: config::Model) -> ModelConfig {
-    let config::Model { name, root, allowed_bases, origin } = model;
-    ModelConfig { name, root, allowed_bases, origin }
+    let config::Model { name, root, allowed_bases, origin, tier_sets } = model;
+    ModelConfig { name, root, allowed_bases, origin, tier_sets }
 }
 
 fn hierarchy(dram: &config::Dram) -> HierarchyConfig {

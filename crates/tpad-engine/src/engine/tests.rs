@@ -17,6 +17,7 @@ fn model(name: &str, root: &str) -> ModelConfig {
         name: name.into(),
         root: root.into(),
         allowed_bases: Vec::new(),
+        tier_sets: std::collections::BTreeMap::new(),
         origin: tpad_store::OriginOptions::default(),
     }
 }

@@ -7,8 +7,9 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tpad_index::{IndexError, MAX_SEGMENT_BYTES, decode_segment};
 use tpad_manifest::{
-    BlockKey, BlockRecord, Catalog, ExpertKey, GroupRecord, GroupRun, ImageLayout, IndexHeader,
-    IndexRef, LOOSE, Segment, SegmentEntry, TensorTemplate, TierId, TierRecord, index_path,
+    BlockId, BlockKey, BlockRecord, Catalog, ExpertKey, GroupRecord, GroupRun, ImageLayout,
+    IndexHeader, IndexRef, LOOSE, Segment, SegmentEntry, Source, TensorTemplate, TierId,
+    TierRecord, index_path,
 };
 use tpad_store::{ObjectOrigin, Origin as _};
 
@@ -101,7 +102,7 @@ impl OpenIndex {
 }
 
 /// Ascending numbers as ranges: "0 to 3, 7, 9 to 12", at most eight of them.
-fn describe_runs(numbers: impl Iterator<Item = u32>) -> String {
+pub(super) fn describe_runs(numbers: impl Iterator<Item = u32>) -> String {
     let mut runs: Vec<(u32, u32)> = Vec::new();
     for number in numbers {
         match runs.last_mut() {
@@ -122,6 +123,11 @@ fn describe_runs(numbers: impl Iterator<Item = u32>) -> String {
 impl SharedSegment {
     pub(super) fn groups(&self) -> &[GroupRun] {
         &self.0.segment.groups
+    }
+
+    /// Every expert's block and where it came from, by group.
+    pub(super) fn experts_by_group(&self) -> Option<Vec<Vec<(BlockId, Source)>>> {
+        self.0.segment.experts_by_group()
     }
 
     pub(super) fn expert(&self, group: u32, expert: u32) -> Option<BlockRecord> {

@@ -17,7 +17,7 @@ use crate::EngineError;
 
 /// Segments read at a time for one selection: enough to hide an object store's
 /// latency, few enough to keep what is held small.
-const SEGMENTS_AT_ONCE: usize = 8;
+pub(super) const SEGMENTS_AT_ONCE: usize = 8;
 
 /// Experts that a request asks for, in three ways that add up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -262,7 +262,7 @@ impl Generation {
         Ok(asked.to_vec())
     }
 
-    fn bounded(&self, count: u64) -> Result<usize, EngineError> {
+    pub(super) fn bounded(&self, count: u64) -> Result<usize, EngineError> {
         let limit = self.shared.bounds.selected_blocks;
         match usize::try_from(count) {
             Ok(count) if count <= limit => Ok(count),
@@ -271,7 +271,7 @@ impl Generation {
     }
 
     /// Counts a selection against the bound on one and on all.
-    fn admit(&self, count: u64) -> Result<OwnedSemaphorePermit, EngineError> {
+    pub(super) fn admit(&self, count: u64) -> Result<OwnedSemaphorePermit, EngineError> {
         let count = self.bounded(count)?;
         let permits = u32::try_from(count).unwrap_or(u32::MAX);
         let counted = Arc::clone(&self.shared.selections).try_acquire_many_owned(permits);

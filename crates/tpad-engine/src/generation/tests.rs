@@ -21,6 +21,7 @@ pub(super) async fn open(
         name: "m".into(),
         root: checkpoint.root(),
         allowed_bases: Vec::new(),
+        tier_sets: std::collections::BTreeMap::new(),
         origin: tpad_store::OriginOptions::default(),
     };
     let store = HierarchyConfig::new(64 << 20);

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use tpad_manifest::TierId;
 
 use super::Overrides;
 use super::units::{DurationText, SizeText};
@@ -65,6 +66,8 @@ pub(super) struct Model {
     pub(super) allowed_bases: Option<Vec<String>>,
     #[serde(default)]
     pub(super) origin: Origin,
+    #[serde(default)]
+    pub(super) tier_sets: BTreeMap<String, Vec<TierId>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tpad_manifest::{TierId, is_tier_set_name};
+
 use crate::memory::MemoryLimit;
 
 use super::units::{DurationText, SizeText, show_bytes};
@@ -196,7 +198,7 @@ fn resolve_models(
     let mut names = BTreeSet::new();
     let mut resolved = Vec::with_capacity(models.len());
     for (n, model) in models.into_iter().enumerate() {
-        let mirror::Model { name, root, allowed_bases, origin } = model;
+        let mirror::Model { name, root, allowed_bases, origin, tier_sets } = model;
         let key = |field: &str| format!("models[{n}].{field}");
         let name = name.unwrap_or_default();
         if name.is_empty() {
@@ -224,9 +226,32 @@ fn resolve_models(
             problems.add(key("allowed_bases"), "has an empty entry; remove it");
         }
         let origin = resolve_origin(origin, &root, &key("origin"), &surroundings.origin, problems);
-        resolved.push(Model { name, root, allowed_bases, origin });
+        check_tier_sets(&tier_sets, &key("tier_sets"), problems);
+        resolved.push(Model { name, root, allowed_bases, origin, tier_sets });
     }
     resolved
+}
+
+/// Names and ids are well formed; which tiers exist is not known before a manifest is.
+fn check_tier_sets(sets: &BTreeMap<String, Vec<TierId>>, key: &str, problems: &mut Problems) {
+    for (name, tiers) in sets {
+        let key = format!("{key}.{name}");
+        if !is_tier_set_name(name) {
+            let message = "a name has 1 to 128 letters, digits, '_', '-' and '.'; choose another";
+            problems.add(key.clone(), message);
+        }
+        if tiers.is_empty() {
+            problems.add(key.clone(), "names no tier: nothing could be routed to; remove the set");
+        }
+        let mut seen = BTreeSet::new();
+        for tier in tiers {
+            if let Err(error) = tier.check() {
+                problems.add(key.clone(), error.to_string());
+            } else if !seen.insert(tier.to_string()) {
+                problems.add(key.clone(), format!("{tier} appears more than once"));
+            }
+        }
+    }
 }
 
 /// A model's own options win; a credential taken from the environment comes with its own token or not at all.

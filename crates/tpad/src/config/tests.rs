@@ -318,3 +318,24 @@ fn the_environments_endpoint_concerns_only_s3() {
     surroundings.origin.allow_http = true;
     Config::for_root("s3://b/m", None, &surroundings).expect("allowed");
 }
+
+#[test]
+fn tier_sets_hold_ids_as_manifests_do_and_are_checked() {
+    let set = |text: &str| format!("{MODEL}[models.tier_sets]\n{text}\n");
+    let config = parse(&set("small = [\"tier_1b\", 7]\nlarge = [\"later\"]")).expect("it is valid");
+    let expected = BTreeMap::from([
+        ("large".to_owned(), vec![TierId::Name("later".into())]),
+        ("small".to_owned(), vec![TierId::Name("tier_1b".into()), TierId::Number(7)]),
+    ]);
+    assert_eq!(config.models[0].tier_sets, expected);
+    for (text, words) in [
+        ("\"no good\" = [1]", "choose another"),
+        ("x = []", "names no tier"),
+        ("x = [\"a/b\"]", "letters, digits"),
+        ("x = [7, \"7\"]", "7 appears more than once"),
+    ] {
+        let problem = only_problem(&set(text));
+        assert!(problem.key.starts_with("models[0].tier_sets."), "{problem}");
+        assert!(problem.message.contains(words), "{problem}");
+    }
+}

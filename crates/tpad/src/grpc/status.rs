@@ -143,7 +143,7 @@ mod tests {
     /// Every error of the engine, one of each reason.
     fn errors() -> Vec<EngineError> {
         use tpad_engine::{FileProblem, IndexProblem};
-        use tpad_manifest::{BlockId, BlockKey, SizeError, TierError};
+        use tpad_manifest::{BlockId, BlockKey, MaskError, SizeError, TierError};
         let (name, key) = (String::new, || BlockKey::Dense { name: "x".into() });
         let tier = |source| EngineError::Tier { model: name(), source };
         let size = || SizeError::UnknownDtype("Q9".into());
@@ -152,6 +152,7 @@ mod tests {
             EngineError::UnknownModel { model: name(), known: vec![] },
             EngineError::ModelLoading { model: name() },
             EngineError::ModelFailed { model: name(), reason: name() },
+        let mask = |source| EngineError::Mask { model: name(), source };
             tier(TierError::Unknown { tier: name(), known: vec![] }),
             tier(TierError::Skipped { tier: name(), reason: name() }),
             tier(TierError::NoIndex { tier: name() }),
@@ -167,6 +168,9 @@ mod tests {
             EngineError::Index { place: name(), source: IndexProblem::Interrupted.into() },
             EngineError::BlockSize { key: key(), source: size() },
             EngineError::Block { key: key(), source: read.into() },
+            mask(MaskError::UnknownSet { name: name(), known: vec![] }),
+            mask(MaskError::Empty { why: name() }),
+            mask(MaskError::TooLarge { entries: 2, what: "experts", limit: 1, remedy: "less" }),
             EngineError::File { name: name(), source: FileProblem::Interrupted.into() },
             EngineError::PageToken,
             EngineError::StalePage { found: 1, current: 2 },

@@ -55,6 +55,7 @@ impl Inside {
             name: name.into(),
             root: checkpoint.root(),
             allowed_bases: Vec::new(),
+            tier_sets: BTreeMap::new(),
             origin: OriginOptions::default(),
         };
         let models = vec![model("m", &checkpoint), model("absent", &empty)];
