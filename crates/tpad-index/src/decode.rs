@@ -4,7 +4,7 @@ use bytes::{Buf, Bytes};
 use prost::Message;
 use tpad_manifest::{Digest, IndexHeader, IndexRef, Problem, Segment, SegmentEntry};
 
-use crate::{MAGIC, PREAMBLE_BYTES, convert, wire};
+use crate::{MAGIC, PREAMBLE_BYTES, bound, convert, wire};
 
 /// The largest header that is read. It lists shards, templates and layers,
 /// never blocks, so an honest one has a few hundred kilobytes at most.
@@ -12,6 +12,9 @@ pub const MAX_HEADER_BYTES: u64 = 4 << 20;
 
 /// The largest segment that is read: one layer's blocks.
 pub const MAX_SEGMENT_BYTES: u64 = 1 << 30;
+
+/// Problems that are told of one header; what follows them is more of the same.
+const MAX_PROBLEMS: usize = 32;
 
 /// Why an index cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -86,6 +89,7 @@ pub fn decode_header(prefix: &[u8], expected: &IndexRef) -> Result<IndexHeader, 
     if u64::from((&prefix[8..PREAMBLE_BYTES]).get_u32_le()) != message.len() as u64 {
         return Err(malformed("its length contradicts the manifest".into()));
     }
+    bound::header(message).map_err(malformed)?;
     let header =
         wire::IndexHeader::decode(message).map_err(|error| malformed(error.to_string()))?;
     let header = convert::read_header(header).map_err(malformed)?;
@@ -105,6 +109,7 @@ pub fn decode_header(prefix: &[u8], expected: &IndexRef) -> Result<IndexHeader, 
         let message = format!("the segments end at {end}, the manifest says {}", expected.bytes);
         problems.push(Problem::new("index header", message));
     }
+    problems.truncate(MAX_PROBLEMS);
     if problems.is_empty() { Ok(header) } else { Err(IndexError::Problems(problems)) }
 }
 
@@ -124,6 +129,7 @@ pub fn decode_segment(
     }
     verify(&bytes, entry.digest, what)?;
     let malformed = |detail: String| IndexError::Malformed { what: what(), detail };
+    bound::segment(&bytes).map_err(malformed)?;
     let segment =
         wire::IndexSegment::decode(bytes).map_err(|error| malformed(error.to_string()))?;
     let segment = convert::read_segment(segment).map_err(malformed)?;

@@ -4,6 +4,7 @@
 //! preamble and header, and the header holds each segment's digest: a segment
 //! can be read and verified alone, when its layer is first needed.
 
+mod bound;
 mod convert;
 mod decode;
 mod encode;

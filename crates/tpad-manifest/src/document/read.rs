@@ -15,6 +15,13 @@ use crate::{Problem, Rejected, TierId};
 /// listing blocks, so an honest one is a few kilobytes.
 pub const MAX_DOCUMENT_BYTES: usize = 16 << 20;
 
+/// Problems and warnings of one document that are told; what follows them is
+/// more of the same.
+const MAX_PROBLEMS: usize = 256;
+
+/// Unknown requirements that one message names.
+const SHOWN_REQUIREMENTS: usize = 8;
+
 /// What a document's `requires` may ask of this version.
 pub(super) const KNOWN_REQUIREMENTS: &[&str] = &[];
 
@@ -41,7 +48,7 @@ impl Manifest {
     pub fn parse(document: &[u8]) -> Result<Loaded, Rejected> {
         let json = tree(document).map_err(|problem| Rejected(vec![problem]))?;
         let mut problems = Vec::new();
-        json.duplicates("", &mut problems);
+        json.duplicates(&mut problems);
         let Json::Object(members) = &json else {
             let message = format!("the document is {}, an object is expected", json.kind());
             return Err(Rejected(vec![Problem::new("", message)]));
@@ -55,10 +62,20 @@ impl Manifest {
         problems.sort();
         problems.dedup();
         if problems.is_empty() {
-            Ok(Loaded { manifest, warnings, skipped })
-        } else {
-            Err(Rejected(problems))
+            return Ok(Loaded { manifest, warnings, skipped });
         }
+        if problems.len() > MAX_PROBLEMS {
+            problems.truncate(MAX_PROBLEMS);
+            problems.push(Problem::new("", "there are more problems than these"));
+        }
+        Err(Rejected(problems))
+    }
+}
+
+/// Notes one problem more, unless there are more than will be told.
+pub(super) fn note(problems: &mut Vec<Problem>, problem: impl FnOnce() -> Problem) {
+    if problems.len() <= MAX_PROBLEMS {
+        problems.push(problem());
     }
 }
 
@@ -70,7 +87,7 @@ fn tree(document: &[u8]) -> Result<Json, Problem> {
         );
         return Err(Problem::new("", message));
     }
-    serde_json::from_slice(document).map_err(|error| Problem::new("", format!("not JSON: {error}")))
+    Json::parse(document).map_err(|error| Problem::new("", format!("not JSON: {error}")))
 }
 
 /// Whether this version can make sense of the document at all.
@@ -111,5 +128,11 @@ fn understood(fields: &mut Fields<'_, '_>) -> Result<(), Problem> {
 
 fn unknown_requirements(requires: &[String]) -> Vec<String> {
     let unknown = requires.iter().filter(|entry| !KNOWN_REQUIREMENTS.contains(&&***entry));
-    unknown.map(|entry| format!("{entry:?}")).collect()
+    let mut unknown = unknown.map(|entry| format!("{entry:?}"));
+    let mut shown: Vec<String> = unknown.by_ref().take(SHOWN_REQUIREMENTS).collect();
+    let more = unknown.count();
+    if more > 0 {
+        shown.push(format!("{more} more"));
+    }
+    shown
 }

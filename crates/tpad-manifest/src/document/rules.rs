@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Manifest, TierRecord};
+use super::{IndexRef, Manifest, TierRecord};
 use crate::{Problem, TierId, check_object_path};
 
 /// Bounds that no honest manifest comes near; they keep counts in memory and
@@ -11,8 +11,8 @@ const MAX_TIERS: usize = 1024;
 const MAX_GROUPS: usize = 65_536;
 const MAX_LAYERS: usize = 65_536;
 const MAX_EXPERTS_PER_TIER: u64 = 1 << 24;
-const MAX_FILES: usize = 4096;
-const MAX_TIER_SETS: usize = 1024;
+pub(super) const MAX_FILES: usize = 4096;
+pub(super) const MAX_TIER_SETS: usize = 1024;
 
 /// The longest name of a TierSet, in bytes: names come back in replies.
 const MAX_SET_NAME_BYTES: usize = 128;
@@ -34,9 +34,17 @@ impl Manifest {
         bounded(&mut problems, "/tiers", self.tiers.len(), MAX_TIERS);
         bounded(&mut problems, "/layers", self.layers.len(), MAX_LAYERS);
         bounded(&mut problems, "/files", self.files.len(), MAX_FILES);
+        bounded(&mut problems, "/tier_sets", self.tier_sets.len(), MAX_TIER_SETS);
+        if !problems.is_empty() {
+            // What follows compares entries with each other: not too many of them.
+            return problems;
+        }
         self.check_tiers(&mut problems);
         self.check_layers(&mut problems);
         self.check_files(&mut problems);
+        if let Some(dense) = &self.dense {
+            dense.check("/dense", &mut problems);
+        }
         if !self.scoring.scale.is_finite() {
             problems.push(Problem::new("/scoring/scale", "a finite number is expected"));
         }
@@ -62,7 +70,6 @@ impl Manifest {
             tier.check(&format!("/tiers/{n}"), problems);
         }
         self.check_set(&self.default_tier_set, "/default_tier_set", problems);
-        bounded(problems, "/tier_sets", self.tier_sets.len(), MAX_TIER_SETS);
         for (name, set) in &self.tier_sets {
             let place = super::json::pointer("/tier_sets", name);
             if !is_tier_set_name(name) {
@@ -75,7 +82,9 @@ impl Manifest {
 
     /// A TierSet of the manifest names tiers of the manifest, each once.
     fn check_set(&self, set: &[TierId], place: &str, problems: &mut Vec<Problem>) {
-        bounded(problems, place, set.len(), MAX_TIERS);
+        if bounded(problems, place, set.len(), MAX_TIERS) {
+            return;
+        }
         let known: HashSet<&TierId> = self.tiers.iter().map(|tier| &tier.id).collect();
         let mut seen = HashSet::new();
         for (n, id) in set.iter().enumerate() {
@@ -131,12 +140,8 @@ impl TierRecord {
             problems.push(Problem::new(format!("{place}/groups"), message));
         }
         self.check_routing(place, experts, problems);
-        if let Some(index) = &self.index
-            && index.header_bytes > index.bytes
-        {
-            let message =
-                format!("{} is beyond the object's {} bytes", index.header_bytes, index.bytes);
-            problems.push(Problem::new(format!("{place}/index/header_bytes"), message));
+        if let Some(index) = &self.index {
+            index.check(&format!("{place}/index"), problems);
         }
     }
 
@@ -158,9 +163,21 @@ impl TierRecord {
     }
 }
 
-fn bounded(problems: &mut Vec<Problem>, place: &str, count: usize, most: usize) {
-    if count > most {
-        problems
-            .push(Problem::new(place, format!("{count} entries, at most {most} are supported")));
+impl IndexRef {
+    fn check(&self, place: &str, problems: &mut Vec<Problem>) {
+        if self.header_bytes > self.bytes {
+            let message =
+                format!("{} is beyond the object's {} bytes", self.header_bytes, self.bytes);
+            problems.push(Problem::new(format!("{place}/header_bytes"), message));
+        }
     }
+}
+
+/// Whether there are more than `most`, which is a problem.
+fn bounded(problems: &mut Vec<Problem>, place: &str, count: usize, most: usize) -> bool {
+    if count > most {
+        let message = format!("{count} entries, at most {most} are supported");
+        problems.push(Problem::new(place, message));
+    }
+    count > most
 }

@@ -4,7 +4,12 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 use super::super::json::{Json, pointer};
+use super::note;
 use crate::Problem;
+
+/// The longest string that is read as a value. Paths, names and times are far
+/// shorter, and most of them come back in messages and replies.
+const MAX_TEXT_BYTES: usize = 4096;
 
 /// One object of a document, its place, and where its problems go.
 pub(super) struct Fields<'a, 'p> {
@@ -29,7 +34,7 @@ impl<'a, 'p> Fields<'a, 'p> {
 
     pub(super) fn problem(&mut self, key: &str, message: impl Into<String>) {
         let place = self.place(key);
-        self.problems.push(Problem::new(place, message));
+        self.problem_at(place, message);
     }
 
     pub(super) fn has(&self, key: &str) -> bool {
@@ -55,6 +60,10 @@ impl<'a, 'p> Fields<'a, 'p> {
 
     pub(super) fn text(&mut self, key: &str) -> Option<&'a str> {
         match self.get(key)? {
+            Json::Text(text) if text.len() > MAX_TEXT_BYTES => {
+                self.problem(key, too_long(text));
+                None
+            }
             Json::Text(text) => Some(text),
             other => {
                 self.wrong(key, other, "a string");
@@ -111,12 +120,19 @@ impl<'a, 'p> Fields<'a, 'p> {
     pub(super) fn list(&mut self, key: &str) -> Vec<(String, &'a Json)> {
         match self.get(key) {
             None => Vec::new(),
-            Some(Json::List(items)) => {
-                let place = self.place(key);
+            Some(value) => self.items(&self.place(key), value),
+        }
+    }
+
+    /// The items of a value found at `place`.
+    pub(super) fn items(&mut self, place: &str, value: &'a Json) -> Vec<(String, &'a Json)> {
+        match value {
+            Json::List(items) => {
                 items.iter().enumerate().map(|(n, item)| (format!("{place}/{n}"), item)).collect()
             }
-            Some(other) => {
-                self.wrong(key, other, "a list");
+            other => {
+                let message = format!("a list is expected, this is {}", other.kind());
+                self.problem_at(place.to_owned(), message);
                 Vec::new()
             }
         }
@@ -126,10 +142,13 @@ impl<'a, 'p> Fields<'a, 'p> {
         let mut texts = Vec::new();
         for (place, item) in self.list(key) {
             match item {
+                Json::Text(text) if text.len() > MAX_TEXT_BYTES => {
+                    self.problem_at(place, too_long(text));
+                }
                 Json::Text(text) => texts.push(text.clone()),
                 other => {
                     let message = format!("a string is expected, this is {}", other.kind());
-                    self.problems.push(Problem::new(place, message));
+                    self.problem_at(place, message);
                 }
             }
         }
@@ -149,7 +168,7 @@ impl<'a, 'p> Fields<'a, 'p> {
             Json::Object(members) => Some(Fields::new(place, members, self.problems)),
             other => {
                 let message = format!("an object is expected, this is {}", other.kind());
-                self.problems.push(Problem::new(place, message));
+                self.problem_at(place, message);
                 None
             }
         }
@@ -162,10 +181,24 @@ impl<'a, 'p> Fields<'a, 'p> {
 
     /// Adds a problem at a place that is already spelled out.
     pub(super) fn problem_at(&mut self, place: String, message: impl Into<String>) {
-        self.problems.push(Problem::new(place, message));
+        note(self.problems, || Problem::new(place, message));
     }
 
-    pub(super) fn keys(&self) -> impl Iterator<Item = &'a str> + use<'a> {
-        self.members.iter().map(|(key, _)| &**key)
+    /// An object member's own members, by place and name: none, with a problem,
+    /// when there are more than `most`.
+    pub(super) fn members(&mut self, key: &str, most: usize) -> Vec<(String, &'a str, &'a Json)> {
+        let place = self.place(key);
+        let Some(members) = self.object(key).map(|object| object.members) else {
+            return Vec::new();
+        };
+        if members.len() > most {
+            self.problem(key, format!("{} entries, at most {most} are supported", members.len()));
+            return Vec::new();
+        }
+        members.iter().map(|(name, value)| (pointer(&place, name), &**name, value)).collect()
     }
+}
+
+fn too_long(text: &str) -> String {
+    format!("{} bytes, at most {MAX_TEXT_BYTES} are read", text.len())
 }

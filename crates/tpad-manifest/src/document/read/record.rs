@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use super::super::json::Json;
+use super::super::rules::{MAX_FILES, MAX_TIER_SETS};
 use super::super::{
     Compatibility, FileRecord, GroupRecord, GroupScoring, IndexRef, LayerKind, LayerRecord,
     Manifest, Placement, Routing, Scoring, ScoringFunction, TierRecord,
 };
 use super::fields::Fields;
-use super::unknown_requirements;
+use super::{note, unknown_requirements};
 use crate::{Digest, Dtype, Problem, TierId};
 
 /// The digest that stands in for one that could not be read; the problem that
@@ -24,7 +25,8 @@ pub(super) fn manifest(
     fields.needs("tiers");
     let tiers = tiers(fields, warnings, skipped);
     let default_tier_set = if fields.has("default_tier_set") {
-        tier_ids(fields, "default_tier_set")
+        let items = fields.list("default_tier_set");
+        tier_ids(fields, items)
     } else {
         tiers.iter().map(|tier| tier.id.clone()).collect()
     };
@@ -73,7 +75,7 @@ fn known<T: Default>(
     let Some(text) = fields.text(key) else { return T::default() };
     read(text).unwrap_or_else(|| {
         let message = format!("{text:?} is not known here: the default is taken");
-        warnings.push(Problem::new(fields.place(key), message));
+        note(warnings, || Problem::new(fields.place(key), message));
         T::default()
     })
 }
@@ -104,9 +106,11 @@ fn scoring(fields: &mut Fields<'_, '_>, warnings: &mut Vec<Problem>) -> Scoring 
 
 fn files(fields: &mut Fields<'_, '_>) -> BTreeMap<String, FileRecord> {
     let mut files = BTreeMap::new();
-    let Some(mut members) = fields.object("files") else { return files };
-    for name in members.keys() {
-        if let Some(mut file) = members.object(name) {
+    for (place, name, value) in fields.members("files", MAX_FILES) {
+        if *value == Json::Null {
+            continue;
+        }
+        if let Some(mut file) = fields.fields(place, value) {
             for key in ["object", "bytes", "digest"] {
                 file.needs(key);
             }
@@ -145,9 +149,9 @@ fn tier_id(value: &Json) -> Result<TierId, String> {
     }
 }
 
-fn tier_ids(fields: &mut Fields<'_, '_>, key: &str) -> Vec<TierId> {
+fn tier_ids(fields: &mut Fields<'_, '_>, items: Vec<(String, &Json)>) -> Vec<TierId> {
     let mut ids = Vec::new();
-    for (place, item) in fields.list(key) {
+    for (place, item) in items {
         match tier_id(item) {
             Ok(id) => ids.push(id),
             Err(message) => fields.problem_at(place, message),
@@ -158,10 +162,13 @@ fn tier_ids(fields: &mut Fields<'_, '_>, key: &str) -> Vec<TierId> {
 
 fn tier_sets(fields: &mut Fields<'_, '_>) -> BTreeMap<String, Vec<TierId>> {
     let mut sets = BTreeMap::new();
-    let Some(mut members) = fields.object("tier_sets") else { return sets };
-    for name in members.keys() {
-        members.needs(name);
-        sets.insert(name.to_owned(), tier_ids(&mut members, name));
+    for (place, name, value) in fields.members("tier_sets", MAX_TIER_SETS) {
+        if *value == Json::Null {
+            fields.problem_at(place, "missing");
+            continue;
+        }
+        let items = fields.items(&place, value);
+        sets.insert(name.to_owned(), tier_ids(fields, items));
     }
     sets
 }
@@ -279,7 +286,7 @@ impl TierRecord {
     pub fn parse(document: &[u8]) -> Result<Self, crate::Rejected> {
         let json = super::tree(document).map_err(|problem| crate::Rejected(vec![problem]))?;
         let mut problems = Vec::new();
-        json.duplicates("", &mut problems);
+        json.duplicates(&mut problems);
         let record = match &json {
             Json::Object(members) => {
                 let mut fields = Fields::new(String::new(), members, &mut problems);
