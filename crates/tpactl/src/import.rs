@@ -29,8 +29,8 @@ pub(crate) struct Args {
     /// The checkpoint: a directory (a Hugging Face snapshot will do) or an object-store prefix
     root: String,
 
-    /// The model's name
-    #[arg(long, value_name = "NAME")]
+    /// The model's name: up to 256 bytes without white space
+    #[arg(long, value_name = "NAME", value_parser = name)]
     model: String,
 
     /// How experts are sorted into tiers and groups (TOML); without it there is one tier
@@ -99,6 +99,15 @@ pub(crate) async fn run(
     }
     output.text(summary(&imported))?;
     output.text(tiers(output, &imported))
+}
+
+/// A name by the rule that a daemon's configuration has for models.
+fn name(text: &str) -> Result<String, String> {
+    let odd = |c: char| c.is_control() || c.is_whitespace();
+    if (1..=256).contains(&text.len()) && !text.chars().any(odd) {
+        return Ok(text.to_owned());
+    }
+    Err("1 to 256 bytes without white space and control characters are expected".to_owned())
 }
 
 fn read_plan(path: &std::path::Path) -> Result<Plan, Failure> {

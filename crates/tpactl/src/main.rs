@@ -26,17 +26,33 @@ use tokio_util::sync::CancellationToken;
 use tpad_client::SocketPaths;
 
 use crate::cli::{Cli, Command};
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::output::Output;
 use crate::surroundings::Surroundings;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return misread(&error),
+    };
     let output = Output::for_terminal(cli.json, std::env::var_os("NO_COLOR").as_deref());
     match start(cli, &output) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => output.failure(&failure),
     }
+}
+
+/// Arguments that make no sense, or a request for help. The option that asks for
+/// JSON is looked for by itself: what it stands in could not be read.
+fn misread(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || !std::env::args_os().any(|argument| argument == "--json") {
+        error.exit();
+    }
+    let text = error.render().to_string();
+    let what = text.split("\n\n").next().unwrap_or_default();
+    let what: Vec<&str> = what.trim_start_matches("error: ").split_whitespace().collect();
+    let failure = Failure::new(Exit::Usage, what.join(" "));
+    Output::for_terminal(true, None).failure(&failure)
 }
 
 fn start(cli: Cli, output: &Output) -> Result<(), Failure> {

@@ -37,6 +37,28 @@ fn fetch(address: &str, expert: &str, out: &Path) -> Output {
 }
 
 #[test]
+fn wrong_usage_is_json_too_where_json_is_asked_for() {
+    for arguments in [
+        &["--json", "nonsense"][..],
+        &["fetch", "--model", "m", "--out", "f", "--json"],
+        &["--addr", "ftp://x", "status", "--json"],
+    ] {
+        let output = tpactl(arguments);
+        assert_eq!(code(&output), 2, "{arguments:?}");
+        let error: serde_json::Value =
+            serde_json::from_slice(&output.stderr).expect("JSON on standard error");
+        assert_eq!(error["error"]["kind"], "usage");
+        let message = error["error"]["message"].as_str().expect("a message");
+        assert!(!message.is_empty() && !message.starts_with("error"), "{message}");
+        assert!(text(&output.stderr).trim_end().lines().count() == 1);
+    }
+    let output = tpactl(&["nonsense"]);
+    assert_eq!(code(&output), 2);
+    assert!(text(&output.stderr).contains("Usage"), "for people, clap's own words");
+    assert_eq!(code(&tpactl(&["--json", "--help"])), 0);
+}
+
+#[test]
 fn status_as_json_is_the_daemons_document() {
     let daemon = Daemon::start();
     let output = tpactl(&["--addr", &daemon.address, "status", "--json"]);

@@ -64,6 +64,18 @@ fn synth(directory: &Path, seed: &str) -> String {
 }
 
 #[test]
+fn a_model_has_a_name_that_a_daemon_can_serve_under() {
+    let scratch = tempfile::tempdir().expect("scratch");
+    let long = "x".repeat(257);
+    for name in ["", "a b", "a\nb", "\u{1b}[2J", &long] {
+        let output = tpactl(&["import", "/nowhere", "--model", name, "--json"], scratch.path());
+        assert_eq!(code(&output), 2, "{name:?}: {}", text(&output.stderr));
+        let message = error(&output)["message"].as_str().expect("a message").to_owned();
+        assert!(message.contains("--model"), "{message}");
+    }
+}
+
+#[test]
 fn a_checkpoint_is_made_imported_shown_and_checked() {
     let scratch = tempfile::tempdir().expect("scratch");
     let home = scratch.path();
