@@ -143,6 +143,14 @@ impl DramLevel {
         named.chain([usage(None, budgets.rest())]).collect()
     }
 
+    /// What blocks of this class take, whichever budget they count against.
+    #[must_use]
+    pub fn kept_of(&self, class: &CacheClass) -> LevelUsage {
+        let account = self.shared.table().of(class);
+        let capacity = self.policy().budget(class);
+        LevelUsage { blocks: account.blocks, bytes: account.bytes, capacity }
+    }
+
     fn policy(&self) -> RwLockReadGuard<'_, Policy> {
         self.policy.read().unwrap_or_else(PoisonError::into_inner)
     }

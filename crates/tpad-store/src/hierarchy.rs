@@ -26,7 +26,7 @@ use tpad_manifest::BlockId;
 
 pub use config::{DramConfig, FetchTuning, HierarchyConfig};
 pub use error::{ReadError, StoreError};
-pub use status::{LevelStatus, StoreStatus};
+pub use status::{LevelStatus, Lookups, StoreStatus};
 
 use self::flight::{Boarding, Flight, Flights, Stage};
 use self::guarded::Guarded;
@@ -149,12 +149,17 @@ impl Hierarchy {
     #[must_use]
     pub fn status(&self) -> StoreStatus {
         let inner = &self.inner;
-        let dram =
-            LevelStatus { level: Medium::Dram, usage: inner.dram.usage(), health: Health::Ok };
+        let dram = LevelStatus {
+            level: Medium::Dram,
+            usage: inner.dram.usage(),
+            health: Health::Ok,
+            lookups: inner.metrics.lookups(Medium::Dram),
+        };
         let lower = inner.lower.iter().map(|level| LevelStatus {
             level: level.medium(),
             usage: level.level().usage(),
             health: level.health(),
+            lookups: inner.metrics.lookups(level.medium()),
         });
         StoreStatus {
             levels: std::iter::once(dram).chain(lower).collect(),

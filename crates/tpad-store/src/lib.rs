@@ -25,7 +25,7 @@ pub use arena::{Arena, ArenaUsage, BlockBytes, SlotMut};
 pub use dram::{ClassUsage, DramLevel};
 pub use fetch::{BlockFetch, CacheClass, FetchPart, Medium, ReadOptions, Urgency};
 pub use hierarchy::{
-    DramConfig, FetchTuning, Hierarchy, HierarchyConfig, LevelStatus, ReadError, Served,
+    DramConfig, FetchTuning, Hierarchy, HierarchyConfig, LevelStatus, Lookups, ReadError, Served,
     StoreError, StoreStatus,
 };
 pub use kind::ErrorKind;

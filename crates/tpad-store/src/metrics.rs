@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use crate::{ErrorKind, Medium};
+use crate::{ErrorKind, Lookups, Medium};
 
 /// The store's counters. The text format appends `_total` to their names.
 #[derive(Clone, Debug)]
@@ -151,6 +151,15 @@ impl StoreMetrics {
     pub(crate) fn level_missed(&self, level: Medium) {
         let labels = LevelReadLabels { level: level.as_str(), outcome: ReadOutcome::miss };
         self.level_reads.get_or_create(&labels).inc();
+    }
+
+    /// What was counted of a level's lookups.
+    pub(crate) fn lookups(&self, level: Medium) -> Lookups {
+        let count = |outcome| {
+            let labels = LevelReadLabels { level: level.as_str(), outcome };
+            self.level_reads.get(&labels).map_or(0, |counter| counter.get())
+        };
+        Lookups::of(count(ReadOutcome::hit), count(ReadOutcome::miss))
     }
 
     pub(crate) fn level_failed(&self, level: Medium) {

@@ -115,6 +115,10 @@ impl Table {
         self.total
     }
 
+    pub(super) fn of(&self, class: &CacheClass) -> Account {
+        self.classes.get(class).copied().unwrap_or_default()
+    }
+
     pub(super) fn classes(&self) -> impl Iterator<Item = (&CacheClass, Account)> {
         self.classes.iter().map(|(class, account)| (class, *account))
     }

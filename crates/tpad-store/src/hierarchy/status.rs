@@ -5,7 +5,7 @@ use crate::level::{Health, LevelUsage};
 use crate::{ArenaUsage, Medium};
 
 /// What a store holds and does.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct StoreStatus {
     /// The levels, fastest first.
     pub levels: Vec<LevelStatus>,
@@ -22,7 +22,7 @@ pub struct StoreStatus {
 }
 
 /// One level.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct LevelStatus {
     /// What it is made of.
     pub level: Medium,
@@ -30,4 +30,29 @@ pub struct LevelStatus {
     pub usage: LevelUsage,
     /// Whether it works.
     pub health: Health,
+    /// How often it had what it was asked for, since the start.
+    pub lookups: Lookups,
+}
+
+/// How often blocks were found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Lookups {
+    /// They were there.
+    pub hits: u64,
+    /// They were not.
+    pub misses: u64,
+    /// Hits among all; absent before the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hit_ratio: Option<f64>,
+}
+
+impl Lookups {
+    /// Of these counts.
+    #[must_use]
+    pub fn of(hits: u64, misses: u64) -> Self {
+        let all = hits.saturating_add(misses);
+        #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+        let hit_ratio = (all > 0).then(|| hits as f64 / all as f64);
+        Self { hits, misses, hit_ratio }
+    }
 }
