@@ -143,7 +143,11 @@ impl Engine {
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: self.started.elapsed().as_secs(),
             ready: self.ready().is_ready(),
-            models: self.models().into_iter().map(ModelStatus::from).collect(),
+            models: self
+                .models()
+                .into_iter()
+                .map(|model| ModelStatus::of(model, &self.hierarchy))
+                .collect(),
             store: self.hierarchy.status(),
         }
     }
@@ -190,10 +194,6 @@ impl Engine {
         })
     }
 
-    fn publish_readiness(&self) {
-        let now = readiness_of(&self.models);
-        self.readiness.send_if_modified(|known| {
-            // A model that loads late must not call a draining engine ready.
     /// The configuration's named TierSets of a model.
     pub(crate) fn tier_sets(
         &self,
@@ -203,8 +203,12 @@ impl Engine {
     }
 
     /// To be called when a model was loaded, replaced, given up or failed.
-            let changed = *known != now && !self.draining.load(Ordering::Acquire);
+    fn publish_readiness(&self) {
         self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
+        let now = readiness_of(&self.models);
+        self.readiness.send_if_modified(|known| {
+            // A model that loads late must not call a draining engine ready.
+            let changed = *known != now && !self.draining.load(Ordering::Acquire);
             if changed {
                 *known = now;
             }

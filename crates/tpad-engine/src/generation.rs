@@ -8,6 +8,7 @@ mod names;
 mod pages;
 mod report;
 mod select;
+mod tally;
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,13 +25,14 @@ use tpad_store::{
 };
 
 use crate::shelf::Shelf;
-use crate::{Bounds, EngineError, EngineMetrics};
+use crate::{Bounds, EngineError, EngineMetrics, TierReads};
 
 pub(crate) use self::index::index_range;
 use self::index::{OpenIndex, SegmentKey, SharedSegment};
 pub use self::pages::{ListedBlock, Page, PageRequest};
 use self::report::Report;
 pub use self::select::{Selected, Selection};
+use self::tally::Tally;
 
 /// One revision of one model.
 pub struct Generation {
@@ -50,6 +52,7 @@ pub struct Generation {
     segments: Arc<Shelf<SegmentKey, SharedSegment>>,
     files: Arc<Shelf<Digest, Bytes>>,
     report: Report,
+    tally: Tally,
     shared: Shared,
 }
 
@@ -103,6 +106,7 @@ impl Generation {
             document,
             tiers: index::of_tiers(&catalog),
             dense: index::of_dense(&catalog),
+            tally: Tally::of(&catalog),
             catalog,
             warnings,
             root,
@@ -154,6 +158,12 @@ impl Generation {
     #[must_use]
     pub fn dense_tensors(&self) -> u64 {
         self.catalog.dense().map_or(0, |header| header.blocks())
+    }
+
+    /// Where reads of a tier's blocks found them, by the class of the tier.
+    #[must_use]
+    pub fn reads(&self, class: &CacheClass) -> TierReads {
+        self.tally.reads(class.as_str())
     }
 
     /// The record of a block. Reads its index segment if it is not there, and
@@ -216,6 +226,7 @@ impl Generation {
         let served =
             read.map_err(|error| EngineError::Block { key: key.clone(), source: Arc::new(error) })?;
         self.shared.metrics.served(&class, served.medium, served.bytes.len());
+        self.tally.count(&class, served.medium);
         Ok((record, served))
     }
 

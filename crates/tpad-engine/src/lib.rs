@@ -27,4 +27,6 @@ pub use generation::{Block, Generation, ListedBlock, Page, PageRequest, Selected
 pub use mask::{GenerationMask, MaskRequest, Residency};
 pub use metrics::EngineMetrics;
 pub use model::{ModelState, ModelView};
-pub use status::{ModelStatus, Readiness, Status, TierStatus};
+pub use status::{
+    ModelStatus, Readiness, ResidentBytes, Status, TierReads, TierStatus, WarmState, WarmStatus,
+};

@@ -53,6 +53,8 @@ pub struct ModelView {
     /// Why the last attempt to load it failed, if it did. A model that serves
     /// has one when a newer revision was refused.
     pub reason: Option<String>,
+    /// Why what it serves may be older than what the store has.
+    pub stale: Option<String>,
     /// What it serves.
     pub generation: Option<Arc<Generation>>,
 }
@@ -90,7 +92,8 @@ impl Model {
             (None, Some(_)) => ModelState::Failed,
         };
         let root = without_password(&self.config.root);
-        ModelView { name: self.config.name.clone(), root, state, reason, generation }
+        let name = self.config.name.clone();
+        ModelView { name, root, state, reason, stale: None, generation }
     }
 
     /// Loads the model, again and again until it works or the engine stops.

@@ -1,10 +1,12 @@
 //! What the engine says of itself: one document for `/status`, `tpactl status`
 //! and gRPC.
 
-use serde::Serialize;
-use tpad_manifest::Placement;
-use tpad_store::StoreStatus;
+mod tier;
 
+use serde::Serialize;
+use tpad_store::{Hierarchy, StoreStatus};
+
+pub use self::tier::{ResidentBytes, TierReads, TierStatus, WarmState, WarmStatus};
 use crate::{Generation, ModelState, ModelView};
 
 /// The daemon's state.
@@ -34,6 +36,10 @@ pub struct ModelStatus {
     /// Why the last attempt to load it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Why what is served may be older than what the store has: the store could
+    /// not be asked when it was loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stale: Option<String>,
     /// The manifest's number; absent before it is loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<u64>,
@@ -44,26 +50,6 @@ pub struct ModelStatus {
     pub tiers: Vec<TierStatus>,
     /// What is odd about the manifest but does not stop it.
     pub warnings: Vec<String>,
-}
-
-/// One tier.
-#[derive(Clone, Debug, Serialize)]
-pub struct TierStatus {
-    /// Its id, as text.
-    pub id: String,
-    /// Its home, as the manifest names it.
-    pub placement: Placement,
-    /// Blocks, routers included.
-    pub blocks: u64,
-    /// The sum of their images.
-    pub bytes: u64,
-    /// Logical parameters of its experts.
-    pub parameters: u64,
-    /// The most that it may have.
-    pub parameter_budget: u64,
-    /// Why it is not served, though it is in the manifest.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub skipped: Option<String>,
 }
 
 /// Whether requests can be answered.
@@ -101,37 +87,20 @@ impl Readiness {
     }
 }
 
-impl From<ModelView> for ModelStatus {
-    fn from(model: ModelView) -> Self {
-        let ModelView { name, root, state, reason, generation } = model;
+impl ModelStatus {
+    pub(crate) fn of(model: ModelView, hierarchy: &Hierarchy) -> Self {
+        let ModelView { name, root, state, reason, stale, generation } = model;
         let generation = generation.as_deref();
         Self {
             name,
             root,
             state,
             reason,
+            stale,
             revision: generation.map(Generation::revision),
             generation: generation.map(Generation::number),
-            tiers: generation.map(tiers).unwrap_or_default(),
+            tiers: generation.map(|g| tier::tiers(g, hierarchy)).unwrap_or_default(),
             warnings: generation.map(|g| g.warnings().to_vec()).unwrap_or_default(),
         }
     }
-}
-
-fn tiers(generation: &Generation) -> Vec<TierStatus> {
-    let tiers = generation.manifest().tiers.iter();
-    let status = tiers.map(|tier| {
-        let served = generation.catalog().tier(&tier.id.to_string());
-        let header = served.as_ref().ok().map(|(_, header)| header);
-        TierStatus {
-            id: tier.id.to_string(),
-            placement: tier.placement,
-            blocks: header.map_or(0, |header| header.blocks()),
-            bytes: header.map_or(0, |header| header.image_bytes()),
-            parameters: header.map_or(0, |header| header.parameters()),
-            parameter_budget: tier.parameter_budget,
-            skipped: generation.catalog().skipped(&tier.id).map(str::to_owned),
-        }
-    });
-    status.collect()
 }
