@@ -12,6 +12,7 @@ mod accept;
 mod account;
 mod connection;
 mod gateway;
+mod held;
 mod in_flight;
 mod io;
 mod metrics;
@@ -43,6 +44,7 @@ use self::gateway::Gateway;
 use self::unix::SocketFile;
 use crate::config::{Deadlines, Limits, Listen};
 
+pub(crate) use self::held::Held;
 pub use self::metrics::{
     ConnectionLabels, ConnectionOutcome, CutLabel, CutReason, EdgeMetrics, ListenerKind,
     ListenerLabel, MethodLabel, RequestLabels,

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 use tracing::Span;
 
+use super::held::Held;
 use super::metrics::{EdgeMetrics, MethodLabel, RequestLabels};
 use super::request::RequestId;
 
@@ -18,6 +19,7 @@ pub(super) struct Account {
     began: Instant,
     finished: bool,
     _admitted: Option<OwnedSemaphorePermit>,
+    _held: Option<Held>,
 }
 
 impl Account {
@@ -37,7 +39,13 @@ impl Account {
             began: Instant::now(),
             finished: false,
             _admitted: admitted,
+            _held: None,
         }
+    }
+
+    /// Keeps what the reply holds until the request is over.
+    pub(super) fn keep(&mut self, held: Option<Held>) {
+        self._held = held;
     }
 
     pub(super) fn id(&self) -> &RequestId {

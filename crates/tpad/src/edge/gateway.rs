@@ -158,6 +158,7 @@ impl Gateway {
         id: &RequestId,
         account: &mut Account,
     ) -> Response<tonic::body::Body> {
+        account.keep(response.extensions_mut().remove());
         if let Ok(id) = HeaderValue::from_str(id.as_str()) {
             response.headers_mut().insert(REQUEST_ID, id);
         }

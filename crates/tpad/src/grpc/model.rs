@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message as _;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 use tpad_engine::{Engine, Generation, ModelState, ModelView, PageRequest};
 use tpad_manifest::TierRecord;
@@ -13,6 +14,7 @@ use tpad_proto::v1::{self, ListBlocksRequest, ListBlocksResponse};
 use super::call::Call;
 use super::status;
 use super::stream::medium;
+use crate::edge::Held;
 
 /// Blocks on a page when the request does not say.
 const PAGE_BLOCKS: u32 = 1000;
@@ -23,17 +25,40 @@ const LARGEST_PAGE_BLOCKS: u32 = 10_000;
 /// Bytes on a page, about: half of what gRPC clients take in one message.
 const PAGE_BYTES: usize = 2 << 20;
 
+/// Replies of megabytes that exist at a time, the unread ones included: a page
+/// takes three to four times its encoded size while it is made.
+pub(super) const LARGE_REPLIES: usize = 16;
+
 /// Describes an engine.
 #[derive(Debug)]
 pub(super) struct Models {
     engine: Arc<Engine>,
     default_deadline: Duration,
+    large_replies: Arc<Semaphore>,
 }
 
 impl Models {
     pub(super) fn new(engine: Arc<Engine>, default_deadline: Duration) -> Self {
-        Self { engine, default_deadline }
+        let large_replies = Arc::new(Semaphore::new(LARGE_REPLIES));
+        Self { engine, default_deadline, large_replies }
     }
+
+    /// Waits until there is room for a large reply.
+    async fn large_reply(&self, call: &Call) -> Result<Held, Status> {
+        let permit = Arc::clone(&self.large_replies).acquire_owned();
+        match tokio::time::timeout_at(call.deadline, permit).await {
+            Ok(Ok(permit)) => Ok(Held::new(permit)),
+            // The semaphore is never closed.
+            _ => Err(status::replies_busy(call)),
+        }
+    }
+}
+
+/// A reply with what it holds.
+fn holding<T>(reply: T, held: Held) -> Response<T> {
+    let mut response = Response::new(reply);
+    response.extensions_mut().insert(held);
+    response
 }
 
 #[tonic::async_trait]
@@ -58,15 +83,17 @@ impl ModelService for Models {
             let opened = self.engine.open(&name).map(|_| v1::DescribeModelResponse::default());
             return opened.map(Response::new).map_err(|error| call.refuse(&error));
         };
+        let held = self.large_reply(&call).await?;
         let manifest = generation.manifest();
-        Ok(Response::new(v1::DescribeModelResponse {
+        let reply = v1::DescribeModelResponse {
             summary: Some(summary(view)),
             tiers: manifest.tiers.iter().map(|tier| describe(&generation, tier)).collect(),
             layers: manifest.layers.iter().map(|layer| layer.layer).collect(),
             manifest_json: manifest.to_json(),
             files: manifest.files.keys().cloned().collect(),
             dense_tensors: generation.dense_tensors(),
-        }))
+        };
+        Ok(holding(reply, held))
     }
 
     async fn list_blocks(
@@ -89,6 +116,7 @@ impl ModelService for Models {
             token: (!page_token.is_empty()).then_some(page_token),
             blocks: usize::try_from(blocks).unwrap_or(usize::MAX),
         };
+        let held = self.large_reply(&call).await?;
         let page = generation.page(&page, call.deadline).await;
         let page = page.map_err(|error| call.refuse(&error))?;
         let mut reply = ListBlocksResponse {
@@ -110,7 +138,7 @@ impl ModelService for Models {
             reply.blocks.push(block);
         }
         reply.next_page_token = page.token_after(reply.blocks.len()).unwrap_or_default();
-        Ok(Response::new(reply))
+        Ok(holding(reply, held))
     }
 
     async fn get_status(

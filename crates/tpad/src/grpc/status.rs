@@ -62,6 +62,12 @@ pub(super) fn invalid(field: &str, problem: &str, call: &Call) -> Status {
     with_details(ErrorKind::InvalidArgument, "REQUEST_INVALID", &message, call, &metadata)
 }
 
+/// As many large replies exist as may.
+pub(super) fn replies_busy(call: &Call) -> Status {
+    let message = "descriptions and pages that clients have not taken leave no room for another: try again later";
+    with_details(ErrorKind::ResourceExhausted, "REPLIES_BUSY", message, call, &[])
+}
+
 /// A defect of this program.
 pub(super) fn internal(message: &str, call: &Call) -> Status {
     with_details(ErrorKind::Internal, "INTERNAL", message, call, &[])
@@ -146,13 +152,13 @@ mod tests {
         use tpad_manifest::{BlockId, BlockKey, MaskError, SizeError, TierError};
         let (name, key) = (String::new, || BlockKey::Dense { name: "x".into() });
         let tier = |source| EngineError::Tier { model: name(), source };
+        let mask = |source| EngineError::Mask { model: name(), source };
         let size = || SizeError::UnknownDtype("Q9".into());
         let read = tpad_store::ReadError::Deadline { id: BlockId::from_bytes([0; 32]) };
         vec![
             EngineError::UnknownModel { model: name(), known: vec![] },
             EngineError::ModelLoading { model: name() },
             EngineError::ModelFailed { model: name(), reason: name() },
-        let mask = |source| EngineError::Mask { model: name(), source };
             tier(TierError::Unknown { tier: name(), known: vec![] }),
             tier(TierError::Skipped { tier: name(), reason: name() }),
             tier(TierError::NoIndex { tier: name() }),
@@ -162,15 +168,15 @@ mod tests {
             EngineError::NoRouter { tier: name(), place: name() },
             EngineError::UnknownDense { model: name(), name: name(), close: vec![] },
             EngineError::UnknownFile { model: name(), name: name(), known: vec![] },
+            mask(MaskError::UnknownSet { name: name(), known: vec![] }),
+            mask(MaskError::Empty { why: name() }),
+            mask(MaskError::TooLarge { entries: 2, what: "experts", limit: 1, remedy: "less" }),
             EngineError::NothingSelected,
             EngineError::TooManyBlocks { count: 2, limit: 1 },
             EngineError::SelectionsBusy { count: 1 },
             EngineError::Index { place: name(), source: IndexProblem::Interrupted.into() },
             EngineError::BlockSize { key: key(), source: size() },
             EngineError::Block { key: key(), source: read.into() },
-            mask(MaskError::UnknownSet { name: name(), known: vec![] }),
-            mask(MaskError::Empty { why: name() }),
-            mask(MaskError::TooLarge { entries: 2, what: "experts", limit: 1, remedy: "less" }),
             EngineError::File { name: name(), source: FileProblem::Interrupted.into() },
             EngineError::PageToken,
             EngineError::StalePage { found: 1, current: 2 },

@@ -45,6 +45,35 @@ async fn lists_hold_every_block_once_and_no_page_is_too_large() {
 }
 
 #[tokio::test]
+async fn replies_of_megabytes_wait_for_those_that_nobody_took() {
+    let inside = Inside::start(&Shape::mixed()).await;
+    let page = || {
+        let mut models = inside.models();
+        let request = v1::ListBlocksRequest { model: "m".into(), ..Default::default() };
+        async move { models.list_blocks(request).await }
+    };
+    let mut unread = Vec::new();
+    for _ in 0..model::LARGE_REPLIES {
+        // The edge keeps the extensions until the reply is over.
+        unread.push(page().await.expect("a page").extensions().clone());
+    }
+    let mut late = Request::new(v1::DescribeModelRequest { model: "m".into() });
+    late.extensions_mut().insert(RequestDeadline(Instant::now() + Duration::from_millis(50)));
+    let refused = inside.models().describe_model(late).await.expect_err("no room in time");
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert_eq!(
+        refused.get_details_error_info().map(|info| info.reason),
+        Some("REPLIES_BUSY".into())
+    );
+
+    let mut waits = Box::pin(page());
+    assert!(futures::poll!(&mut waits).is_pending());
+    unread.pop();
+    waits.await.expect("its turn");
+    inside.stop().await;
+}
+
+#[tokio::test]
 async fn models_are_described_as_their_manifests_say() {
     let inside = Inside::start(&Shape::mixed()).await;
     let list = inside.models().list_models(v1::ListModelsRequest {}).await.expect("a list");
