@@ -199,6 +199,13 @@ fn origin(error: &OriginError) -> Failure {
         (OriginError::Unsupported { .. }, _) => {
             failure.remedy("write the manifest to a directory or an object store with --out")
         }
+        (
+            OriginError::Denied { object, .. } | OriginError::Io { object, .. },
+            ErrorKind::Denied,
+        ) if !object.contains("://") => failure.remedy(
+            "check the permissions; a checkpoint that cannot be written to is imported with \
+                 --out",
+        ),
         (_, ErrorKind::Denied) => failure.remedy(
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or what your store's own tools read, \
              or give --instance-credentials",

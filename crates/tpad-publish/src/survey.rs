@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tpad_manifest::{Digest, FileRecord, check_object_path};
-use tpad_store::{ErrorKind, ObjectEntry, ObjectOrigin, Origin as _, OriginError};
+use tpad_store::{ErrorKind, Listing, ObjectEntry, ObjectOrigin, Origin as _, OriginError};
 
 use crate::shard::{self, HeaderFault, ShardError, ShardTensor};
 use crate::{ImportError, Phase, Progress};
@@ -30,6 +30,10 @@ const HEADERS: usize = 8;
 
 /// Objects that are looked at at once.
 const LOOKS: usize = 16;
+
+/// Directories below the root that are looked into, for weights that someone
+/// may have meant.
+const DIRECTORIES: usize = 32;
 
 /// What is read of a shard at first; most headers are in it.
 const PROBE_BYTES: u64 = 128 << 10;
@@ -85,12 +89,22 @@ async fn take(root: &ObjectOrigin, progress: &dyn Progress) -> Result<Survey, Im
     Ok(Survey { shards, tensors, config, files, notes })
 }
 
-/// The objects at the root itself or, where a server cannot list them, those
-/// that a checkpoint is known to have.
+/// The objects at the root itself and in the directories below it or, where a
+/// server cannot list them, those that a checkpoint is known to have.
 async fn inventory(root: &ObjectOrigin) -> Result<BTreeMap<String, ObjectEntry>, ImportError> {
     let by_path = |entry: ObjectEntry| (entry.path.clone(), entry);
-    match root.list("").await {
-        Ok(entries) => Ok(entries.into_iter().map(by_path).collect()),
+    match root.list_directory("").await {
+        Ok(Listing { objects, directories }) => {
+            let mut entries: BTreeMap<_, _> = objects.into_iter().map(by_path).collect();
+            for directory in directories.iter().take(DIRECTORIES) {
+                // What is there is told and not imported: a directory that
+                // cannot be listed, such as lost+found, takes nothing away.
+                if let Ok(below) = root.list_directory(directory).await {
+                    entries.extend(below.objects.into_iter().map(by_path));
+                }
+            }
+            Ok(entries)
+        }
         Err(OriginError::Unsupported { .. }) => {
             let known = [CONFIG, INDEX, SINGLE].into_iter().chain(files::KNOWN.iter().copied());
             let mut entries = BTreeMap::new();

@@ -229,6 +229,19 @@ async fn a_snapshot_of_links_is_imported() {
 }
 
 #[tokio::test]
+async fn what_else_lies_below_a_root_does_not_stop_its_import() {
+    let checkpoint = Checkpoint::fixture("mixtral");
+    let root = checkpoint.path();
+    std::os::unix::fs::symlink(".", root.join("self")).expect("linked");
+    fs::create_dir(root.join("original")).expect("made");
+    fs::write(root.join("original/consolidated.safetensors"), b"").expect("written");
+    let imported = checkpoint.import().await.expect("imported");
+    let notes = imported.notes.join(" ");
+    assert!(notes.contains("original/consolidated.safetensors"), "{notes}");
+    assert_eq!(problems(root).await, Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn expert_blocks_keep_gate_up_and_down_in_order() {
     let checkpoint = Checkpoint::fixture("deepseek_v3_fp8");
     checkpoint.import().await.expect("imported");

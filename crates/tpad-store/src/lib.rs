@@ -32,5 +32,5 @@ pub use kind::ErrorKind;
 pub use level::{Check, Health, Level, LevelError, LevelRead, LevelUsage, crc64_nvme};
 pub use metrics::StoreMetrics;
 pub use origin::{
-    Created, ObjectEntry, ObjectOrigin, Origin, OriginError, OriginOptions, install_tls,
+    Created, Listing, ObjectEntry, ObjectOrigin, Origin, OriginError, OriginOptions, install_tls,
 };

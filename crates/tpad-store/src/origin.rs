@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 pub use error::OriginError;
-pub use object::{Created, ObjectEntry, ObjectOrigin};
+pub use object::{Created, Listing, ObjectEntry, ObjectOrigin};
 pub use options::OriginOptions;
 
 /// Where blocks come from.

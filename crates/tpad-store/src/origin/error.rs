@@ -32,9 +32,7 @@ pub enum OriginError {
         object: String,
     },
     /// The store refuses.
-    #[error(
-        "{object}: access denied; check the credentials, or give some if there are none: {source}"
-    )]
+    #[error("{object}: access denied{}: {source}", check_credentials(object))]
     Denied {
         /// The object, with its root.
         object: String,
@@ -117,6 +115,7 @@ impl OriginError {
             Self::Denied { .. } => ErrorKind::Denied,
             Self::TooLarge { .. } | Self::Unsupported { .. } => ErrorKind::FailedPrecondition,
             Self::Truncated { .. } | Self::Length { .. } => ErrorKind::DataLoss,
+            Self::Io { source, .. } if is_refusal(source.kind()) => ErrorKind::Denied,
             Self::Failed { .. } | Self::Io { .. } => ErrorKind::Unavailable,
             Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
         }
@@ -124,7 +123,10 @@ impl OriginError {
 
     /// Whether the same request may succeed a moment later.
     pub(crate) fn is_transient(&self) -> bool {
-        matches!(self, Self::Failed { .. } | Self::Length { .. } | Self::Io { .. })
+        match self {
+            Self::Io { source, .. } => !is_refusal(source.kind()),
+            _ => matches!(self, Self::Failed { .. } | Self::Length { .. }),
+        }
     }
 
     /// The object store's error, in our words.
@@ -146,13 +148,27 @@ impl OriginError {
 
     /// The local store's error, in our words.
     fn of_system(object: String, error: object_store::Error) -> Self {
-        use std::io::ErrorKind::{IsADirectory, NotADirectory, PermissionDenied};
+        use std::io::ErrorKind::{IsADirectory, NotADirectory};
         match io_kind(&error) {
-            Some(PermissionDenied) => Self::Denied { object, source: Arc::new(error) },
+            Some(kind) if is_refusal(kind) => Self::Denied { object, source: Arc::new(error) },
             // A component of the path is a file, or the path is a directory.
             Some(NotADirectory | IsADirectory) => Self::NotFound { object },
             _ => Self::Failed { object, attempts: 1, source: Arc::new(error) },
         }
+    }
+}
+
+/// Whether the system refuses, now and later.
+fn is_refusal(kind: std::io::ErrorKind) -> bool {
+    use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    matches!(kind, PermissionDenied | ReadOnlyFilesystem)
+}
+
+/// What to do about a store's refusal; files know no credentials.
+fn check_credentials(object: &str) -> &'static str {
+    match object.contains("://") {
+        true => "; check the credentials, or give some if there are none",
+        false => "",
     }
 }
 
@@ -177,5 +193,27 @@ fn io_kind(error: &object_store::Error) -> Option<std::io::ErrorKind> {
             return Some(io.kind());
         }
         source = source.source()?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_system_refuses_is_denied_and_not_tried_again() {
+        for kind in [std::io::ErrorKind::PermissionDenied, std::io::ErrorKind::ReadOnlyFilesystem] {
+            let source = Box::new(std::io::Error::from(kind));
+            let store = object_store::Error::Generic { store: "LocalFileSystem", source };
+            let io = OriginError::Io { object: "/m/a".into(), source: Arc::new(kind.into()) };
+            for error in [OriginError::of("/m/a", store), io] {
+                assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+                assert!(!error.is_transient(), "{error}");
+                assert!(!error.to_string().contains("credentials"), "{error}");
+            }
+        }
+        let remote =
+            object_store::Error::PermissionDenied { path: "a".into(), source: "no".into() };
+        assert!(OriginError::of("s3://b/a", remote).to_string().contains("credentials"));
     }
 }

@@ -1,5 +1,6 @@
 //! The origin over an object store.
 
+mod listing;
 mod read;
 mod retry;
 
@@ -14,6 +15,7 @@ use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutOptions};
 use tokio::time::Instant;
 use tpad_manifest::check_object_path;
 
+pub use self::listing::Listing;
 use self::retry::Attempts;
 use super::store::{self, Opened};
 use super::{Origin, OriginError, OriginOptions};
@@ -145,14 +147,7 @@ impl ObjectOrigin {
     /// # Errors
     /// [`OriginError::Unsupported`] over HTTP, or as the store fails.
     pub async fn list(&self, directory: &str) -> Result<Vec<ObjectEntry>, OriginError> {
-        if self.is_http() {
-            let operation = "listing objects";
-            return Err(OriginError::Unsupported { url: self.url.to_string(), operation });
-        }
-        let location = match directory {
-            "" => self.prefix.clone(),
-            directory => self.location(directory)?,
-        };
+        let location = self.listed(directory)?;
         let object = self.named(directory);
         let mut attempts = Attempts::at(self, &object, None);
         let metas = loop {
@@ -229,6 +224,18 @@ impl ObjectOrigin {
 
     fn is_http(&self) -> bool {
         self.url.starts_with("http://") || self.url.starts_with("https://")
+    }
+
+    /// The place of a directory that is to be listed.
+    fn listed(&self, directory: &str) -> Result<Path, OriginError> {
+        if self.is_http() {
+            let operation = "listing objects";
+            return Err(OriginError::Unsupported { url: self.url.to_string(), operation });
+        }
+        match directory {
+            "" => Ok(self.prefix.clone()),
+            directory => self.location(directory),
+        }
     }
 
     /// The object's place in the store.

@@ -82,6 +82,34 @@ async fn links_are_followed_and_dots_are_not() {
     }
 }
 
+/// A recursive walk fails on each of these.
+#[tokio::test]
+async fn one_directory_is_listed_whatever_lies_in_it() {
+    use std::os::unix::ffi::OsStrExt as _;
+
+    let directory = tempfile::tempdir().expect("directory");
+    let origin = origin_of(&directory.path().join("not/there/yet"));
+    assert_eq!(origin.list_directory("").await.expect("empty"), Listing::default());
+    let root = directory.path();
+    std::os::unix::fs::symlink(".", root.join("self")).expect("linked");
+    std::os::unix::fs::symlink("/not/there", root.join("dangling")).expect("linked");
+    std::fs::write(root.join(std::ffi::OsStr::from_bytes(b"\xff")), b"").expect("written");
+    std::fs::write(root.join("a\nb"), b"").expect("written");
+    std::fs::create_dir_all(root.join("original/deep")).expect("made");
+    std::fs::write(root.join("original/b"), b"2").expect("written");
+    std::fs::write(root.join("original/deep/c"), b"3").expect("written");
+    std::fs::write(root.join("a"), b"1").expect("written");
+    let origin = origin_of(root);
+    let listing = origin.list_directory("").await.expect("listed");
+    assert_eq!(listing.objects, [origin.entry("a").await.expect("there")]);
+    assert_eq!(listing.directories, ["original", "self"]);
+    let below = origin.list_directory("original").await.expect("listed");
+    assert_eq!(below.objects, [origin.entry("original/b").await.expect("there")]);
+    assert_eq!(below.directories, ["original/deep"]);
+    let file = origin.list_directory("a").await.expect_err("a file");
+    assert_eq!(file.kind(), ErrorKind::NotFound, "{file}");
+}
+
 #[tokio::test]
 async fn another_root_is_opened_the_same_way() {
     let directory = tempfile::tempdir().expect("directory");
@@ -98,6 +126,8 @@ async fn http_is_read_only() {
     let origin = ObjectOrigin::open("http://localhost:1/x", &OriginOptions::default());
     let origin = origin.expect("opened");
     let listing = origin.list("").await.expect_err("not possible");
+    assert_eq!(listing.kind(), ErrorKind::FailedPrecondition);
+    let listing = origin.list_directory("").await.expect_err("not possible");
     assert_eq!(listing.kind(), ErrorKind::FailedPrecondition);
     let writing = origin.create("a", Bytes::new()).await.expect_err("not possible");
     assert_eq!(writing.kind(), ErrorKind::FailedPrecondition);
