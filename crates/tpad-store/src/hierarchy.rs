@@ -10,6 +10,7 @@ mod error;
 mod fill;
 mod flight;
 mod guarded;
+mod lanes;
 mod ranges;
 mod status;
 mod verify;
@@ -30,6 +31,7 @@ pub use status::{LevelStatus, Lookups, StoreStatus};
 
 use self::flight::{Boarding, Flight, Flights, Stage};
 use self::guarded::Guarded;
+use self::lanes::Lanes;
 use crate::dram::DramLevel;
 use crate::gate::Gate;
 use crate::level::{Health, Level};
@@ -64,7 +66,7 @@ struct Inner {
     /// Slot bytes of fills in progress, within the headroom.
     fills: Arc<Gate>,
     /// Ranges in flight.
-    ranges: Arc<Gate>,
+    ranges: Lanes,
     /// Digests being computed.
     digests: Arc<Gate>,
     level_writes: Arc<Semaphore>,
@@ -95,7 +97,7 @@ impl Hierarchy {
             lower: lower.into_iter().map(guarded).map(Arc::new).collect(),
             flights: Flights::default(),
             fills: Gate::new(dram.headroom()),
-            ranges: Gate::new(tuning.concurrent_ranges as u64),
+            ranges: Lanes::new(tuning.concurrent_ranges as u64),
             digests: Gate::new(tuning.concurrent_digests as u64),
             level_writes: Arc::new(Semaphore::new(LEVEL_WRITES)),
             waiting: AtomicUsize::new(0),

@@ -32,7 +32,7 @@ pub struct FetchTuning {
     pub gap_bytes: u64,
     /// Larger ranges are split into parts of this size, fetched in parallel.
     pub part_bytes: u64,
-    /// Ranges in flight over all blocks.
+    /// Ranges in flight from one origin, over all its blocks.
     pub concurrent_ranges: usize,
     /// Digests computed at once; each uses all cores for large blocks.
     pub concurrent_digests: usize,

@@ -184,10 +184,11 @@ impl Inner {
         let ranges = ranges(&flight.fetch, &self.tuning);
         let outside = || ReadError::Fetch { id, problem: "a part lies outside of the image" };
         let targets = carve(image, &ranges).ok_or_else(outside)?;
+        let lane = self.ranges.of(&*flight.origin);
         let mut reads: FuturesUnordered<_> = ranges
             .iter()
             .zip(targets)
-            .map(|(range, targets)| self.fetch_range(flight, range, targets, deadline))
+            .map(|(range, targets)| self.fetch_range(flight, &lane, range, targets, deadline))
             .collect();
         while let Some(read) = reads.next().await {
             // The first failure drops the other reads.
@@ -199,11 +200,12 @@ impl Inner {
     async fn fetch_range(
         &self,
         flight: &Flight,
+        lane: &Arc<Gate>,
         range: &Range,
         mut targets: Vec<&mut [u8]>,
         deadline: Instant,
     ) -> Result<(), ReadError> {
-        let _permit = self.turn(&self.ranges, 1, flight).await;
+        let _permit = self.turn(lane, 1, flight).await;
         let Range { object, offset, bytes, pieces } = range;
         let id = flight.fetch.id;
         let wanted: u64 = pieces.iter().map(|piece| piece.bytes).sum();

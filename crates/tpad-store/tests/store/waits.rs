@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures::FutureExt as _;
 use futures::future::join_all;
 use tokio::time::Instant;
 use tpad_store::fault::{Fault, Faults, FaultyOrigin};
 use tpad_store::{
-    ErrorKind, Hierarchy, HierarchyConfig, Medium, Origin, ReadError, ReadOptions, StoreError,
-    StoreMetrics, Urgency,
+    ErrorKind, Hierarchy, HierarchyConfig, Medium, Origin, OriginError, ReadError, ReadOptions,
+    StoreError, StoreMetrics, Urgency,
 };
 
 use crate::model::{MIB, Model, check, config, hierarchy, read, within};
@@ -61,6 +62,47 @@ async fn a_fill_takes_no_longer_than_any_may() {
     assert!(matches!(error, ReadError::Slow { .. }), "{error}");
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert_eq!(hierarchy.status().arena.held, 0);
+}
+
+/// An origin under another URL.
+struct Elsewhere(Arc<dyn Origin>);
+
+#[async_trait]
+impl Origin for Elsewhere {
+    fn url(&self) -> &str {
+        "elsewhere://"
+    }
+
+    async fn read_range(
+        &self,
+        object: &str,
+        offset: u64,
+        into: &mut [u8],
+        deadline: Instant,
+    ) -> Result<(), OriginError> {
+        self.0.read_range(object, offset, into, deadline).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_origin_that_hangs_delays_no_read_of_another() {
+    let (bad, good) = (Model::new(21, "a", vec![5000; 100]), Model::new(22, "b", [5000]));
+    let faults = Faults::new(1, [(Fault::Hanging, 1.0)]);
+    let hangs: Arc<dyn Origin> = Arc::new(FaultyOrigin::new(bad.origin(), Arc::clone(&faults)));
+    let works: Arc<dyn Origin> = Arc::new(Elsewhere(good.origin()));
+    let hierarchy = hierarchy(64 * MIB, vec![]);
+    let hanging = bad.blocks.iter().map(|block| {
+        hierarchy.read(&hangs, &block.fetch, within(Duration::from_secs(1000))).boxed()
+    });
+    let mut hanging: Vec<_> = hanging.collect();
+    while faults.fired(Fault::Hanging) < 32 {
+        for read in &mut hanging {
+            assert!(read.now_or_never().is_none());
+        }
+        tokio::task::yield_now().await;
+    }
+    let read = hierarchy.read(&works, &good.blocks[0].fetch, within(Duration::from_secs(1))).await;
+    assert_eq!(read.expect("its own origin works").bytes[..], good.blocks[0].image[..]);
 }
 
 #[tokio::test]
