@@ -20,6 +20,10 @@ pub use presets::PRESETS;
 use crate::Progress;
 use fill::Fill;
 
+/// The most experts of all layers: eighty times those of the largest preset. It
+/// bounds the list of tensors, which is in memory as a whole.
+const MAX_EXPERTS: u64 = 1 << 21;
+
 /// The names and the arrangement of a published family's tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SynthFamily {
@@ -183,6 +187,14 @@ impl SynthSpec {
         ];
         if let Some((what, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return refuse(format!("{what} may not be 0"));
+        }
+        let layers = u64::from(self.layers) + u64::from(self.mtp_layers);
+        // Attention and norms take as much room in the list as some experts do.
+        if layers.saturating_mul(u64::from(self.experts) + 8) > MAX_EXPERTS {
+            return refuse(format!(
+                "{layers} layers of {} experts have more tensors than can be listed",
+                self.experts
+            ));
         }
         if self.experts_per_token > self.experts {
             return refuse(format!(

@@ -11,7 +11,7 @@ use std::path::Path;
 use safetensors::SafeTensors;
 use tokio_util::sync::CancellationToken;
 use tpad_publish::{
-    PRESETS, Phase, Progress, Silent, SynthDtype, SynthError, SynthSpec, synthesize,
+    PRESETS, Phase, Progress, Silent, SynthDtype, SynthError, SynthSpec, parse_header, synthesize,
 };
 
 use crate::small::small;
@@ -36,6 +36,29 @@ fn read(directory: &Path) -> BTreeMap<String, (String, Vec<usize>, Vec<u8>)> {
         }
     }
     tensors
+}
+
+#[test]
+fn a_shape_whose_list_of_tensors_would_take_all_memory_is_refused() {
+    for (layers, experts) in [(u32::MAX, 8), (2, u32::MAX), (u32::MAX, u32::MAX)] {
+        let spec = SynthSpec { layers, experts, ..small("mixtral-8x7b") };
+        assert!(matches!(spec.tensor_bytes(), Err(SynthError::Shape(_))), "{layers} x {experts}");
+    }
+}
+
+/// One shard of it has a header of 16.03 MiB.
+#[test]
+fn the_preset_with_the_most_tensors_fits_one_shard_that_can_be_read() {
+    let scratch = tempfile::tempdir().expect("scratch");
+    let out = scratch.path().join("k");
+    let mut spec = SynthSpec::preset("kimi-k2").expect("a preset").scaled(1e-5);
+    spec.shard_bytes = u64::MAX;
+    synthesize(&spec, &out, &Silent, &CancellationToken::new()).expect("made");
+    let shard = std::fs::read(out.join("model.safetensors")).expect("one shard");
+    let header = u64::from_le_bytes(shard[..8].try_into().expect("eight bytes"));
+    let header = &shard[8..8 + usize::try_from(header).expect("it fits")];
+    let tensors = parse_header(&"k".into(), header, shard.len() as u64);
+    assert!(tensors.expect("accepted").len() > 100_000);
 }
 
 #[test]
