@@ -1,17 +1,21 @@
 //! The engine: its models, the hierarchy below them, and their tasks.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod administer;
+mod roster;
+
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tpad_manifest::TierId;
 use tpad_store::{Hierarchy, StoreError, StoreMetrics};
 
+pub use self::administer::{LoadOutcome, Loaded, Unloaded};
+use self::roster::Roster;
 use crate::generation::{Generation, Shared};
 use crate::model::{Loader, Model, ModelView};
 use crate::{EngineConfig, EngineError, EngineMetrics, ModelStatus, Readiness, Status};
@@ -26,7 +30,10 @@ const FILES_AT_ONCE: usize = 2;
 /// Loads models and reads their blocks. Stops its tasks in
 /// [`Engine::shutdown`].
 pub struct Engine {
-    models: Vec<Arc<Model>>,
+    models: Roster,
+    /// One model is added at a time.
+    adding: tokio::sync::Mutex<()>,
+    loader: Loader,
     hierarchy: Arc<Hierarchy>,
     started: Instant,
     readiness: watch::Sender<Readiness>,
@@ -80,24 +87,25 @@ impl Engine {
             checks: Arc::new(Semaphore::new(CHECKS_AT_ONCE)),
             file_reads: Arc::new(Semaphore::new(FILES_AT_ONCE)),
         };
-        let models: Vec<Arc<Model>> =
-            models.into_iter().map(|model| Arc::new(Model::new(model))).collect();
-        let (readiness, _) = watch::channel(readiness_of(&models));
+        let loader =
+            Loader { enforcement: budget_enforcement, retry, shared, swaps: Arc::default() };
+        let models = models.into_iter().map(|model| Arc::new(Model::new(model, &stop)));
+        let models: Vec<Arc<Model>> = models.collect();
+        let views: Vec<ModelView> = models.iter().map(|model| model.view()).collect();
+        let (readiness, _) = watch::channel(Readiness::of(&views));
         let engine = Arc::new(Self {
-            models,
+            models: Roster::new(models.clone()),
+            adding: tokio::sync::Mutex::new(()),
+            loader,
             hierarchy,
             started: Instant::now(),
             readiness,
             changes: watch::Sender::new(0),
             draining: AtomicBool::new(false),
-            stop: stop.clone(),
+            stop,
             tasks: tasks.clone(),
         });
-        let swaps = Arc::new(AtomicU64::new(0));
-        for model in &engine.models {
-            let loader = Loader { enforcement: budget_enforcement, retry, shared: shared.clone() };
-            let swaps = Arc::clone(&swaps);
-            let number = move || swaps.fetch_add(1, Ordering::Relaxed) + 1;
+        for model in models {
             // Weak, so that an engine that is dropped without a shutdown goes.
             let weak = Arc::downgrade(&engine);
             let changed = move || {
@@ -105,7 +113,8 @@ impl Engine {
                     engine.publish_readiness();
                 }
             };
-            tasks.spawn(Arc::clone(model).run(loader, number, changed));
+            let run = Arc::clone(&model).run(engine.loader.clone(), changed);
+            tasks.spawn(model.track(run));
         }
         tasks.close();
         Ok(engine)
@@ -130,10 +139,10 @@ impl Engine {
         Ok(self.model(model)?.view())
     }
 
-    /// All models, in the configuration's order.
+    /// All models: the configuration's in its order, then those added since.
     #[must_use]
     pub fn models(&self) -> Vec<ModelView> {
-        self.models.iter().map(|model| model.view()).collect()
+        self.models.views()
     }
 
     /// The engine's state as one document.
@@ -186,26 +195,21 @@ impl Engine {
         self.hierarchy.shutdown().await;
     }
 
-    fn model(&self, name: &str) -> Result<&Arc<Model>, EngineError> {
-        let found = self.models.iter().find(|model| model.config.name == name);
-        found.ok_or_else(|| EngineError::UnknownModel {
+    pub(crate) fn model(&self, name: &str) -> Result<Arc<Model>, EngineError> {
+        self.models.find(name).ok_or_else(|| self.unknown(name))
+    }
+
+    fn unknown(&self, name: &str) -> EngineError {
+        EngineError::UnknownModel {
             model: name.chars().take(200).collect(),
-            known: self.models.iter().map(|model| model.config.name.clone()).collect(),
-        })
+            known: self.models.names(),
+        }
     }
 
-    /// The configuration's named TierSets of a model.
-    pub(crate) fn tier_sets(
-        &self,
-        model: &str,
-    ) -> Result<&BTreeMap<String, Vec<TierId>>, EngineError> {
-        Ok(&self.model(model)?.config.tier_sets)
-    }
-
-    /// To be called when a model was loaded, replaced, given up or failed.
+    /// To be called when a model was loaded, replaced, unloaded or failed.
     fn publish_readiness(&self) {
         self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
-        let now = readiness_of(&self.models);
+        let now = Readiness::of(&self.models());
         self.readiness.send_if_modified(|known| {
             // A model that loads late must not call a draining engine ready.
             let changed = *known != now && !self.draining.load(Ordering::Acquire);
@@ -227,11 +231,6 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.stop.cancel();
     }
-}
-
-fn readiness_of(models: &[Arc<Model>]) -> Readiness {
-    let views: Vec<ModelView> = models.iter().map(|model| model.view()).collect();
-    Readiness::of(&views)
 }
 
 #[cfg(test)]

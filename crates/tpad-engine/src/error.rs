@@ -34,6 +34,30 @@ pub enum EngineError {
         /// What went wrong last time.
         reason: String,
     },
+    /// The model was to be loaded and could not be.
+    #[error("model {model:?} cannot be loaded: {reason}")]
+    Load {
+        /// The model.
+        model: String,
+        /// What the caller can do.
+        kind: ErrorKind,
+        /// Why.
+        reason: String,
+    },
+    /// A model was to be added whose name is taken.
+    #[error("there is a model {model:?} already, of root {root}: unload it first")]
+    ModelExists {
+        /// The model.
+        model: String,
+        /// The root that it has.
+        root: String,
+    },
+    /// One more model was to be added.
+    #[error("there are {limit} models, the most that a daemon takes: unload one first")]
+    TooManyModels {
+        /// The bound.
+        limit: usize,
+    },
     /// The tier is unknown or not served.
     #[error("model {model:?}: {source}")]
     Tier {
@@ -248,7 +272,10 @@ impl EngineError {
                 source: TierError::Skipped { .. } | TierError::NoIndex { .. }, ..
             }
             | Self::Mask { source: MaskError::Empty { .. }, .. }
+            | Self::ModelExists { .. }
+            | Self::TooManyModels { .. }
             | Self::StalePage { .. } => ErrorKind::FailedPrecondition,
+            Self::Load { kind, .. } => *kind,
             Self::Mask { source: MaskError::TooLarge { .. }, .. }
             | Self::NothingSelected
             | Self::TooManyBlocks { .. }
@@ -281,6 +308,9 @@ impl EngineError {
             Self::UnknownModel { .. } => "MODEL_NOT_FOUND",
             Self::ModelLoading { .. } => "MODEL_LOADING",
             Self::ModelFailed { .. } => "MODEL_NOT_LOADED",
+            Self::Load { .. } => "LOAD_FAILED",
+            Self::ModelExists { .. } => "MODEL_EXISTS",
+            Self::TooManyModels { .. } => "TOO_MANY_MODELS",
             Self::Tier { source, .. } => match source {
                 TierError::Unknown { .. } => "TIER_NOT_FOUND",
                 TierError::Skipped { .. } => "TIER_SKIPPED",

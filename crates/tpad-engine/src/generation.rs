@@ -53,6 +53,7 @@ pub struct Generation {
     files: Arc<Shelf<Digest, Bytes>>,
     report: Report,
     tally: Tally,
+    retired: CancellationToken,
     shared: Shared,
 }
 
@@ -114,6 +115,7 @@ impl Generation {
             segments: Shelf::new(shared.bounds.segment_bytes, shelf.clone()),
             files: Shelf::new(shared.bounds.file_bytes, shelf),
             report: Report::default(),
+            retired: shared.stop.child_token(),
             shared,
         }
     }
@@ -134,6 +136,25 @@ impl Generation {
     #[must_use]
     pub fn revision(&self) -> u64 {
         self.manifest().revision
+    }
+
+    /// BLAKE3 of the manifest document: equal documents are equal generations.
+    #[must_use]
+    pub fn document(&self) -> &Digest {
+        &self.document
+    }
+
+    /// Cancelled when this is no longer what the model serves, or the engine
+    /// stops: what works for a generation in the background ends then. Reads go
+    /// on.
+    #[must_use]
+    pub fn retired(&self) -> &CancellationToken {
+        &self.retired
+    }
+
+    /// Another generation takes the place of this one, or none does.
+    pub(crate) fn retire(&self) {
+        self.retired.cancel();
     }
 
     /// The manifest.

@@ -21,7 +21,7 @@ mod shelf;
 mod status;
 
 pub use config::{Bounds, BudgetEnforcement, EngineConfig, ModelConfig, RetryIntervals};
-pub use engine::{Engine, StartError};
+pub use engine::{Engine, LoadOutcome, Loaded, StartError, Unloaded};
 pub use error::{EngineError, FileProblem, IndexProblem};
 pub use generation::{Block, Generation, ListedBlock, Page, PageRequest, Selected, Selection};
 pub use mask::{GenerationMask, MaskRequest, Residency};

@@ -9,7 +9,7 @@ use tpad_manifest::{
     Catalog, Digest, IndexHeader, IndexRef, Loaded, MAX_DOCUMENT_BYTES, Manifest, Problem,
     Rejected, TierId, index_path, revision_path,
 };
-use tpad_store::{ObjectOrigin, Origin, OriginError};
+use tpad_store::{ErrorKind, ObjectOrigin, Origin, OriginError};
 
 use crate::base::{BaseError, check_base};
 use crate::error::IndexProblem;
@@ -103,6 +103,31 @@ pub(crate) enum LoadError {
 }
 
 impl LoadError {
+    /// What whoever asked for the model can do.
+    pub(crate) fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Open { source, .. } | Self::List { source, .. } | Self::Read { source, .. } => {
+                source.kind()
+            }
+            Self::NoRevision { .. } => ErrorKind::NotFound,
+            Self::Index { source, .. } => match source {
+                IndexProblem::Origin(source) => match source.kind() {
+                    // The manifest names it, so the checkpoint is not whole.
+                    ErrorKind::NotFound => ErrorKind::DataLoss,
+                    other => other,
+                },
+                IndexProblem::Content(_) => ErrorKind::DataLoss,
+                IndexProblem::Interrupted => ErrorKind::Internal,
+            },
+            Self::Rejected { .. }
+            | Self::Misnamed { .. }
+            | Self::Base(_)
+            | Self::Contradiction { .. }
+            | Self::OverBudget { .. } => ErrorKind::FailedPrecondition,
+            Self::Deadline(_) => ErrorKind::DeadlineExceeded,
+        }
+    }
+
     /// The error without what differs from one attempt to the next: a store's
     /// own words hold durations and request numbers.
     pub(crate) fn topic(&self) -> String {

@@ -49,12 +49,12 @@ impl Engine {
         deadline: Instant,
     ) -> Result<GenerationMask, EngineError> {
         let generation = self.open(model)?;
-        let configured = self.tier_sets(model)?;
-        let mask = generation.mask(request, configured, deadline).await?;
+        let model = self.model(model)?;
+        let mask = generation.mask(request, &model.config.tier_sets, deadline).await?;
         Ok(GenerationMask { generation: generation.number(), mask })
     }
 
-    /// Tells when a model was loaded, replaced, given up or failed to load: what
+    /// Tells when a model was loaded, replaced, unloaded or failed to load: what
     /// was computed of it may be another now.
     #[must_use]
     pub fn watch_models(&self) -> watch::Receiver<u64> {

@@ -73,6 +73,16 @@ impl EngineMetrics {
         self.load(model, LoadOutcome::loaded);
     }
 
+    /// Forgets a model that was unloaded, so that names do not pile up.
+    pub(crate) fn unloaded(&self, model: &str) {
+        let label = ModelLabel { model: model.into() };
+        self.revision.remove(&label);
+        self.generation.remove(&label);
+        for outcome in [LoadOutcome::loaded, LoadOutcome::failed] {
+            self.loads.remove(&LoadLabels { model: model.into(), outcome });
+        }
+    }
+
     pub(crate) fn failed(&self, model: &str) {
         self.load(model, LoadOutcome::failed);
     }

@@ -1,17 +1,20 @@
 //! One model: what it serves, and the task that loads it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use crate::generation::{Generation, Shared};
 use crate::load::{LoadError, load};
 use crate::{BudgetEnforcement, EngineError, ModelConfig, RetryIntervals};
 
-/// A configured model.
+/// A model: configured, or added at run time.
 #[derive(Debug)]
 pub(crate) struct Model {
     pub(crate) config: ModelConfig,
@@ -19,6 +22,12 @@ pub(crate) struct Model {
     /// Why the last attempt failed; `None` before the first ends and after a
     /// success.
     failure: Mutex<Option<Failure>>,
+    /// One attempt at a time, so that an older one never replaces a newer.
+    loading: tokio::sync::Mutex<()>,
+    /// The model goes: nothing is loaded any more.
+    end: CancellationToken,
+    /// What works for this model alone and has to end with it.
+    tasks: TaskTracker,
 }
 
 /// Why an attempt to load a model failed.
@@ -59,16 +68,37 @@ pub struct ModelView {
     pub generation: Option<Arc<Generation>>,
 }
 
-/// What the loading task needs besides its model.
+/// What loading needs besides the model.
+#[derive(Clone)]
 pub(crate) struct Loader {
     pub(crate) enforcement: BudgetEnforcement,
     pub(crate) retry: RetryIntervals,
     pub(crate) shared: Shared,
+    /// Counts generations over all models.
+    pub(crate) swaps: Arc<AtomicU64>,
+}
+
+/// What an attempt to load a model came to.
+#[derive(Debug)]
+pub(crate) enum Attempt {
+    /// This is served from now on.
+    Swapped(Arc<Generation>),
+    /// This is served already, from the same document.
+    Same(Arc<Generation>),
+    /// The model or the engine ends.
+    Ended,
 }
 
 impl Model {
-    pub(crate) fn new(config: ModelConfig) -> Self {
-        Self { config, serving: ArcSwapOption::empty(), failure: Mutex::new(None) }
+    pub(crate) fn new(config: ModelConfig, engine_stop: &CancellationToken) -> Self {
+        Self {
+            config,
+            serving: ArcSwapOption::empty(),
+            failure: Mutex::new(None),
+            loading: tokio::sync::Mutex::new(()),
+            end: engine_stop.child_token(),
+            tasks: TaskTracker::new(),
+        }
     }
 
     /// What the model serves; whoever reads holds it from start to end.
@@ -96,55 +126,101 @@ impl Model {
         ModelView { name, root, state, reason, stale: None, generation }
     }
 
-    /// Loads the model, again and again until it works or the engine stops.
-    pub(crate) async fn run(
-        self: Arc<Self>,
-        loader: Loader,
-        number: impl Fn() -> u64 + Send + Sync,
-        changed: impl Fn() + Send,
-    ) {
-        let span = tracing::info_span!("load", model = %self.config.name);
-        let work = async {
-            let mut pause = loader.retry.first;
-            loop {
-                let attempt = load(&self.config, loader.enforcement, &number, &loader.shared);
-                let result = tokio::select! {
-                    () = loader.shared.stop.cancelled() => return,
-                    result = attempt => result,
-                };
-                match result {
-                    Ok(generation) => {
-                        self.swap(generation, &loader.shared);
-                        changed();
-                        return;
-                    }
-                    Err(error) => self.failed(&error, pause, &loader.shared),
+    /// Loads the model, again and again until it works, someone else has done
+    /// it, or the model ends.
+    pub(crate) async fn run(self: Arc<Self>, loader: Loader, changed: impl Fn() + Send) {
+        let mut pause = loader.retry.first;
+        while self.serving.load().is_none() {
+            match self.attempt(&loader).await {
+                Ok(_) => changed(),
+                Err(error) => {
+                    self.failed(&error, pause, &loader.shared);
+                    changed();
                 }
-                changed();
-                tokio::select! {
-                    () = loader.shared.stop.cancelled() => return,
-                    () = tokio::time::sleep(pause) => {}
-                }
-                pause = pause.saturating_mul(2).min(loader.retry.longest);
             }
-        };
-        work.instrument(span).await;
+            if self.serving.load().is_some() {
+                return;
+            }
+            tokio::select! {
+                () = self.end.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = pause.saturating_mul(2).min(loader.retry.longest);
+        }
     }
 
-    fn swap(&self, generation: Generation, shared: &Shared) {
-        let (revision, number) = (generation.revision(), generation.number());
-        for warning in generation.warnings() {
-            tracing::warn!(warning, "odd manifest");
-        }
-        for tier in &generation.manifest().tiers {
-            if let Some(reason) = generation.catalog().skipped(&tier.id) {
-                tracing::warn!(tier = %tier.id, reason, "tier skipped");
+    /// Loads the model once. What is served stays when that fails, and when the
+    /// root has the same document still. Dropping the future gives the attempt
+    /// up.
+    pub(crate) async fn attempt(&self, loader: &Loader) -> Result<Attempt, LoadError> {
+        let span = tracing::info_span!("load", model = %self.config.name);
+        let attempt = async {
+            let _alone = self.loading.lock().await;
+            let number = || loader.swaps.fetch_add(1, Ordering::Relaxed) + 1;
+            let loaded = load(&self.config, loader.enforcement, number, &loader.shared).await?;
+            if self.end.is_cancelled() {
+                return Ok(Attempt::Ended);
             }
+            Ok(self.swap(loaded, &loader.shared))
+        };
+        tokio::select! {
+            biased;
+            () = self.end.cancelled() => Ok(Attempt::Ended),
+            attempt = attempt.instrument(span) => attempt,
         }
-        self.serving.store(Some(Arc::new(generation)));
+    }
+
+    /// Ends the model: its tasks, its loading, and what it serves. Whoever reads
+    /// a generation keeps it. `None` when it served nothing.
+    pub(crate) async fn end(&self) -> Option<Arc<Generation>> {
+        self.end.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        let last = self.serving.swap(None);
+        if let Some(generation) = &last {
+            generation.retire();
+        }
+        last
+    }
+
+    /// Runs `task` as the model's own: [`Model::end`] waits for it.
+    pub(crate) fn track<F: Future>(&self, task: F) -> impl Future<Output = F::Output> + use<F> {
+        self.tasks.track_future(task)
+    }
+
+    fn swap(&self, generation: Generation, shared: &Shared) -> Attempt {
+        let (revision, number) = (generation.revision(), generation.number());
+        let known = self.serving.load_full();
+        let same = known.filter(|known| known.document() == generation.document());
+        let attempt = match same {
+            Some(known) => Attempt::Same(known),
+            None => {
+                for warning in generation.warnings() {
+                    tracing::warn!(warning, "odd manifest");
+                }
+                for tier in &generation.manifest().tiers {
+                    if let Some(reason) = generation.catalog().skipped(&tier.id) {
+                        tracing::warn!(tier = %tier.id, reason, "tier skipped");
+                    }
+                }
+                let generation = Arc::new(generation);
+                if let Some(old) = self.serving.swap(Some(Arc::clone(&generation))) {
+                    old.retire();
+                }
+                shared.metrics.loaded(&self.config.name, revision, number);
+                tracing::info!(revision, generation = number, "model loaded");
+                Attempt::Swapped(generation)
+            }
+        };
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        shared.metrics.loaded(&self.config.name, revision, number);
-        tracing::info!(revision, generation = number, "model loaded");
+        attempt
+    }
+
+    /// A reload that failed: what is served stays, and the status says why.
+    pub(crate) fn not_reloaded(&self, error: &LoadError, shared: &Shared) {
+        shared.metrics.failed(&self.config.name);
+        let failure = Failure { reason: error.to_string(), topic: error.topic() };
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
     }
 
     fn failed(&self, error: &LoadError, pause: Duration, shared: &Shared) {

@@ -18,7 +18,7 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// Whether requests can be answered.
     pub ready: bool,
-    /// The configured models, in the configuration's order.
+    /// The models: the configuration's in its order, then those added since.
     pub models: Vec<ModelStatus>,
     /// The levels and what is in them.
     pub store: StoreStatus,
@@ -71,6 +71,9 @@ impl Readiness {
     /// One bad model must not take a node with good ones out of service, so a
     /// failed model counts only when there is no other.
     pub(crate) fn of(models: &[ModelView]) -> Self {
+        if models.is_empty() {
+            return Self::NotReady("every model was unloaded".into());
+        }
         let named = |state| {
             let names = models.iter().filter(move |model| model.state == state);
             names.map(|model| model.name.as_str()).collect::<Vec<_>>()

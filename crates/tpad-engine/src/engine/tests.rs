@@ -1,3 +1,5 @@
+mod administer;
+
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
@@ -242,13 +244,9 @@ async fn a_reader_keeps_its_generation_over_a_swap() {
     let mut tiers = Shape::mixed().tiers;
     tiers.remove(0);
     checkpoint.publish(&Shape { revision: 2, tiers, ..Shape::mixed() });
-    let again = Arc::clone(&engine.models[0]);
-    let loader = Loader {
-        enforcement: BudgetEnforcement::Warn,
-        retry: RetryIntervals::default(),
-        shared: old.shared().clone(),
-    };
-    again.run(loader, || 2, || {}).await;
+    let loaded = engine.reload("m", soon()).await.expect("there is a newer one");
+    assert_eq!(loaded.outcome, LoadOutcome::Reloaded);
+    assert!(old.retired().is_cancelled() && !loaded.generation.retired().is_cancelled());
     let new = engine.open("m").expect("it is loaded");
     assert_eq!((new.number(), new.revision()), (2, 2));
     assert_eq!((selected.generation().number(), old.revision()), (1, 1));

@@ -1,0 +1,146 @@
+//! Models that are loaded and unloaded while the engine runs.
+//!
+//! What is done here lasts as long as the process: the next start has the
+//! configuration's models again.
+
+use std::sync::Arc;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::Engine;
+use crate::generation::Generation;
+use crate::model::{Attempt, Model};
+use crate::{EngineError, ModelConfig};
+
+/// Models at a time: their names are labels of metrics, and each keeps index
+/// segments in memory.
+const MODELS: usize = 256;
+
+/// What a request to load a model came to.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What the model serves now.
+    pub generation: Arc<Generation>,
+    /// What happened to it.
+    pub outcome: LoadOutcome,
+}
+
+/// What loading did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadOutcome {
+    /// The model served nothing before.
+    Loaded,
+    /// The model serves another generation than before.
+    Reloaded,
+    /// Its root has nothing else than what it serves.
+    Unchanged,
+}
+
+/// What unloading a model ended.
+#[derive(Clone, Debug)]
+pub struct Unloaded {
+    /// What it served last; readers may hold it still. `None` when it could not
+    /// be loaded.
+    pub generation: Option<Arc<Generation>>,
+}
+
+impl Engine {
+    /// Loads a model again, now: a newer revision, or what failed before, is
+    /// picked up. Readers keep the generation that they have. What is served
+    /// stays when this fails or is dropped.
+    ///
+    /// # Errors
+    /// When there is no such model, it cannot be loaded, or not in time.
+    pub async fn reload(&self, name: &str, deadline: Instant) -> Result<Loaded, EngineError> {
+        let model = self.model(name)?;
+        let served = model.open().is_ok();
+        let attempt = self.attempt(&model, deadline).await;
+        if let Err(EngineError::Load { .. }) = &attempt {
+            self.publish_readiness();
+        }
+        let (generation, swapped) = attempt?;
+        self.publish_readiness();
+        let outcome = match (swapped, served) {
+            (_, false) => LoadOutcome::Loaded,
+            (false, true) => LoadOutcome::Unchanged,
+            (true, true) => LoadOutcome::Reloaded,
+        };
+        Ok(Loaded { generation, outcome })
+    }
+
+    /// Adds a model once it is loaded; nothing is added when that fails or is
+    /// dropped.
+    ///
+    /// # Errors
+    /// When there is a model of that name, there are too many, or it cannot be
+    /// loaded in time.
+    pub async fn add(&self, config: ModelConfig, deadline: Instant) -> Result<Loaded, EngineError> {
+        if self.stop.is_cancelled() {
+            return Err(EngineError::Stopping);
+        }
+        let alone = timeout_at(deadline, self.adding.lock()).await;
+        let _alone = alone.map_err(|_| too_late())?;
+        if let Some(known) = self.models.find(&config.name) {
+            return Err(taken(&known));
+        }
+        if self.models.len() >= MODELS {
+            return Err(EngineError::TooManyModels { limit: MODELS });
+        }
+        let model = Arc::new(Model::new(config, &self.stop));
+        let (generation, _) = self.attempt(&model, deadline).await.inspect_err(|_| {
+            self.loader.shared.metrics.unloaded(&model.config.name);
+        })?;
+        self.models.add(model);
+        self.publish_readiness();
+        Ok(Loaded { generation, outcome: LoadOutcome::Loaded })
+    }
+
+    /// Ends a model: it is not found any more, its tasks end. Whoever reads it
+    /// reads on. Its blocks stay where they are until others need the room.
+    ///
+    /// # Errors
+    /// When there is no such model.
+    pub async fn unload(&self, name: &str) -> Result<Unloaded, EngineError> {
+        let removed = self.models.remove(name);
+        let model = removed.ok_or_else(|| self.unknown(name))?;
+        let generation = model.end().await;
+        self.loader.shared.metrics.unloaded(name);
+        self.publish_readiness();
+        let revision = generation.as_deref().map(Generation::revision);
+        tracing::info!(model = name, revision, "model unloaded");
+        Ok(Unloaded { generation })
+    }
+
+    /// One attempt; whether it swapped.
+    async fn attempt(
+        &self,
+        model: &Model,
+        deadline: Instant,
+    ) -> Result<(Arc<Generation>, bool), EngineError> {
+        let attempt = timeout_at(deadline, model.attempt(&self.loader)).await;
+        match attempt {
+            Ok(Ok(Attempt::Swapped(generation))) => Ok((generation, true)),
+            Ok(Ok(Attempt::Same(generation))) => Ok((generation, false)),
+            Ok(Ok(Attempt::Ended)) if self.stop.is_cancelled() => Err(EngineError::Stopping),
+            Ok(Ok(Attempt::Ended)) => Err(self.unknown(&model.config.name)),
+            Ok(Err(error)) => {
+                model.not_reloaded(&error, &self.loader.shared);
+                Err(EngineError::Load {
+                    model: model.config.name.clone(),
+                    kind: error.kind(),
+                    reason: error.to_string(),
+                })
+            }
+            Err(_elapsed) => Err(too_late()),
+        }
+    }
+}
+
+fn too_late() -> EngineError {
+    EngineError::Deadline { what: "the model was loaded".into() }
+}
+
+fn taken(known: &Model) -> EngineError {
+    let view = known.view();
+    EngineError::ModelExists { model: view.name, root: view.root }
+}
