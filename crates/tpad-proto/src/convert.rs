@@ -49,6 +49,24 @@ pub enum WireError {
         /// What its dtype and shape make.
         expected_bytes: u64,
     },
+    /// A bitset of another length, or with bits beyond its experts.
+    #[error("{bytes} bytes are no bitset of {experts} experts")]
+    Bits {
+        /// The experts that it announces.
+        experts: u32,
+        /// Its bytes.
+        bytes: usize,
+    },
+    /// A list of another length than what it goes with.
+    #[error("{field} has {found} entries, {expected} are expected")]
+    Length {
+        /// The list.
+        field: &'static str,
+        /// How long it is.
+        found: usize,
+        /// How long it should be.
+        expected: usize,
+    },
     /// An image size that is not the layout's.
     #[error("image_bytes is {found}, the tensors make {expected}")]
     ImageBytes {

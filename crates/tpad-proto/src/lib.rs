@@ -6,9 +6,11 @@
 //! wire converts with `TryFrom`, since a peer may leave out any field.
 
 mod convert;
+mod mask;
 mod roles;
 
 pub use convert::{WireError, block, tensor};
+pub use mask::{routing_mask, tier_set, unchanged_mask};
 
 /// The messages and services of package `tpad.v1`.
 #[expect(missing_docs, reason = "generated: the proto files document what needs it")]
@@ -31,7 +33,7 @@ mod tests {
         let set = prost_types::FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).expect("it decodes");
         let services: Vec<&str> =
             set.file.iter().flat_map(|file| &file.service).map(|service| service.name()).collect();
-        assert_eq!(services, ["ExpertService", "ModelService"]);
+        assert_eq!(services, ["ExpertService", "ModelService", "RoutingService"]);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The gRPC services: fetching parameters, describing models, health and
-//! reflection.
+//! The gRPC services: fetching parameters, describing models, routing masks,
+//! health and reflection.
 //!
 //! This is the wire's side of the engine: requests become keys, errors become
 //! statuses, images become messages. Connections, admission, request ids and
@@ -10,6 +10,7 @@ mod expert;
 mod health;
 mod look_ahead;
 mod model;
+mod routing;
 mod status;
 mod stream;
 
@@ -22,11 +23,13 @@ use tonic_health::pb::health_server::HealthServer;
 use tpad_engine::Engine;
 use tpad_proto::v1::expert_service_server::ExpertServiceServer;
 use tpad_proto::v1::model_service_server::ModelServiceServer;
+use tpad_proto::v1::routing_service_server::RoutingServiceServer;
 
 use self::expert::Experts;
 use self::health::Health;
 use self::look_ahead::Budget;
 use self::model::Models;
+use self::routing::Routing;
 
 /// Bounds of the services.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +70,7 @@ pub(crate) fn routes(engine: &Arc<Engine>, options: GrpcOptions) -> Routes {
     let ahead = Budget::new(options.stream_look_ahead_bytes, options.total_look_ahead_bytes);
     let experts = Experts::new(Arc::clone(engine), options.default_deadline, ahead);
     let models = Models::new(Arc::clone(engine), options.default_deadline);
+    let routing = Routing::new(Arc::clone(engine), options.default_deadline);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(tpad_proto::FILE_DESCRIPTOR_SET)
@@ -76,6 +80,7 @@ pub(crate) fn routes(engine: &Arc<Engine>, options: GrpcOptions) -> Routes {
     let limit = options.request_bytes;
     Routes::new(ExpertServiceServer::new(experts).max_decoding_message_size(limit))
         .add_service(ModelServiceServer::new(models).max_decoding_message_size(limit))
+        .add_service(RoutingServiceServer::new(routing).max_decoding_message_size(limit))
         .add_service(HealthServer::new(Health::new(Arc::clone(engine))))
         .add_service(reflection().build_v1().expect(valid))
         .add_service(reflection().build_v1alpha().expect(valid))
@@ -87,6 +92,7 @@ pub(crate) fn methods() -> HashSet<String> {
     let methods = [
         ("tpad.v1.ExpertService", &["FetchExperts", "FetchRouters", "FetchDense", "FetchFile"][..]),
         ("tpad.v1.ModelService", &["ListModels", "DescribeModel", "ListBlocks", "GetStatus"][..]),
+        ("tpad.v1.RoutingService", &["GetRoutingMask", "WatchRoutingMask"][..]),
         ("grpc.health.v1.Health", &["Check", "Watch"][..]),
         ("grpc.reflection.v1.ServerReflection", &["ServerReflectionInfo"][..]),
         ("grpc.reflection.v1alpha.ServerReflection", &["ServerReflectionInfo"][..]),

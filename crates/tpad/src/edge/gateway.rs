@@ -27,9 +27,13 @@ use super::request::{
 use super::stream::StreamState;
 use crate::config::{Deadlines, Limits};
 
-/// Methods of this package have one request message and an end: they get a
-/// deadline even when the caller names none. Health watches and reflection do not.
-const BOUNDED_PACKAGE: &str = "/tpad.";
+/// Methods of this package have one request message, which must come in time, and
+/// all but [`WATCHES`] an end: they get a deadline even when the caller names none.
+/// Health watches and reflection do not.
+const OWN_PACKAGE: &str = "/tpad.";
+
+/// Methods of the package whose replies have no end: a drain ends them.
+const WATCHES: [&str; 1] = ["/tpad.v1.RoutingService/WatchRoutingMask"];
 
 /// What the other methods' streams may bring over their life, which nothing else
 /// ends: names of services and symbols.
@@ -89,7 +93,8 @@ impl Gateway {
         let id = self.ids.name(request.headers());
         let path = request.uri().path().trim_start_matches('/');
         let method = if self.methods.contains(path) { path } else { "unknown" }.to_owned();
-        let bounded = request.uri().path().starts_with(BOUNDED_PACKAGE);
+        let own = request.uri().path().starts_with(OWN_PACKAGE);
+        let bounded = own && !WATCHES.contains(&request.uri().path());
         let span = tracing::info_span!("request", id = id.as_str(), method, %peer);
 
         let admitted = self.admit(&id);
@@ -111,7 +116,7 @@ impl Gateway {
             None => {
                 request.extensions_mut().insert(id.clone());
                 peer.describe(request.extensions_mut());
-                self.route(request, bounded, deadline, &id).instrument(span).await
+                self.route(request, own, deadline, &id).instrument(span).await
             }
         };
         // A drain waits for replies that have an end; the others it ends.
@@ -126,14 +131,14 @@ impl Gateway {
     async fn route(
         &self,
         request: Request<Incoming>,
-        bounded: bool,
+        one_message: bool,
         deadline: Option<Instant>,
         id: &RequestId,
     ) -> Response<tonic::body::Body> {
         let request = request.map(|body| {
-            let patience = bounded.then_some(self.limits.progress_deadline);
+            let patience = one_message.then_some(self.limits.progress_deadline);
             let most = self.limits.request_bytes;
-            let most = if bounded { most } else { most.min(TALK_BYTES) };
+            let most = if one_message { most } else { most.min(TALK_BYTES) };
             let in_flight = Arc::clone(&self.in_flight);
             RequestBody::new(body, most, in_flight, patience, id.clone())
         });

@@ -11,7 +11,8 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_server};
 use tpad_engine::{Engine, Readiness};
 
 /// The whole, and the services that have a health of their own.
-const KNOWN: [&str; 3] = ["", "tpad.v1.ExpertService", "tpad.v1.ModelService"];
+const KNOWN: [&str; 4] =
+    ["", "tpad.v1.ExpertService", "tpad.v1.ModelService", "tpad.v1.RoutingService"];
 
 /// Answers from the engine's readiness.
 #[derive(Debug)]

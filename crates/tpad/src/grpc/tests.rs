@@ -2,6 +2,7 @@
 
 mod fetch;
 mod inspect;
+mod routing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use tpad_engine::{EngineConfig, EngineMetrics, ModelConfig, Readiness, RetryInte
 use tpad_manifest::{BlockKey, BlockRecord};
 use tpad_proto::v1::expert_service_client::ExpertServiceClient;
 use tpad_proto::v1::model_service_client::ModelServiceClient;
+use tpad_proto::v1::routing_service_client::RoutingServiceClient;
 use tpad_proto::v1::{self, BlockPart, block_part::Part};
 use tpad_store::{HierarchyConfig, OriginOptions, StoreMetrics};
 
@@ -78,6 +80,10 @@ impl Inside {
 
     fn models(&self) -> ModelServiceClient<Routes> {
         ModelServiceClient::new(self.routes.clone())
+    }
+
+    fn routing(&self) -> RoutingServiceClient<Routes> {
+        RoutingServiceClient::new(self.routes.clone())
     }
 
     fn health(&self) -> HealthClient<Routes> {
@@ -160,7 +166,7 @@ fn every_method_of_the_routes_is_known_to_metrics() {
 async fn health_follows_readiness() {
     let inside = Inside::start(&Shape::mixed()).await;
     let ask = |service: &str| HealthCheckRequest { service: service.into() };
-    for service in ["", "tpad.v1.ExpertService", "tpad.v1.ModelService"] {
+    for service in ["", "tpad.v1.ExpertService", "tpad.v1.ModelService", "tpad.v1.RoutingService"] {
         let answer = inside.health().check(ask(service)).await.expect("it is known");
         assert_eq!(answer.into_inner().status(), ServingStatus::Serving, "{service}");
     }
@@ -182,7 +188,12 @@ async fn health_follows_readiness() {
 async fn both_reflections_list_every_service() {
     use tonic_reflection::pb::{v1 as new, v1alpha as old};
     let inside = Inside::start(&Shape::mixed()).await;
-    let services = ["grpc.health.v1.Health", "tpad.v1.ExpertService", "tpad.v1.ModelService"];
+    let services = [
+        "grpc.health.v1.Health",
+        "tpad.v1.ExpertService",
+        "tpad.v1.ModelService",
+        "tpad.v1.RoutingService",
+    ];
 
     let ask = new::server_reflection_request::MessageRequest::ListServices(String::new());
     let ask = new::ServerReflectionRequest { host: String::new(), message_request: Some(ask) };
