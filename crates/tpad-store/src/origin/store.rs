@@ -220,16 +220,6 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_that_plain_text_keeps_from_working_is_refused_with_the_remedy() {
-        let endpoint = Some("http://127.0.0.1:9000".to_owned());
-        let options = OriginOptions { endpoint, ..OriginOptions::default() };
-        let Err(error) = open("s3://bucket/a", &options) else { unreachable!("it was opened") };
-        assert!(error.to_string().contains("AWS_ALLOW_HTTP"), "{error}");
-        let allowed = OriginOptions { allow_http: true, ..options };
-        assert!(open("s3://bucket/a", &allowed).is_ok());
-    }
-
-    #[test]
     fn every_scheme_opens_without_credentials_and_without_contact() {
         let options = OriginOptions { access_key_id: None, ..OriginOptions::default() };
         for root in ["s3://bucket/a/b", "gs://bucket/a/b/", "http://host:1/a/b"] {
