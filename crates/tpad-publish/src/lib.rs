@@ -29,6 +29,7 @@ pub use plan::{Plan, PlanError};
 pub use progress::{Phase, Progress, Silent};
 pub use revision::{Revision, RevisionError};
 pub use shard::{
-    HeaderFault, MAX_HEADER_BYTES, MAX_NAME_BYTES, MAX_RANK, ShardError, ShardTensor, parse_header,
+    HeaderFault, MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_NAME_BYTES, MAX_RANK, ShardError,
+    ShardTensor, header_end as shard_header_end, parse_header,
 };
 pub use synth::{PRESETS, SynthDtype, SynthError, SynthFamily, SynthSpec, Synthesized, synthesize};

@@ -14,8 +14,10 @@ use std::sync::Arc;
 use tpad_manifest::Dtype;
 
 pub use error::{HeaderFault, ShardError};
-pub use header::{MAX_HEADER_BYTES, MAX_NAME_BYTES, MAX_RANK, parse_header};
-pub(crate) use header::{PREFIX_BYTES, header_end};
+pub(crate) use header::PREFIX_BYTES;
+pub use header::{
+    MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_NAME_BYTES, MAX_RANK, header_end, parse_header,
+};
 
 /// One tensor as a shard's header lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -165,7 +165,7 @@ fn what_is_no_object_is_refused_before_it_is_read() {
 
 #[test]
 fn headers_above_the_cap_are_refused() {
-    let header = format!("{{{}}}", " ".repeat(32 << 20));
+    let header = format!("{{{}}}", " ".repeat(18 << 20));
     assert!(matches!(parse(header, 0), Err(HeaderFault::TooLarge(_))));
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tpad_manifest::{Dtype, SizeError};
 
-use super::{MAX_HEADER_BYTES, MAX_NAME_BYTES, MAX_RANK};
+use super::{MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_NAME_BYTES, MAX_RANK};
 
 /// A shard was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +52,9 @@ pub enum HeaderFault {
     /// A tensor has too many dimensions.
     #[error("tensor {0:?} has more than {MAX_RANK} dimensions")]
     Rank(Arc<str>),
+    /// The shapes of all tensors together are too long.
+    #[error("the shapes up to tensor {0:?} have more than {MAX_DIMENSIONS} dimensions together")]
+    Dimensions(Arc<str>),
     /// A tensor's type and shape give no size.
     #[error("tensor {name:?}: {error}")]
     Size {
