@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod checkpoint;
 pub mod compare;
 pub mod daemon;
+pub mod hostile;
 pub mod http;
 pub mod leash;
 pub mod logs;
