@@ -37,7 +37,12 @@ const MALFORMED: &[(&str, &[u8], &str)] = &[
     (
         "name-not-utf8",
         b"{\"\xff\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}",
-        "line 1",
+        "not UTF-8 at byte 2",
+    ),
+    (
+        "unknown-member-not-utf8",
+        b"{\"a\":{\"\xff\":1,\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}",
+        "not UTF-8 at byte 7",
     ),
     (
         "name-of-a-lone-surrogate",

@@ -23,12 +23,16 @@ const MAX_MESSAGE_CHARS: usize = 300;
 
 /// The tensors in the order of the header; the end of each stands in `bytes`.
 pub(super) fn tensors(object: &Arc<str>, header: &[u8]) -> Result<Vec<ShardTensor>, HeaderFault> {
+    // The JSON reader looks only at the strings that are kept.
+    let header = str::from_utf8(header).map_err(|error| {
+        HeaderFault::Malformed(format!("it is not UTF-8 at byte {}", error.valid_up_to()))
+    })?;
     // A list that grows is there twice while it is copied. Every tensor opens
     // one brace.
-    let braces = header.iter().skip(1).filter(|byte| **byte == b'{').count();
+    let braces = header.bytes().skip(1).filter(|byte| *byte == b'{').count();
     let mut tensors = Vec::with_capacity(braces.min(header.len() / MIN_ENTRY_BYTES));
     let mut fault = None;
-    let mut json = serde_json::Deserializer::from_slice(header);
+    let mut json = serde_json::Deserializer::from_str(header);
     json.deserialize_map(Header { object, tensors: &mut tensors, fault: &mut fault })
         .and_then(|()| json.end())
         .map_err(|error| {
