@@ -13,6 +13,7 @@ mod header;
 mod large;
 mod proto;
 mod revision;
+mod seeds;
 mod segment;
 mod shard;
 
@@ -185,6 +186,20 @@ mod tests {
 
     /// Set it to write what the generator makes over what is kept.
     const WRITE: &str = "TPAD_WRITE_HOSTILE";
+
+    #[test]
+    fn the_fuzzers_seeds_are_kept_as_they_are_made() {
+        for (path, bytes) in seeds::seeds() {
+            let path = tools::workspace().join("fuzz").join(path);
+            if std::env::var_os(WRITE).is_some() {
+                let directory = path.parent().expect("a file's directory");
+                std::fs::create_dir_all(directory).expect("a directory");
+                std::fs::write(&path, &bytes).expect("the seeds can be written");
+            }
+            let found = std::fs::read(&path).unwrap_or_default();
+            assert!(found == bytes, "{} differs: set {WRITE}=1 if it should", path.display());
+        }
+    }
 
     #[test]
     fn the_corpus_is_kept_as_it_is_made() {

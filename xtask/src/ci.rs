@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::run::{cargo, run, say};
-use crate::{boundary, house, test, tools};
+use crate::{boundary, fuzz, house, test, tools};
 
 /// Runs every check, quick ones first, and reports all that failed. The tests
 /// come last, so that their result lines end the log.
@@ -20,7 +20,7 @@ pub(crate) fn ci() -> Result<()> {
         run(command.args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
     };
     let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
-    let checks: [(&str, &dyn Fn() -> Result<()>); 8] = [
+    let checks: [(&str, &dyn Fn() -> Result<()>); 9] = [
         ("crate boundaries", &boundary::check),
         ("house rules", &house::check),
         ("format", &|| run(cargo().args(["fmt", "--all", "--check"]))),
@@ -28,6 +28,7 @@ pub(crate) fn ci() -> Result<()> {
         ("licences, bans, sources", &deny),
         ("lints", &|| run(cargo().args(clippy))),
         ("docs", &docs),
+        ("fuzz", &|| fuzz::fuzz(&[])),
         ("tests", &|| test::test(&[])),
     ];
     let mut failed = Vec::new();

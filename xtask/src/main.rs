@@ -5,6 +5,7 @@
 
 mod boundary;
 mod ci;
+mod fuzz;
 mod house;
 mod run;
 mod test;
@@ -19,9 +20,10 @@ usage: cargo xtask COMMAND
 
   setup   install the tools that tests and checks need into .tools/ (pinned; once)
   test    setup, then every test of the workspace; ARGS go to `cargo test`
-  ci      test, format, lints, docs, licences, proto, crate boundaries, house rules
+  fuzz    every fuzz target for a minute; [--seconds N] [TARGET...]
+  ci      test, fuzz, format, lints, docs, licences, proto, crate boundaries, house rules
 
-needs: Rust (rustup), python3 3.10 or newer with venv, and a C compiler";
+needs: Rust (rustup), python3 3.10 or newer with venv, and a C compiler; fuzz: a C++ compiler";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
     let done = match (command, rest) {
         ("setup", []) => tools::setup().map(drop),
         ("test", extra) => test::test(extra),
+        ("fuzz", arguments) => fuzz::fuzz(arguments),
         ("ci", []) => ci::ci(),
         ("help" | "--help" | "-h", _) => {
             say(USAGE);

@@ -1,0 +1,62 @@
+//! What fuzzers run: each target reads an input and fails when it is neither
+//! refused nor right. `fuzz_targets` puts the fuzzer around them; the tests run
+//! them over what the fuzzer started from and what it once found.
+
+mod index_header;
+mod index_segment;
+mod plan;
+mod revision;
+mod shard_header;
+
+use peak_alloc::PeakAlloc;
+
+pub use index_header::index_header;
+pub use index_segment::index_segment;
+pub use plan::plan;
+pub use revision::revision;
+pub use shard_header::shard_header;
+
+#[global_allocator]
+static MEMORY: PeakAlloc = PeakAlloc;
+
+/// What reading anything may take: parsers' own tables, messages.
+const FLAT_BYTES: usize = 1 << 20;
+
+/// What each byte of an input may become. The worst is an empty message in an
+/// index: two bytes on the wire, a hundred in memory, in a list that doubles.
+const BYTES_PER_BYTE: usize = 512;
+
+/// Reads an input, and panics when it is neither refused nor right.
+pub type Target = fn(&[u8]);
+
+/// Every target, by its name.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("revision", revision),
+    ("index_header", index_header),
+    ("index_segment", index_segment),
+    ("shard_header", shard_header),
+    ("plan", plan),
+];
+
+/// Runs `read` on an input and fails when it allocates out of proportion.
+fn bounded<T>(input: &[u8], read: impl FnOnce() -> T) -> T {
+    let before = MEMORY.current_usage();
+    MEMORY.reset_peak_usage();
+    let result = read();
+    let taken = MEMORY.peak_usage().saturating_sub(before);
+    let most = FLAT_BYTES + input.len() * BYTES_PER_BYTE;
+    assert!(taken <= most, "{} bytes of input took {taken} bytes of memory", input.len());
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_out_of_proportion_fails() {
+        assert_eq!(bounded(b"", || vec![0u8; FLAT_BYTES / 2].len()), FLAT_BYTES / 2);
+        let greedy = || bounded(b"", || vec![0u8; FLAT_BYTES * 2].len());
+        assert!(std::panic::catch_unwind(greedy).is_err());
+    }
+}
