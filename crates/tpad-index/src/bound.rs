@@ -22,6 +22,9 @@ const MAX_LOOSE_TENSORS: usize = 131_072;
 const MAX_LOOSE_RANGES: usize = 262_144;
 /// NumPy has the same limit.
 const MAX_RANK: usize = 64;
+/// Of all tensors of one message: a dimension takes a byte on the wire and
+/// eight in memory. Tensors have one to three.
+const MAX_DIMENSIONS: usize = 1 << 19;
 /// As for tensors in shards, and for paths in object stores.
 const MAX_NAME_BYTES: usize = 1024;
 /// The longest name of an element type has a dozen letters.
@@ -82,6 +85,7 @@ fn short(bytes: &[u8], most: usize, what: &str) -> Result<(), String> {
 /// Refuses an `IndexHeader` that would take more memory than any real one.
 pub(crate) fn header(message: &[u8]) -> Result<(), String> {
     let (mut objects, mut templates, mut tensors, mut segments) = (0, 0, 0, 0);
+    let mut dimensions = 0;
     walk(message, |tag, value| match (tag, value) {
         (1, Value::Bytes(tier)) => short(tier, MAX_TIER_BYTES, "tier's id"),
         (2, Value::Bytes(object)) => {
@@ -97,7 +101,7 @@ pub(crate) fn header(message: &[u8]) -> Result<(), String> {
             let block = |tag, value| match (tag, value) {
                 (1, Value::Bytes(message)) => {
                     count(&mut tensors, MAX_TEMPLATE_TENSORS, "tensors in all templates")?;
-                    tensor(message)
+                    tensor(message, &mut dimensions)
                 }
                 _ => Ok(()),
             };
@@ -111,6 +115,7 @@ pub(crate) fn header(message: &[u8]) -> Result<(), String> {
 /// Refuses an `IndexSegment` that would take much more memory than its bytes.
 pub(crate) fn segment(message: &[u8]) -> Result<(), String> {
     let (mut groups, mut blocks, mut tensors, mut ranges) = (0, 0, 0, 0);
+    let mut dimensions = 0;
     walk(message, |tag, value| match (tag, value) {
         (2, Value::Bytes(_)) => count(&mut groups, MAX_GROUPS, "groups"),
         (8, Value::Bytes(block)) => {
@@ -120,7 +125,7 @@ pub(crate) fn segment(message: &[u8]) -> Result<(), String> {
                 (2, Value::Bytes(message)) => {
                     count(&mut tensors, MAX_LOOSE_TENSORS, "tensors that are spelled out")?;
                     walk(message, |tag, value| match (tag, value) {
-                        (1, Value::Bytes(message)) => tensor(message),
+                        (1, Value::Bytes(message)) => tensor(message, &mut dimensions),
                         (2, Value::Bytes(_)) => count(&mut ranges, MAX_LOOSE_RANGES, "ranges"),
                         _ => Ok(()),
                     })
@@ -134,17 +139,21 @@ pub(crate) fn segment(message: &[u8]) -> Result<(), String> {
 }
 
 /// A `TensorTemplate`'s name, type and rank.
-fn tensor(message: &[u8]) -> Result<(), String> {
+fn tensor(message: &[u8], dimensions: &mut usize) -> Result<(), String> {
     let mut rank = 0;
+    let mut dimension = || {
+        count(&mut rank, MAX_RANK, "dimensions")?;
+        count(dimensions, MAX_DIMENSIONS, "dimensions of all tensors")
+    };
     walk(message, |tag, value| match (tag, value) {
         (1, Value::Bytes(name)) => short(name, MAX_NAME_BYTES, "name"),
         (2, Value::Bytes(dtype)) => short(dtype, MAX_DTYPE_BYTES, "dtype"),
         // Packed: every varint ends with a byte whose highest bit is clear.
         (3, Value::Bytes(shape)) => {
             let mut ends = shape.iter().filter(|byte| **byte < 0x80).take(MAX_RANK + 1);
-            ends.try_for_each(|_| count(&mut rank, MAX_RANK, "dimensions"))
+            ends.try_for_each(|_| dimension())
         }
-        (3, Value::Varint) => count(&mut rank, MAX_RANK, "dimensions"),
+        (3, Value::Varint) => dimension(),
         _ => Ok(()),
     })
 }

@@ -1,10 +1,14 @@
 //! The catalog: a manifest and the headers of its indexes, held against each
 //! other once and immutable from then on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use crate::{IndexHeader, LOOSE, Loaded, Manifest, Problem, Segment, TierId, TierRecord};
+use crate::problem::note;
+use crate::{Dtype, IndexHeader, LOOSE, Loaded, Manifest, Problem, Segment, TierId, TierRecord};
+
+/// Tiers that an error names.
+const SHOWN_TIERS: usize = 16;
 
 /// A validated manifest with the indexes of the tiers that are served.
 #[derive(Clone, Debug)]
@@ -19,7 +23,7 @@ pub struct Catalog {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TierError {
     /// The manifest has no such tier.
-    #[error("tier {tier} is unknown; the manifest has {}", known.join(", "))]
+    #[error("tier {tier} is unknown; the manifest has {}", shown(known))]
     Unknown {
         /// What was asked for.
         tier: String,
@@ -40,6 +44,14 @@ pub enum TierError {
         /// The tier.
         tier: String,
     },
+}
+
+/// The first of what may be a thousand: the message goes to a client.
+fn shown(known: &[String]) -> String {
+    match known.len().checked_sub(SHOWN_TIERS) {
+        None | Some(0) => known.join(", "),
+        Some(more) => format!("{} and {more} more", known[..SHOWN_TIERS].join(", ")),
+    }
 }
 
 impl Catalog {
@@ -134,19 +146,25 @@ fn check_tier(
         problems.push(Problem::new(format!("{place}/index"), message));
     }
     for entry in &header.segments {
-        if !manifest.layers.iter().any(|layer| layer.layer == entry.layer) {
-            let message = format!("the index has layer {}, the manifest does not", entry.layer);
-            problems.push(Problem::new(format!("{place}/index"), message));
+        // A manifest's layers are in order.
+        if manifest.layers.binary_search_by_key(&entry.layer, |layer| layer.layer).is_err() {
+            note(problems, || {
+                let message = format!("the index has layer {}, the manifest does not", entry.layer);
+                Problem::new(format!("{place}/index"), message)
+            });
         }
     }
-    let flags = &tier.compatibility;
-    for template in &header.templates {
-        for tensor in &template.tensors {
-            if !flags.dtypes.is_empty() && !flags.dtypes.contains(&tensor.dtype) {
+    let listed: HashSet<&Dtype> = tier.compatibility.dtypes.iter().collect();
+    if listed.is_empty() {
+        return;
+    }
+    for tensor in header.templates.iter().flat_map(|template| &template.tensors) {
+        if !listed.contains(&tensor.dtype) {
+            note(problems, || {
                 let message =
                     format!("tensor {} is {}, which is not listed", tensor.name, tensor.dtype);
-                problems.push(Problem::new(format!("{place}/compatibility/dtypes"), message));
-            }
+                Problem::new(format!("{place}/compatibility/dtypes"), message)
+            });
         }
     }
 }

@@ -2,6 +2,10 @@
 
 use std::fmt;
 
+/// Problems and warnings of one document that are told; what follows them is
+/// more of the same.
+pub(crate) const MAX_PROBLEMS: usize = 256;
+
 /// One thing that is wrong, and its place.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
@@ -23,6 +27,13 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = if self.place.is_empty() { "document" } else { &self.place };
         write!(f, "{place}: {}", self.message)
+    }
+}
+
+/// Notes one problem more, unless there are more than will be told.
+pub(crate) fn note(problems: &mut Vec<Problem>, problem: impl FnOnce() -> Problem) {
+    if problems.len() <= MAX_PROBLEMS {
+        problems.push(problem());
     }
 }
 

@@ -97,6 +97,17 @@ fn revisions(cases: &mut Cases) {
     add("created-at", &format!("\"created_at\":\"{text}\""), "/created_at", "bytes, at most");
     add("parent", &format!("\"parent\":\"{text}\""), "/parent", "bytes, at most");
     add("objects-base", &format!("\"objects_base\":\"{text}\""), "/objects_base", "bytes, at most");
+    let sets = |name: &str, set: &str, count: usize| {
+        let members: Vec<String> = (0..count).map(|n| format!("\"{n}{name}\":{set}")).collect();
+        format!("\"tier_sets\":{{{}}}", members.join(","))
+    };
+    add("tier-sets", &sets("", "[]", 50_000), "/tier_sets", "at most 1024");
+    let (name, place) = ("s".repeat(120), "/tier_sets/0sss");
+    add("tier-sets-of-unknown", &sets(&name, &list("1", 500), 1024), place, "not a tier");
+    let id = format!("\"{}\"", "i".repeat(40));
+    add("tier-sets-of-names", &sets(&name, &list(&id, 250 * 43), 1024), place, "not a tier");
+    let members = list("{\"layer\":0}", 131_000 * 12);
+    add("layers-of-one-member", &format!("\"layers\":{members}"), "/layers", "at most 65536");
     let mut tiers = |name: &str, tiers: &str, place: &str, says: &str| {
         let document = format!("{{\"format_version\":\"1.1\",\"tiers\":{tiers}}}");
         cases.add(kind, &format!("large-{name}.json"), document, place, says);
@@ -113,6 +124,13 @@ fn revisions(cases: &mut Cases) {
     let groups = list("{\"experts\":1}", MIB);
     tiers(
         "groups-alone",
+        &format!("[{{\"id\":1,\"parameter_budget\":1,\"groups\":{groups}}}]"),
+        "/tiers/0/groups",
+        "at most 65536",
+    );
+    let groups = list("{\"experts\":1}", 131_000 * 14);
+    tiers(
+        "groups-of-one-member",
         &format!("[{{\"id\":1,\"parameter_budget\":1,\"groups\":{groups}}}]"),
         "/tiers/0/groups",
         "at most 65536",
@@ -175,6 +193,26 @@ fn headers(cases: &mut Cases) {
     add("shape-unpacked", &Message::default().message(3, &template).0, "template 0", "dimensions");
     add("name", &tensor(1, &vec![b'n'; within - 32]), "template 0", "name");
     add("dtype", &tensor(2, &vec![b'F'; within - 32]), "template 0", "dtype");
+    let object = Message::default().bytes(1, &[1; 59]);
+    add(
+        "objects-of-controls",
+        &Message::default().message(2, &object).0.repeat(65_536),
+        "object 0",
+        "control",
+    );
+    let wide = Message::default()
+        .bytes(1, b"n")
+        .bytes(2, b"U8")
+        .bytes(3, &[1; 60])
+        .raw(&[0x20, 1, 0x28, 1, 0x40, 1]);
+    let template = Message::default().message(1, &wide).0.repeat(1024);
+    let templates = Message::default().bytes(3, &template).0;
+    add(
+        "templates-of-dimensions",
+        &templates.repeat(within / templates.len()),
+        "template",
+        "dimensions",
+    );
     let path = Message::default().bytes(1, &vec![b'p'; within - 32]);
     add("path", &Message::default().message(2, &path).0, "object 0", "1024 bytes");
     add("tier", &Message::default().bytes(1, &vec![b't'; within - 32]).0, "index header", "tier");
@@ -205,5 +243,19 @@ fn segments(cases: &mut Cases) {
     add("shape", &tensor(3, &vec![1; 8 * MIB]), "dimensions");
     add("name", &tensor(1, &vec![b'n'; 8 * MIB]), "name");
     add("dtype", &tensor(2, &vec![b'F'; 8 * MIB]), "dtype");
+    let wide = Message::default()
+        .bytes(1, b"n")
+        .bytes(2, b"U8")
+        .bytes(3, &[1; 64])
+        .raw(&[0x20, 1, 0x28, 1, 0x40, 1]);
+    let wide = Message::default().message(1, &wide);
+    let wide = Message::default().message(2, &wide).0;
+    add("loose-of-dimensions", &block(&wide.repeat(1024)).repeat(128), "dimensions");
+    let narrow =
+        Message::default().bytes(1, b"n").bytes(2, b"U8").raw(&[0x20, 1, 0x28, 1, 0x40, 1]);
+    let range = Message::default().bytes(2, &[]);
+    let narrow = Message::default().message(1, &narrow).raw(&range.0.repeat(2));
+    let narrow = Message::default().message(2, &narrow).0;
+    add("loose-of-tensors", &block(&narrow.repeat(2)).repeat(65_536), "layer 0");
     add("ids", &Message::default().bytes(3, &vec![0; 8 * MIB]).0, "says it is layer 0");
 }

@@ -28,6 +28,7 @@ fn document() -> Value {
             "function": "softmax", "correction_bias": false, "normalize": true, "scale": 1.0,
         },
         "default_tier_set": ["a"],
+        "tier_sets": {"small": ["a"], "all": ["a", 7]},
         "requires": [],
         "files": {"config.json": {"object": "config.json", "bytes": 2, "digest": ZERO}},
         "tiers": [
@@ -101,6 +102,9 @@ const FIELDS: &[(&str, Expected)] = &[
     ("/scoring/scale", Expected::Number),
     ("/default_tier_set", Expected::List),
     ("/default_tier_set/0", Expected::TierId),
+    ("/tier_sets", Expected::Object),
+    ("/tier_sets/all", Expected::List),
+    ("/tier_sets/all/1", Expected::TierId),
     ("/requires", Expected::List),
     ("/requires/0", Expected::Text),
     ("/files", Expected::Object),
@@ -174,6 +178,10 @@ pub(super) fn cases(cases: &mut Cases) {
         let place = match name {
             "group-without-experts" => "/tiers/0/groups/0/experts",
             "tier-id-as-both" => "/tiers/1/id",
+            "set-name-with-slash" => "/tier_sets/..~1x",
+            "set-name-empty" => "/tier_sets/",
+            "set-name-with-newline" => "/tier_sets/x",
+            "set-name-too-long" => "/tier_sets/sss",
             "index-of-nothing" => "/tiers/0/index/digest",
             "file-of-nothing" => "/files/config.json/digest",
             "dense-digest-malformed" => "/dense/digest",

@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use super::read::note;
 use crate::Problem;
+use crate::problem::note;
 
 /// Values of one document, keys not counted. It bounds the memory that a
 /// document of two bytes a value takes; an honest one has some hundred.

@@ -9,15 +9,12 @@ use std::collections::BTreeMap;
 use self::fields::Fields;
 use super::json::Json;
 use super::{FORMAT_VERSION, FormatVersion, Manifest};
+use crate::problem::MAX_PROBLEMS;
 use crate::{Problem, Rejected, TierId};
 
 /// The largest document that is read. A manifest names indexes instead of
 /// listing blocks, so an honest one is a few kilobytes.
 pub const MAX_DOCUMENT_BYTES: usize = 16 << 20;
-
-/// Problems and warnings of one document that are told; what follows them is
-/// more of the same.
-const MAX_PROBLEMS: usize = 256;
 
 /// Unknown requirements that one message names.
 const SHOWN_REQUIREMENTS: usize = 8;
@@ -69,13 +66,6 @@ impl Manifest {
             problems.push(Problem::new("", "there are more problems than these"));
         }
         Err(Rejected(problems))
-    }
-}
-
-/// Notes one problem more, unless there are more than will be told.
-pub(super) fn note(problems: &mut Vec<Problem>, problem: impl FnOnce() -> Problem) {
-    if problems.len() <= MAX_PROBLEMS {
-        problems.push(problem());
     }
 }
 

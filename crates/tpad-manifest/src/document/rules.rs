@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{IndexRef, Manifest, TierRecord};
+use crate::problem::note;
 use crate::{Problem, TierId, check_object_path};
 
 /// Bounds that no honest manifest comes near; they keep counts in memory and
@@ -26,8 +27,9 @@ pub fn is_tier_set_name(name: &str) -> bool {
 }
 
 impl Manifest {
-    /// Everything that is wrong with the manifest's content. [`Manifest::parse`]
-    /// applies these rules, and a publisher applies them before it writes.
+    /// What is wrong with the manifest's content, up to a number of problems of
+    /// which no more are told. [`Manifest::parse`] applies these rules, and a
+    /// publisher applies them before it writes.
     #[must_use]
     pub fn check(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
@@ -46,12 +48,12 @@ impl Manifest {
             dense.check("/dense", &mut problems);
         }
         if !self.scoring.scale.is_finite() {
-            problems.push(Problem::new("/scoring/scale", "a finite number is expected"));
+            note(&mut problems, || Problem::new("/scoring/scale", "a finite number is expected"));
         }
         if let Some(base) = &self.objects_base
             && (base.is_empty() || base.chars().any(char::is_control))
         {
-            problems.push(Problem::new("/objects_base", "a URL or directory is expected"));
+            note(&mut problems, || Problem::new("/objects_base", "a URL or directory is expected"));
         }
         problems
     }
@@ -65,37 +67,19 @@ impl Manifest {
                 } else {
                     format!("{} is there as an integer and as a string: one must change", tier.id)
                 };
-                problems.push(Problem::new(format!("/tiers/{n}/id"), message));
+                note(problems, || Problem::new(format!("/tiers/{n}/id"), message));
             }
             tier.check(&format!("/tiers/{n}"), problems);
         }
-        self.check_set(&self.default_tier_set, "/default_tier_set", problems);
+        let known: HashSet<&TierId> = self.tiers.iter().map(|tier| &tier.id).collect();
+        check_set(&known, &self.default_tier_set, "/default_tier_set", problems);
         for (name, set) in &self.tier_sets {
             let place = super::json::pointer("/tier_sets", name);
             if !is_tier_set_name(name) {
                 let message = "a name has 1 to 128 letters, digits, '_', '-' and '.'";
-                problems.push(Problem::new(place.clone(), message));
+                note(problems, || Problem::new(place.clone(), message));
             }
-            self.check_set(set, &place, problems);
-        }
-    }
-
-    /// A TierSet of the manifest names tiers of the manifest, each once.
-    fn check_set(&self, set: &[TierId], place: &str, problems: &mut Vec<Problem>) {
-        if bounded(problems, place, set.len(), MAX_TIERS) {
-            return;
-        }
-        let known: HashSet<&TierId> = self.tiers.iter().map(|tier| &tier.id).collect();
-        let mut seen = HashSet::new();
-        for (n, id) in set.iter().enumerate() {
-            if !known.contains(id) {
-                let message = format!("{id} is not a tier of this manifest");
-                problems.push(Problem::new(format!("{place}/{n}"), message));
-            }
-            if !seen.insert(id) {
-                let message = format!("{id} appears more than once");
-                problems.push(Problem::new(format!("{place}/{n}"), message));
-            }
+            check_set(&known, set, &place, problems);
         }
     }
 
@@ -103,7 +87,7 @@ impl Manifest {
         for (n, pair) in self.layers.windows(2).enumerate() {
             if pair[0].layer >= pair[1].layer {
                 let message = format!("layer {} follows layer {}", pair[1].layer, pair[0].layer);
-                problems.push(Problem::new(format!("/layers/{}", n + 1), message));
+                note(problems, || Problem::new(format!("/layers/{}", n + 1), message));
             }
         }
     }
@@ -112,10 +96,10 @@ impl Manifest {
         for (name, file) in &self.files {
             let place = super::json::pointer("/files", name);
             if let Err(error) = check_object_path(name) {
-                problems.push(Problem::new(place.clone(), format!("the name: {error}")));
+                note(problems, || Problem::new(place.clone(), format!("the name: {error}")));
             }
             if let Err(error) = check_object_path(&file.object) {
-                problems.push(Problem::new(format!("{place}/object"), error.to_string()));
+                note(problems, || Problem::new(format!("{place}/object"), error.to_string()));
             }
         }
     }
@@ -124,20 +108,22 @@ impl Manifest {
 impl TierRecord {
     fn check(&self, place: &str, problems: &mut Vec<Problem>) {
         if self.groups.is_empty() {
-            problems.push(Problem::new(format!("{place}/groups"), "a tier has at least one group"));
+            note(problems, || {
+                Problem::new(format!("{place}/groups"), "a tier has at least one group")
+            });
         }
         bounded(problems, &format!("{place}/groups"), self.groups.len(), MAX_GROUPS);
         for (n, group) in self.groups.iter().enumerate() {
             if group.experts == 0 {
                 let place = format!("{place}/groups/{n}/experts");
-                problems.push(Problem::new(place, "a group has at least one expert"));
+                note(problems, || Problem::new(place, "a group has at least one expert"));
             }
         }
         let experts: u64 = self.groups.iter().map(|group| u64::from(group.experts)).sum();
         if experts > MAX_EXPERTS_PER_TIER {
             let message =
                 format!("{experts} experts, at most {MAX_EXPERTS_PER_TIER} are supported");
-            problems.push(Problem::new(format!("{place}/groups"), message));
+            note(problems, || Problem::new(format!("{place}/groups"), message));
         }
         self.check_routing(place, experts, problems);
         if let Some(index) = &self.index {
@@ -155,9 +141,9 @@ impl TierRecord {
         ] {
             let place = format!("{place}/routing/{name}");
             if value == 0 {
-                problems.push(Problem::new(place, "at least 1 is expected"));
+                note(problems, || Problem::new(place, "at least 1 is expected"));
             } else if u64::from(value) > most {
-                problems.push(Problem::new(place, format!("{value} of {most} {what}")));
+                note(problems, || Problem::new(place, format!("{value} of {most} {what}")));
             }
         }
     }
@@ -168,7 +154,27 @@ impl IndexRef {
         if self.header_bytes > self.bytes {
             let message =
                 format!("{} is beyond the object's {} bytes", self.header_bytes, self.bytes);
-            problems.push(Problem::new(format!("{place}/header_bytes"), message));
+            note(problems, || Problem::new(format!("{place}/header_bytes"), message));
+        }
+    }
+}
+
+/// A TierSet of the manifest names tiers of the manifest, each once.
+fn check_set(known: &HashSet<&TierId>, set: &[TierId], place: &str, problems: &mut Vec<Problem>) {
+    if bounded(problems, place, set.len(), MAX_TIERS) {
+        return;
+    }
+    let mut seen = HashSet::new();
+    for (n, id) in set.iter().enumerate() {
+        if !known.contains(id) {
+            note(problems, || {
+                Problem::new(format!("{place}/{n}"), format!("{id} is not a tier of this manifest"))
+            });
+        }
+        if !seen.insert(id) {
+            note(problems, || {
+                Problem::new(format!("{place}/{n}"), format!("{id} appears more than once"))
+            });
         }
     }
 }
@@ -177,7 +183,7 @@ impl IndexRef {
 fn bounded(problems: &mut Vec<Problem>, place: &str, count: usize, most: usize) -> bool {
     if count > most {
         let message = format!("{count} entries, at most {most} are supported");
-        problems.push(Problem::new(place, message));
+        note(problems, || Problem::new(place, message));
     }
     count > most
 }

@@ -1,5 +1,7 @@
 //! What must hold within a header and its segments.
 
+use std::collections::BTreeMap;
+
 use super::{BlockTemplate, GroupRun, IndexHeader, LOOSE, LooseBlock, Segment, SegmentEntry};
 use crate::{ImageLayout, Problem, SizeError, check_object_path};
 
@@ -173,19 +175,23 @@ impl Segment {
         problems: &mut Vec<Problem>,
     ) {
         let mut cell = 0;
+        // Groups are many and cheap to write down: each template is read once.
+        let mut known = BTreeMap::new();
         for (group, run) in self.groups.iter().enumerate() {
             if run.template == LOOSE {
                 continue;
             }
-            let sized = super::template(header, run).map(sizes);
+            let sized = known
+                .entry(run.template)
+                .or_insert_with(|| super::template(header, run).map(sizes));
             let Some(Ok((image, parameters, bytes))) = sized else {
                 problems.push(Problem::new(place, format!("group {group}'s template has no size")));
                 return;
             };
-            totals.add(image, parameters, u64::from(run.experts));
+            totals.add(*image, *parameters, u64::from(run.experts));
             for expert in 0..run.experts {
                 let mut ranges: Vec<(u32, u64, u64)> = Vec::with_capacity(bytes.len());
-                for bytes in &bytes {
+                for bytes in &*bytes {
                     let range = self.object(cell).zip(self.offset(cell));
                     if let Some((object, offset)) = range {
                         ranges.push((object, offset, *bytes));

@@ -4,8 +4,8 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 use super::super::json::{Json, pointer};
-use super::note;
 use crate::Problem;
+use crate::problem::note;
 
 /// The longest string that is read as a value. Paths, names and times are far
 /// shorter, and most of them come back in messages and replies.

@@ -10,7 +10,8 @@ use super::super::{
     Manifest, Placement, Routing, Scoring, ScoringFunction, TierRecord,
 };
 use super::fields::Fields;
-use super::{note, unknown_requirements};
+use super::unknown_requirements;
+use crate::problem::note;
 use crate::{Digest, Dtype, Problem, TierId};
 
 /// The digest that stands in for one that could not be read; the problem that
