@@ -83,10 +83,8 @@ impl Dtype {
         let Self::Known(_, bits) = self else {
             return Err(SizeError::UnknownDtype(self.name().into()));
         };
-        let elements = elements(shape);
-        let total = elements
-            .and_then(|n| n.checked_mul(u128::from(*bits)))
-            .filter(|bits| bits / 8 <= u128::from(u64::MAX))
+        let total = elements(shape)
+            .map(|n| u128::from(n) * u128::from(*bits))
             .ok_or_else(|| SizeError::Overflow(shape.to_vec(), self.clone()))?;
         if total % 8 != 0 {
             return Err(SizeError::PartialByte(shape.to_vec(), self.clone()));
@@ -95,8 +93,10 @@ impl Dtype {
     }
 }
 
-fn elements(shape: &[u64]) -> Option<u128> {
-    shape.iter().try_fold(1u128, |n, dim| n.checked_mul(u128::from(*dim)))
+/// Counted in order and in 64 bits, so that a zero at the end excuses nothing:
+/// the readers of safetensors count so.
+fn elements(shape: &[u64]) -> Option<u64> {
+    shape.iter().try_fold(1u64, |n, dim| n.checked_mul(*dim))
 }
 
 impl fmt::Display for Dtype {
@@ -146,6 +146,8 @@ mod tests {
         assert_eq!(bf16.tensor_bytes(&[]), Ok(2));
         assert_eq!(bf16.tensor_bytes(&[0, u64::MAX]), Ok(0));
         assert!(matches!(bf16.tensor_bytes(&[u64::MAX, 2]), Err(SizeError::Overflow(..))));
+        assert!(matches!(bf16.tensor_bytes(&[u64::MAX, 2, 0]), Err(SizeError::Overflow(..))));
+        assert!(matches!(bf16.tensor_bytes(&[u64::MAX]), Err(SizeError::Overflow(..))));
         assert_eq!(Dtype::from("F4").tensor_bytes(&[4]), Ok(2));
         assert!(matches!(Dtype::from("F4").tensor_bytes(&[3]), Err(SizeError::PartialByte(..))));
         assert!(matches!(Dtype::from("Q9").tensor_bytes(&[3]), Err(SizeError::UnknownDtype(_))));

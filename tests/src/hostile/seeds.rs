@@ -21,5 +21,7 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("corpus/index_segment/tier", chosen(0, segment::sound().bytes)),
         ("corpus/index_segment/dense", chosen(1, segment::sound_dense())),
         ("corpus/shard_header/sound", shard::sound().0),
+        ("corpus/shard_header/experts-each", shard::sound_checkpoint(false)),
+        ("corpus/shard_header/experts-stacked", shard::sound_checkpoint(true)),
     ]
 }

@@ -25,6 +25,29 @@ pub fn sound() -> (Vec<u8>, u64) {
     (file, whole)
 }
 
+/// A checkpoint of two experts: each in tensors of its own, or stacked in one.
+pub(super) fn sound_checkpoint(stacked: bool) -> Vec<u8> {
+    let mut end = 0;
+    let mut tensor = |name: &str, shape: &[u64]| {
+        let begin = end;
+        end += 2 * shape.iter().product::<u64>();
+        let shape = format!("{shape:?}");
+        entry(&format!("model.layers.0.mlp.{name}"), "BF16", &shape, begin, end)
+    };
+    let mut entries = vec![tensor("gate.weight", &[2, 4])];
+    if stacked {
+        entries.push(tensor("experts.gate_up_proj", &[2, 4, 6]));
+        entries.push(tensor("experts.down_proj", &[2, 3, 4]));
+    } else {
+        for expert in 0..2 {
+            for (part, shape) in [("gate", [3, 4]), ("up", [3, 4]), ("down", [4, 3])] {
+                entries.push(tensor(&format!("experts.{expert}.{part}_proj.weight"), &shape));
+            }
+        }
+    }
+    shard(format!("{{{}}}", entries.join(",")).as_bytes(), end).0
+}
+
 /// Headers that are no JSON, or JSON of another shape: what the refusal says.
 const MALFORMED: &[(&str, &[u8], &str)] = &[
     ("object-cut", b"{", "EOF"),
@@ -208,6 +231,13 @@ fn untiled(cases: &mut Cases) {
             "shape-overflows",
             vec![entry("a", "U8", "[4294967296,4294967296,2]", 0, 4)],
             4,
+            "\"a\"",
+            "overflows",
+        ),
+        (
+            "shape-overflows-before-a-zero",
+            vec![entry("a", "U8", "[4294967296,4294967296,0]", 0, 0)],
+            0,
             "\"a\"",
             "overflows",
         ),

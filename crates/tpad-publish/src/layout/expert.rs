@@ -103,6 +103,10 @@ impl<'a> Stacked<'a> {
             let expected = format!("between 1 and {MAX_EXPERTS} experts are expected");
             return Err(misfit(site.layer, Some(first), &expected));
         };
+        // Experts of no bytes would cost the file nothing, and memory each.
+        if first.bytes == 0 {
+            return Err(misfit(site.layer, Some(first), "an expert has values"));
+        }
         for piece in linears.iter_mut().flat_map(|linear| &mut linear.pieces) {
             piece
                 .cut(experts, flat)

@@ -296,6 +296,19 @@ fn a_shape_cannot_ask_for_countless_experts() {
 }
 
 #[test]
+fn experts_of_no_bytes_are_none() {
+    let fixture = Fixture::parse(
+        "config {\"hidden_size\": 4}\n\
+         tensor model.layers.0.mlp.experts.gate_up_proj BF16 65536x0x4\n\
+         tensor model.layers.0.mlp.experts.down_proj BF16 65536x4x0\n\
+         tensor model.layers.0.mlp.gate.weight BF16 65536x4",
+    );
+    let error = refusal(&fixture);
+    assert!(matches!(error, LayoutError::Shape { .. }), "{error}");
+    assert!(error.to_string().contains("an expert has values"), "{error}");
+}
+
+#[test]
 fn a_part_of_a_byte_is_no_expert() {
     let fixture = Fixture::parse(
         "config {\"hidden_size\": 1}\n\
