@@ -2,4 +2,6 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| tpad_fuzz::shard_header(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    tpad_fuzz::shard_header(input);
+});

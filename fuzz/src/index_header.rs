@@ -12,11 +12,11 @@ fn read(prefix: &[u8], bytes: u64) -> Option<IndexHeader> {
     bounded(prefix, || decode_header(prefix, &reference)).ok()
 }
 
-/// Reads an input.
+/// Reads an input: whether it is accepted.
 ///
 /// # Panics
 /// When it is neither refused nor right.
-pub fn index_header(input: &[u8]) {
+pub fn index_header(input: &[u8]) -> bool {
     // The first bytes are the object's size, the rest is an object's start, or
     // only its header's message: the preamble is hard to guess.
     let (size, message) = match input.split_first_chunk::<4>() {
@@ -33,7 +33,7 @@ pub fn index_header(input: &[u8]) {
     let found = read(&prefix, size).map(|header| (header, size));
     let none_behind = prefix.len() as u64;
     let found = found.or_else(|| read(&prefix, none_behind).map(|header| (header, none_behind)));
-    let Some((header, size)) = found else { return };
+    let Some((header, size)) = found else { return false };
     for object in &header.objects {
         assert_eq!(check_object_path(&object.path), Ok(()), "it leaves the root");
     }
@@ -50,4 +50,5 @@ pub fn index_header(input: &[u8]) {
     if written.len() == prefix.len() {
         assert_eq!(read(&written, size), Some(header), "another header");
     }
+    true
 }

@@ -56,11 +56,11 @@ fn lookups(header: &IndexHeader, segment: &Segment, entry: &SegmentEntry) {
     assert_eq!(image_bytes, entry.image_bytes, "images are as large as the header says");
 }
 
-/// Reads an input.
+/// Reads an input: whether it is accepted.
 ///
 /// # Panics
 /// When it is neither refused nor right.
-pub fn index_segment(input: &[u8]) {
+pub fn index_segment(input: &[u8]) -> bool {
     // No message begins with these bytes: they choose the header that is not
     // the tier's.
     let (which, bytes) = match input {
@@ -72,7 +72,7 @@ pub fn index_segment(input: &[u8]) {
     let digest = Digest::of(bytes);
     let entry = SegmentEntry { bytes: bytes.len() as u64, digest, ..header.segments[0] };
     let copy = Bytes::from(bytes.to_vec());
-    let Ok(segment) = bounded(bytes, || decode_segment(copy, &entry, header)) else { return };
+    let Ok(segment) = bounded(bytes, || decode_segment(copy, &entry, header)) else { return false };
     lookups(header, &segment, &entry);
     let header = IndexHeader { segments: vec![entry], ..header.clone() };
     let written = encode(&Index { header, segments: vec![segment.clone()] });
@@ -81,4 +81,5 @@ pub fn index_segment(input: &[u8]) {
     let header = decode_header(prefix, &written.reference).expect("a header that was written");
     let again = decode_segment(Bytes::from(rest.to_vec()), &header.segments[0], &header);
     assert_eq!(again, Ok(segment), "another segment");
+    true
 }

@@ -26,8 +26,9 @@ const FLAT_BYTES: usize = 1 << 20;
 /// index: two bytes on the wire, a hundred in memory, in a list that doubles.
 const BYTES_PER_BYTE: usize = 512;
 
-/// Reads an input, and panics when it is neither refused nor right.
-pub type Target = fn(&[u8]);
+/// Reads an input: whether it is accepted. Panics when it is neither refused nor
+/// right.
+pub type Target = fn(&[u8]) -> bool;
 
 /// Every target, by its name.
 pub const TARGETS: &[(&str, Target)] = &[
@@ -40,12 +41,17 @@ pub const TARGETS: &[(&str, Target)] = &[
 
 /// Runs `read` on an input and fails when it allocates out of proportion.
 fn bounded<T>(input: &[u8], read: impl FnOnce() -> T) -> T {
+    bounded_by(input.len(), read)
+}
+
+/// Runs `read`, which is given `bytes` bytes.
+fn bounded_by<T>(bytes: usize, read: impl FnOnce() -> T) -> T {
     let before = MEMORY.current_usage();
     MEMORY.reset_peak_usage();
     let result = read();
     let taken = MEMORY.peak_usage().saturating_sub(before);
-    let most = FLAT_BYTES + input.len() * BYTES_PER_BYTE;
-    assert!(taken <= most, "{} bytes of input took {taken} bytes of memory", input.len());
+    let most = FLAT_BYTES + bytes * BYTES_PER_BYTE;
+    assert!(taken <= most, "{bytes} bytes of input took {taken} bytes of memory");
     result
 }
 

@@ -38,22 +38,22 @@ static CHECKPOINT: LazyLock<Checkpoint> = LazyLock::new(|| {
     recognise(&tensors, &config).expect("a checkpoint of a known layout")
 });
 
-/// Reads an input.
+/// Reads an input: whether it is accepted.
 ///
 /// # Panics
 /// When it is neither refused nor right.
-pub fn plan(input: &[u8]) {
-    let Ok(text) = str::from_utf8(input) else { return };
+pub fn plan(input: &[u8]) -> bool {
+    let Ok(text) = str::from_utf8(input) else { return false };
     let checkpoint = &*CHECKPOINT;
     let plan = match bounded(input, || Plan::parse(text)) {
         Ok(plan) => plan,
         Err(error) => {
             assert!(!error.to_string().is_empty(), "refused without a word");
-            return;
+            return false;
         }
     };
     assert_eq!(Plan::parse(text).ok().as_ref(), Some(&plan), "the same text is another plan");
-    let Ok(mapping) = bounded(input, || map(checkpoint, Some(&plan))) else { return };
+    let Ok(mapping) = bounded(input, || map(checkpoint, Some(&plan))) else { return false };
     let mut placed = BTreeSet::new();
     for tier in &mapping.tiers {
         for layer in &tier.layers {
@@ -64,4 +64,5 @@ pub fn plan(input: &[u8]) {
             }
         }
     }
+    true
 }

@@ -3,11 +3,11 @@
 use crate::bounded;
 use tpad_manifest::{Manifest, TierRecord};
 
-/// Reads an input.
+/// Reads an input: whether it is accepted.
 ///
 /// # Panics
 /// When it is neither refused nor right.
-pub fn revision(document: &[u8]) {
+pub fn revision(document: &[u8]) -> bool {
     let tier = bounded(document, || TierRecord::parse(document));
     if let Ok(tier) = tier {
         let text = serde_json::to_vec(&tier).expect("a tier can be written");
@@ -18,7 +18,7 @@ pub fn revision(document: &[u8]) {
         Err(rejected) => {
             assert!(!rejected.0.is_empty(), "refused for nothing");
             assert!(rejected.to_string().len() < 64 << 10 | document.len(), "a long refusal");
-            return;
+            return false;
         }
     };
     assert_eq!(loaded.manifest.check(), [], "accepted, though it has problems");
@@ -29,4 +29,5 @@ pub fn revision(document: &[u8]) {
     for tier in &loaded.manifest.tiers {
         assert_eq!(loaded.manifest.tier(&tier.id.to_string()), Some(tier), "ids are names");
     }
+    true
 }
