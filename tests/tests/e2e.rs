@@ -4,6 +4,7 @@ mod cli;
 mod coalesce;
 mod corrupt;
 mod counters;
+mod deploy;
 mod fixtures;
 mod models;
 mod pressure;

@@ -33,7 +33,7 @@ pub(crate) fn setup() -> Result<PathBuf> {
     {
         return Ok(directory());
     }
-    say("installing the tests' tools into .tools/ (once; about 330 MB)");
+    say("installing the tests' tools into .tools/ (once; about 500 MB)");
     if environment.exists() {
         std::fs::remove_dir_all(&environment).context(".tools/venv cannot be replaced")?;
     }
