@@ -6,6 +6,7 @@ mod corrupt;
 mod counters;
 mod deploy;
 mod fixtures;
+mod hostile_models;
 mod models;
 mod pressure;
 mod python;
