@@ -7,6 +7,7 @@ mod counters;
 mod deploy;
 mod fixtures;
 mod hostile_models;
+mod hostile_shards;
 mod models;
 mod pressure;
 mod python;
