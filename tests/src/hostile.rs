@@ -22,7 +22,7 @@ use std::path::PathBuf;
 
 use crate::tools;
 
-pub use header::sound as sound_header;
+pub use header::{around as index_around, sound as sound_header};
 pub use revision::sound as sound_revision;
 pub use segment::sound as sound_segment;
 pub use shard::sound as sound_shard;

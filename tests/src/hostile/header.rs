@@ -155,6 +155,19 @@ pub fn sound() -> (Vec<u8>, u64) {
     (header.encode(), header.object_bytes())
 }
 
+/// An index object that is right but for its one segment, and the size of its
+/// header.
+#[must_use]
+pub fn around(segment: &[u8]) -> (Vec<u8>, u64) {
+    let mut header = Header::sound();
+    header.segments.truncate(1);
+    header.segments[0].bytes = segment.len() as u64;
+    header.segments[0].digest = blake3::hash(segment).as_bytes().to_vec();
+    header.place();
+    let header = header.encode();
+    ([&header, segment].concat(), header.len() as u64)
+}
+
 /// The header of an index of dense tensors, and the size of its object.
 pub(super) fn sound_dense() -> (Vec<u8>, u64) {
     let mut header = Header::sound();
