@@ -13,6 +13,7 @@ pub mod http;
 pub mod kube;
 pub mod leash;
 pub mod logs;
+pub mod newer;
 pub mod pod_security;
 pub mod process;
 pub mod reference;

@@ -13,3 +13,4 @@ mod pressure;
 mod python;
 mod readme;
 mod sizes;
+mod versions;
