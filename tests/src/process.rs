@@ -94,6 +94,24 @@ impl Process {
         (status, self.log())
     }
 
+    /// Waits until it ends by itself.
+    ///
+    /// # Panics
+    /// When it cannot be waited for, or does not end.
+    pub async fn ended(mut self) -> (ExitStatus, String) {
+        let ended = async {
+            loop {
+                if let Some(status) = self.child.try_wait().expect("it can be asked") {
+                    return status;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let status = tokio::time::timeout(START_DEADLINE, ended).await;
+        let log = self.log();
+        (status.expect("a daemon that was asked to drain ends"), log)
+    }
+
     fn start(command: &Command, directory: &Path, socket: PathBuf) -> Self {
         let log = directory.join("tpad.log");
         let output = std::fs::File::create(&log).expect("a log file");

@@ -1,5 +1,6 @@
 //! The end-to-end tests, one module for each promise.
 
+mod admin;
 mod cli;
 mod coalesce;
 mod corrupt;

@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::remote::Remote;
-use crate::{completions, fetch, import, manifest, models, status, synth};
+use crate::{admin, completions, fetch, import, manifest, models, status, synth};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -48,6 +48,9 @@ pub(crate) enum Command {
     Fetch(fetch::Args),
     Models(models::Args),
     Status(status::Args),
+    Load(admin::load::Args),
+    Unload(admin::unload::Args),
+    Drain(admin::drain::Args),
     Completions(completions::Args),
 }
 
@@ -77,6 +80,11 @@ mod tests {
             "tpactl --addr http://h:1 status --json",
             "tpactl models --timeout 2.5",
             "tpactl models m --blocks --tier t",
+            "tpactl load m /models/m --json",
+            "tpactl load m s3://b/m --origin-of n --allow-base s3://b/base",
+            "tpactl load m",
+            "tpactl unload m",
+            "tpactl drain --json",
             "tpactl completions zsh",
         ] {
             assert!(accepts(line), "{line}");
@@ -96,6 +104,8 @@ mod tests {
             "tpactl fetch --model m --dense d --tier t --out f",
             "tpactl --addr localhost:1 status",
             "tpactl models --blocks",
+            "tpactl load",
+            "tpactl load m --origin-of n",
         ] {
             assert!(!accepts(line), "{line}");
         }

@@ -4,6 +4,7 @@
 //! process ends; every command is a module with its `Args` and a `run` that
 //! reports through [`output::Output`] and fails with a [`failure::Failure`].
 
+mod admin;
 mod bar;
 mod cli;
 mod completions;
@@ -101,6 +102,24 @@ async fn run(
         Command::Status(args) => {
             until(stop, async { status::run(args, &remote.connect(sockets).await?, output).await })
                 .await
+        }
+        Command::Load(args) => {
+            until(stop, async {
+                admin::load::run(args, &remote.connect(sockets).await?, output).await
+            })
+            .await
+        }
+        Command::Unload(args) => {
+            until(stop, async {
+                admin::unload::run(args, &remote.connect(sockets).await?, output).await
+            })
+            .await
+        }
+        Command::Drain(args) => {
+            until(stop, async {
+                admin::drain::run(args, &remote.connect(sockets).await?, output).await
+            })
+            .await
         }
     }
 }

@@ -284,7 +284,7 @@ impl Client {
     }
 
     /// Makes a call with one answer.
-    async fn unary<M, F>(&self, send: impl Fn(&Call) -> F) -> Result<M, Error>
+    pub(crate) async fn unary<M, F>(&self, send: impl Fn(&Call) -> F) -> Result<M, Error>
     where
         F: Future<Output = Result<Response<M>, Status>>,
     {
@@ -294,6 +294,11 @@ impl Client {
             Ok(answer.into_inner())
         })
         .await
+    }
+
+    /// The channel, for the calls of [`Admin`](crate::Admin).
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
     }
 
     fn call(&self) -> Call {

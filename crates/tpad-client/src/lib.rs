@@ -30,6 +30,7 @@
 //! ```
 
 mod address;
+mod admin;
 mod block;
 mod call;
 mod client;
@@ -41,6 +42,7 @@ mod request;
 mod stream;
 
 pub use address::{Address, SocketPaths};
+pub use admin::{Admin, LoadModel, LoadOutcome, LoadedModel, UnloadedModel};
 pub use block::{FetchedBlock, Medium, Tensor};
 pub use client::{Client, Health};
 pub use error::{Error, Kind, Refusal};

@@ -33,7 +33,7 @@ mod tests {
         let set = prost_types::FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).expect("it decodes");
         let services: Vec<&str> =
             set.file.iter().flat_map(|file| &file.service).map(|service| service.name()).collect();
-        assert_eq!(services, ["ExpertService", "ModelService", "RoutingService"]);
+        assert_eq!(services, ["AdminService", "ExpertService", "ModelService", "RoutingService"]);
     }
 
     #[test]

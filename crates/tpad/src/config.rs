@@ -59,6 +59,8 @@ pub struct Config {
     pub listen: Listen,
     /// The models to serve, at least one, names unique.
     pub models: Vec<Model>,
+    /// How to reach the roots of models that are loaded at run time.
+    pub origin: Origin,
     /// The DRAM level.
     pub dram: Dram,
     /// What to do with a tier that exceeds its parameter budget.

@@ -8,13 +8,14 @@ use std::time::Duration;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tpad_engine::{Engine, EngineConfig, EngineMetrics, ModelConfig, Readiness};
 use tpad_store::{HierarchyConfig, StoreMetrics};
 
 use crate::config::{self, Config};
 use crate::descriptors;
 use crate::edge::{BindError, Bound, DrainReport, Edge, EdgeConfig, EdgeMetrics};
-use crate::grpc::{self, GrpcOptions};
+use crate::grpc::{self, AdminOptions, GrpcOptions};
 use crate::http::Pages;
 
 /// What the engine gets beyond the drain's deadline to end its tasks: none of them waits for a client.
@@ -26,6 +27,7 @@ pub struct Daemon {
     edge: Edge,
     engine: Arc<Engine>,
     drain_deadline: Duration,
+    drain_asked: CancellationToken,
 }
 
 /// Why the daemon did not start.
@@ -49,6 +51,7 @@ impl Daemon {
         let Config {
             listen,
             models,
+            origin,
             dram,
             budget_enforcement,
             log: _,
@@ -89,8 +92,10 @@ impl Daemon {
 
         let options =
             GrpcOptions::new(deadlines.default, limits.request_bytes, dram.capacity_bytes);
+        let drain_asked = CancellationToken::new();
+        let admin = AdminOptions { origin, drain: drain_asked.clone(), drain_deadline };
         let edge = bound.serve(EdgeConfig {
-            routes: grpc::routes(&engine, options),
+            routes: grpc::routes(&engine, options, admin),
             methods: grpc::methods(),
             pages: pages(&engine, registry).router(),
             limits,
@@ -104,7 +109,7 @@ impl Daemon {
             http = edge.http_addr().map(tracing::field::display),
             "tpad listens"
         );
-        Ok(Self { edge, engine, drain_deadline })
+        Ok(Self { edge, engine, drain_deadline, drain_asked })
     }
 
     /// The address of gRPC over TCP, its port as bound.
@@ -129,6 +134,12 @@ impl Daemon {
     #[must_use]
     pub fn engine(&self) -> &Arc<Engine> {
         &self.engine
+    }
+
+    /// Completes when a client has asked for a drain. Whoever runs the daemon then
+    /// does as at a signal.
+    pub async fn drain_asked(&self) {
+        self.drain_asked.cancelled().await;
     }
 
     /// Stops: reports not ready, accepts nothing more, lets requests in progress

@@ -1,10 +1,11 @@
 //! The gRPC services: fetching parameters, describing models, routing masks,
-//! health and reflection.
+//! administration, health and reflection.
 //!
 //! This is the wire's side of the engine: requests become keys, errors become
 //! statuses, images become messages. Connections, admission, request ids and
 //! deadlines are the edge's; it leaves the last two in a request's extensions.
 
+mod admin;
 mod call;
 mod expert;
 mod health;
@@ -18,13 +19,16 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tonic::service::Routes;
+use tonic::service::{Routes, interceptor::InterceptedService};
 use tonic_health::pb::health_server::HealthServer;
 use tpad_engine::Engine;
+use tpad_proto::v1::admin_service_server::AdminServiceServer;
 use tpad_proto::v1::expert_service_server::ExpertServiceServer;
 use tpad_proto::v1::model_service_server::ModelServiceServer;
 use tpad_proto::v1::routing_service_server::RoutingServiceServer;
 
+use self::admin::Admin;
+pub(crate) use self::admin::AdminOptions;
 use self::expert::Experts;
 use self::health::Health;
 use self::look_ahead::Budget;
@@ -66,11 +70,12 @@ impl GrpcOptions {
 }
 
 /// All services on one engine.
-pub(crate) fn routes(engine: &Arc<Engine>, options: GrpcOptions) -> Routes {
+pub(crate) fn routes(engine: &Arc<Engine>, options: GrpcOptions, admin: AdminOptions) -> Routes {
     let ahead = Budget::new(options.stream_look_ahead_bytes, options.total_look_ahead_bytes);
     let experts = Experts::new(Arc::clone(engine), options.default_deadline, ahead);
     let models = Models::new(Arc::clone(engine), options.default_deadline);
     let routing = Routing::new(Arc::clone(engine), options.default_deadline);
+    let admin = Admin::new(Arc::clone(engine), options.default_deadline, admin);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(tpad_proto::FILE_DESCRIPTOR_SET)
@@ -81,6 +86,10 @@ pub(crate) fn routes(engine: &Arc<Engine>, options: GrpcOptions) -> Routes {
     Routes::new(ExpertServiceServer::new(experts).max_decoding_message_size(limit))
         .add_service(ModelServiceServer::new(models).max_decoding_message_size(limit))
         .add_service(RoutingServiceServer::new(routing).max_decoding_message_size(limit))
+        .add_service(InterceptedService::new(
+            AdminServiceServer::new(admin).max_decoding_message_size(limit),
+            admin::local_peers_only,
+        ))
         .add_service(HealthServer::new(Health::new(Arc::clone(engine))))
         .add_service(reflection().build_v1().expect(valid))
         .add_service(reflection().build_v1alpha().expect(valid))
@@ -93,6 +102,7 @@ pub(crate) fn methods() -> HashSet<String> {
         ("tpad.v1.ExpertService", &["FetchExperts", "FetchRouters", "FetchDense", "FetchFile"][..]),
         ("tpad.v1.ModelService", &["ListModels", "DescribeModel", "ListBlocks", "GetStatus"][..]),
         ("tpad.v1.RoutingService", &["GetRoutingMask", "WatchRoutingMask"][..]),
+        ("tpad.v1.AdminService", &["LoadModel", "ReloadModel", "UnloadModel", "Drain"][..]),
         ("grpc.health.v1.Health", &["Check", "Watch"][..]),
         ("grpc.reflection.v1.ServerReflection", &["ServerReflectionInfo"][..]),
         ("grpc.reflection.v1alpha.ServerReflection", &["ServerReflectionInfo"][..]),

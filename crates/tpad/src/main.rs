@@ -74,8 +74,10 @@ fn serve(arguments: &Serve) -> ExitCode {
     let log = config.log.clone();
     run(&log, async move |signals| {
         let daemon = Daemon::start(config).await?;
-        let signal = signals.next().await;
-        tracing::info!(signal = signal.name, "draining");
+        tokio::select! {
+            signal = signals.next() => tracing::info!(signal = signal.name, "draining"),
+            () = daemon.drain_asked() => tracing::info!("draining: a client asked for it"),
+        }
         let drain = daemon.drain();
         tokio::select! {
             report = drain => {

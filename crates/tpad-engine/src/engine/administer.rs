@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use tokio::time::{Instant, timeout_at};
+use tpad_store::OriginOptions;
 
 use super::Engine;
 use crate::generation::Generation;
@@ -93,6 +94,14 @@ impl Engine {
         self.models.add(model);
         self.publish_readiness();
         Ok(Loaded { generation, outcome: LoadOutcome::Loaded })
+    }
+
+    /// How a model's root is reached, for another that is to be reached alike.
+    ///
+    /// # Errors
+    /// When there is no such model.
+    pub fn origin_of(&self, name: &str) -> Result<OriginOptions, EngineError> {
+        Ok(self.model(name)?.config.origin.clone())
     }
 
     /// Ends a model: it is not found any more, its tasks end. Whoever reads it

@@ -83,6 +83,7 @@ pub(super) fn resolve(
         Ok(Config {
             listen,
             models,
+            origin: surroundings.origin.clone(),
             dram,
             budget_enforcement,
             log,

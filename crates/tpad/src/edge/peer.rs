@@ -29,7 +29,8 @@ impl Peer {
     /// Whether the peer is on this machine.
     pub fn is_local(&self) -> bool {
         match self {
-            Self::Tcp { remote, .. } => remote.ip().is_loopback(),
+            // A socket that takes IPv6 and IPv4 alike shows the latter mapped.
+            Self::Tcp { remote, .. } => remote.ip().to_canonical().is_loopback(),
             Self::Unix { .. } => true,
         }
     }
@@ -49,6 +50,23 @@ impl fmt::Display for Peer {
             Self::Tcp { remote, .. } => write!(f, "{remote}"),
             Self::Unix { pid: Some(pid), .. } => write!(f, "uds:pid={pid}"),
             Self::Unix { pid: None, .. } => f.write_str("uds"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_and_the_unix_socket_are_local_and_nothing_else_is() {
+        let tcp = |remote: &str| Peer::Tcp { local: None, remote: remote.parse().expect("one") };
+        assert!(Peer::Unix { uid: None, pid: None }.is_local());
+        for local in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert!(tcp(local).is_local(), "{local}");
+        }
+        for other in ["10.0.0.7:1", "[fe80::1]:1", "[::ffff:10.0.0.7]:1", "0.0.0.0:1"] {
+            assert!(!tcp(other).is_local(), "{other}");
         }
     }
 }

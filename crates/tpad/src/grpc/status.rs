@@ -62,6 +62,12 @@ pub(super) fn invalid(field: &str, problem: &str, call: &Call) -> Status {
     with_details(ErrorKind::InvalidArgument, "REQUEST_INVALID", &message, call, &metadata)
 }
 
+/// A peer of another machine wants to change what the daemon does.
+pub(super) fn peer_not_local(call: &Call) -> Status {
+    let message = "administration is for peers on the Unix socket and on loopback: ask from the daemon's own machine";
+    with_details(ErrorKind::Denied, "PEER_NOT_LOCAL", message, call, &[])
+}
+
 /// As many large replies exist as may.
 pub(super) fn replies_busy(call: &Call) -> Status {
     let message = "descriptions and pages that clients have not taken leave no room for another: try again later";

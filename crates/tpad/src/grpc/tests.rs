@@ -1,5 +1,6 @@
 //! The services as clients see them, called without a network.
 
+mod admin;
 mod fetch;
 mod inspect;
 mod routing;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use prost::Message as _;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status, Streaming};
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
@@ -16,6 +18,7 @@ use tonic_types::StatusExt as _;
 use tpad_engine::fixture::{Checkpoint, Shape};
 use tpad_engine::{EngineConfig, EngineMetrics, ModelConfig, Readiness, RetryIntervals};
 use tpad_manifest::{BlockKey, BlockRecord};
+use tpad_proto::v1::admin_service_client::AdminServiceClient;
 use tpad_proto::v1::expert_service_client::ExpertServiceClient;
 use tpad_proto::v1::model_service_client::ModelServiceClient;
 use tpad_proto::v1::routing_service_client::RoutingServiceClient;
@@ -38,6 +41,8 @@ struct Inside {
     checkpoint: Checkpoint,
     engine: Arc<Engine>,
     routes: Routes,
+    /// What a client's wish for a drain cancels.
+    drain: CancellationToken,
     _empty: Checkpoint,
 }
 
@@ -70,8 +75,14 @@ impl Inside {
         let engine = engine.expect("it starts");
         let mut readiness = engine.watch_readiness();
         readiness.wait_for(Readiness::is_ready).await.expect("the engine lives");
-        let routes = routes(&engine, OPTIONS);
-        Self { checkpoint, engine, routes, _empty: empty }
+        let admin = AdminOptions {
+            origin: OriginOptions::default(),
+            drain: CancellationToken::new(),
+            drain_deadline: Duration::from_secs(7),
+        };
+        let drain = admin.drain.clone();
+        let routes = routes(&engine, OPTIONS, admin);
+        Self { checkpoint, engine, routes, drain, _empty: empty }
     }
 
     fn experts(&self) -> ExpertServiceClient<Routes> {
@@ -84,6 +95,10 @@ impl Inside {
 
     fn routing(&self) -> RoutingServiceClient<Routes> {
         RoutingServiceClient::new(self.routes.clone())
+    }
+
+    fn admin(&self) -> AdminServiceClient<Routes> {
+        AdminServiceClient::new(self.routes.clone())
     }
 
     fn health(&self) -> HealthClient<Routes> {

@@ -1,0 +1,6 @@
+//! Commands that change what a daemon serves. The daemon takes them over its
+//! Unix socket and over loopback alone.
+
+pub(crate) mod drain;
+pub(crate) mod load;
+pub(crate) mod unload;
