@@ -162,7 +162,11 @@ fn copy(original: &Path, to: &Path) -> String {
     to.display().to_string()
 }
 
-async fn upload(original: &Path, root: &str) -> String {
+/// Puts a checkpoint's files below an S3 root, which is returned.
+///
+/// # Panics
+/// When the server does not take them.
+pub async fn upload(original: &Path, root: &str) -> String {
     let origin = origin(root);
     for (path, name) in files(original) {
         let bytes = std::fs::read(path).expect("the file");

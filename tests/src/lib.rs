@@ -7,6 +7,7 @@
 pub mod cgroup;
 pub mod checkpoint;
 pub mod compare;
+pub mod container;
 pub mod daemon;
 pub mod hostile;
 pub mod http;

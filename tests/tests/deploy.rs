@@ -56,7 +56,7 @@ impl Deployed {
     fn port(&self, port: &Value) -> u16 {
         let named = |known: &&Value| known["name"] == *port || known["containerPort"] == *port;
         let ports = self.container()["ports"].as_array().expect("ports");
-        let found = ports.iter().find(named).unwrap_or_else(|| panic!("no port {port}"));
+        let found = ports.iter().find(named).expect("a port of the container");
         number(&found["containerPort"]).try_into().expect("a port")
     }
 }
@@ -67,8 +67,8 @@ fn configuration(rendered: &Rendered, kind: &str) -> Config {
     let spec = &rendered.one(kind)["spec"]["template"]["spec"];
     let container = &spec["containers"][0];
     let args: Vec<&str> = array(&container["args"]).iter().filter_map(Value::as_str).collect();
-    let ["serve", "--config", path] = args[..] else { panic!("{args:?}") };
-    let path = PathBuf::from(path);
+    assert_eq!(args[..2], ["serve", "--config"], "{}", rendered.name);
+    let path = PathBuf::from(args[2]);
     let mounts = array(&container["volumeMounts"]);
     let mount = mounts
         .iter()
@@ -88,8 +88,8 @@ fn configuration(rendered: &Rendered, kind: &str) -> Config {
         socket: "/nowhere".into(),
         origin: Origin::default(),
     };
-    Config::from_toml(text.expect("the file"), &surroundings)
-        .unwrap_or_else(|error| panic!("{}: {error}", rendered.name))
+    let config = Config::from_toml(text.expect("the file"), &surroundings);
+    config.map_err(|error| format!("{}: {error}", rendered.name)).expect("the daemon takes it")
 }
 
 fn array(value: &Value) -> &[Value] {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::run::{cargo, run, say};
-use crate::{boundary, fuzz, house, test, tools};
+use crate::{boundary, fuzz, house, image, test, tools};
 
 /// Runs every check, quick ones first, and reports all that failed. The tests
 /// come last, so that their result lines end the log.
@@ -19,16 +19,18 @@ pub(crate) fn ci() -> Result<()> {
         let mut command = cargo();
         run(command.args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
     };
-    let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
-    let checks: [(&str, &dyn Fn() -> Result<()>); 9] = [
+    // The image's test is no part of `--all-targets`, because it needs an image.
+    let targets = ["--workspace", "--all-targets", "--test", "image"];
+    let checks: [(&str, &dyn Fn() -> Result<()>); 10] = [
         ("crate boundaries", &boundary::check),
         ("house rules", &house::check),
         ("format", &|| run(cargo().args(["fmt", "--all", "--check"]))),
         ("proto", &|| run(tools::tool(&tools, "buf").args(["lint", "proto"]))),
         ("licences, bans, sources", &deny),
-        ("lints", &|| run(cargo().args(clippy))),
+        ("lints", &|| run(cargo().arg("clippy").args(targets).args(["--", "-D", "warnings"]))),
         ("docs", &docs),
         ("fuzz", &|| fuzz::fuzz(&[])),
+        ("image", &image::image),
         ("tests", &|| test::test(&[])),
     ];
     let mut failed = Vec::new();

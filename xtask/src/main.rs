@@ -7,6 +7,7 @@ mod boundary;
 mod ci;
 mod fuzz;
 mod house;
+mod image;
 mod run;
 mod test;
 mod tools;
@@ -21,7 +22,8 @@ usage: cargo xtask COMMAND
   setup   install the tools that tests and checks need into .tools/ (pinned; once)
   test    setup, then every test of the workspace; ARGS go to `cargo test`
   fuzz    every fuzz target for a minute; [--seconds N] [TARGET...]
-  ci      test, fuzz, format, lints, docs, licences, proto, crate boundaries, house rules
+  image   build the container image and run it as the manifests deploy it (as root)
+  ci      test, fuzz, image, format, lints, docs, licences, proto, crate boundaries, house rules
 
 needs: Rust (rustup), python3 3.10 or newer with venv, and a C compiler; fuzz: a C++ compiler";
 
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         ("setup", []) => tools::setup().map(drop),
         ("test", extra) => test::test(extra),
         ("fuzz", arguments) => fuzz::fuzz(arguments),
+        ("image", []) => image::image(),
         ("ci", []) => ci::ci(),
         ("help" | "--help" | "-h", _) => {
             say(USAGE);
