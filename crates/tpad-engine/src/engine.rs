@@ -20,7 +20,7 @@ use crate::generation::{Generation, Shared};
 use crate::model::{Loader, Model, ModelView};
 use crate::{EngineConfig, EngineError, EngineMetrics, ModelStatus, Readiness, Status};
 
-/// Index segments checked at a time: BLAKE3 and the bounds of a million records
+/// Documents and index segments checked at a time: BLAKE3 and the bounds of a million records
 /// keep a core busy for a tenth of a second.
 const CHECKS_AT_ONCE: usize = 2;
 

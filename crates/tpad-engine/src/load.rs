@@ -97,6 +97,12 @@ pub(crate) enum LoadError {
         /// One entry for each tier.
         over: Vec<String>,
     },
+    /// The check did not finish: the daemon is stopping, or it has a defect.
+    #[error("the check of {path} did not finish")]
+    Interrupted {
+        /// The document.
+        path: String,
+    },
     /// The attempt took too long.
     #[error("not loaded within {0:?}")]
     Deadline(std::time::Duration),
@@ -125,6 +131,7 @@ impl LoadError {
             | Self::Contradiction { .. }
             | Self::OverBudget { .. } => ErrorKind::FailedPrecondition,
             Self::Deadline(_) => ErrorKind::DeadlineExceeded,
+            Self::Interrupted { .. } => ErrorKind::Internal,
         }
     }
 
@@ -181,7 +188,10 @@ async fn attempt(
     let path = revision_path(revision);
     let document = root.get(&path, MAX_DOCUMENT_BYTES as u64).await;
     let document = document.map_err(|source| LoadError::Read { path: path.clone(), source })?;
-    let loaded = Manifest::parse(&document)
+    let text = document.clone();
+    let loaded = apart(shared, move || Manifest::parse(&text)).await;
+    let loaded = loaded
+        .ok_or_else(|| LoadError::Interrupted { path: path.clone() })?
         .map_err(|source| LoadError::Rejected { path: path.clone(), source })?;
     if loaded.manifest.revision != revision {
         return Err(LoadError::Misnamed { path, found: loaded.manifest.revision });
@@ -194,9 +204,11 @@ async fn attempt(
         }
     };
     let deadline = Instant::now() + shared.bounds.load_deadline;
-    let (tiers, dense) = headers(&root, &loaded, deadline).await?;
+    let (tiers, dense) = headers(&root, &loaded, deadline, shared).await?;
     let warnings = loaded.warnings.clone();
-    let catalog = Catalog::new(loaded, tiers, dense)
+    let catalog = apart(shared, move || Catalog::new(loaded, tiers, dense)).await;
+    let catalog = catalog
+        .ok_or_else(|| LoadError::Interrupted { path: path.clone() })?
         .map_err(|problems| LoadError::Contradiction { path: path.clone(), problems })?;
     let mut warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
     let sets = model.tier_sets.keys();
@@ -243,13 +255,14 @@ async fn headers(
     root: &Arc<ObjectOrigin>,
     loaded: &Loaded,
     deadline: Instant,
+    shared: &Shared,
 ) -> Result<Headers, LoadError> {
     let mut tiers = BTreeMap::new();
     for tier in &loaded.manifest.tiers {
         if let Some(reference) = &tier.index
             && !loaded.skipped.contains_key(&tier.id)
         {
-            let header = header(root, reference, deadline).await;
+            let header = header(root, reference, deadline, shared).await;
             let header = header
                 .map_err(|source| LoadError::Index { of: format!("tier {}", tier.id), source })?;
             tiers.insert(tier.id.clone(), header);
@@ -258,7 +271,7 @@ async fn headers(
     let dense = match &loaded.manifest.dense {
         None => None,
         Some(reference) => {
-            let header = header(root, reference, deadline).await;
+            let header = header(root, reference, deadline, shared).await;
             let of = || "the dense tensors".into();
             Some(header.map_err(|source| LoadError::Index { of: of(), source })?)
         }
@@ -270,6 +283,7 @@ async fn header(
     root: &Arc<ObjectOrigin>,
     reference: &IndexRef,
     deadline: Instant,
+    shared: &Shared,
 ) -> Result<Arc<IndexHeader>, IndexProblem> {
     if reference.header_bytes > MAX_HEADER_BYTES {
         let what = "index header".into();
@@ -278,5 +292,17 @@ async fn header(
     }
     let path = index_path(&reference.digest);
     let prefix = index_range(root, &path, 0, reference.header_bytes, deadline).await?;
-    Ok(Arc::new(decode_header(&prefix, reference)?))
+    let reference = *reference;
+    let header = apart(shared, move || decode_header(&prefix, &reference)).await;
+    Ok(Arc::new(header.ok_or(IndexProblem::Interrupted)??))
+}
+
+/// Checks what a store sent where it holds up nothing else: the worst of it
+/// takes half a second. `None` when the check did not finish.
+async fn apart<T: Send + 'static>(
+    shared: &Shared,
+    check: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let _turn = shared.checks.acquire().await;
+    tokio::task::spawn_blocking(check).await.ok()
 }
