@@ -185,7 +185,8 @@ pub(super) fn cases(cases: &mut Cases) {
             "index-of-nothing" => "/tiers/0/index/digest",
             "file-of-nothing" => "/files/config.json/digest",
             "dense-digest-malformed" => "/dense/digest",
-            "dense-header-beyond" => "/dense/header_bytes",
+            "dense-header-beyond" | "index-header-endless" => "/dense/header_bytes",
+            "index-headers-too-large-together" => "/tiers/1/index/header_bytes",
             "index-header-beyond" | "index-header-beyond-by-one" => "/tiers/0/index/header_bytes",
             _ => pointer,
         };

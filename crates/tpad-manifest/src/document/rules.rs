@@ -12,6 +12,9 @@ const MAX_TIERS: usize = 1024;
 const MAX_GROUPS: usize = 65_536;
 const MAX_LAYERS: usize = 65_536;
 const MAX_EXPERTS_PER_TIER: u64 = 1 << 24;
+/// The headers of all indexes: they are held as long as the model is served,
+/// and each takes some five times its size.
+const MAX_HEADERS_BYTES: u64 = 64 << 20;
 pub(super) const MAX_FILES: usize = 4096;
 pub(super) const MAX_TIER_SETS: usize = 1024;
 
@@ -47,6 +50,7 @@ impl Manifest {
         if let Some(dense) = &self.dense {
             dense.check("/dense", &mut problems);
         }
+        self.check_headers(&mut problems);
         if !self.scoring.scale.is_finite() {
             note(&mut problems, || Problem::new("/scoring/scale", "a finite number is expected"));
         }
@@ -80,6 +84,26 @@ impl Manifest {
                 note(problems, || Problem::new(place.clone(), message));
             }
             check_set(&known, set, &place, problems);
+        }
+    }
+
+    /// Whether the headers of all indexes can be held.
+    fn check_headers(&self, problems: &mut Vec<Problem>) {
+        let dense = self.dense.as_ref().map(|index| (None, index));
+        let tiers = self.tiers.iter().enumerate();
+        let tiers = tiers.filter_map(|(n, tier)| Some((Some(n), tier.index.as_ref()?)));
+        let mut sum = 0u64;
+        for (tier, index) in dense.into_iter().chain(tiers) {
+            sum = sum.saturating_add(index.header_bytes);
+            if sum > MAX_HEADERS_BYTES {
+                let place = tier.map_or("/dense".into(), |n| format!("/tiers/{n}/index"));
+                let message = format!(
+                    "the headers of the indexes up to here have {sum} bytes, at most \
+                     {MAX_HEADERS_BYTES} are read"
+                );
+                problems.push(Problem::new(format!("{place}/header_bytes"), message));
+                return;
+            }
         }
     }
 

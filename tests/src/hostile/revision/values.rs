@@ -90,6 +90,18 @@ pub(super) fn values() -> Vec<(&'static str, &'static str, Value, &'static str)>
             "beyond the object's 9",
         ),
         (
+            "index-headers-too-large-together",
+            "/tiers/1/index",
+            index(ZERO, (64 << 20) + 1, 1 << 40),
+            "67108865 bytes, at most 67108864 are read",
+        ),
+        (
+            "index-header-endless",
+            "/dense",
+            index(ZERO, u64::MAX, u64::MAX),
+            "18446744073709551615 bytes, at most",
+        ),
+        (
             "index-header-beyond-by-one",
             "/tiers/0/index",
             index(ZERO, 10, 9),
