@@ -155,12 +155,14 @@ impl Hierarchy {
             level: Medium::Dram,
             usage: inner.dram.usage(),
             health: Health::Ok,
+            note: None,
             lookups: inner.metrics.lookups(Medium::Dram),
         };
         let lower = inner.lower.iter().map(|level| LevelStatus {
             level: level.medium(),
             usage: level.level().usage(),
             health: level.health(),
+            note: level.level().note(),
             lookups: inner.metrics.lookups(level.medium()),
         });
         StoreStatus {

@@ -63,6 +63,11 @@ pub trait Level: Send + Sync + 'static {
     fn health(&self) -> Health {
         Health::Ok
     }
+
+    /// What else an operator may want to know of it.
+    fn note(&self) -> Option<String> {
+        None
+    }
 }
 
 /// The outcome of a read.
@@ -132,6 +137,8 @@ pub struct LevelUsage {
 pub enum Health {
     /// It does.
     Ok,
+    /// It is read; nothing is written to it for a while.
+    ReadOnly(String),
     /// It failed and is left alone for a while; reads go past it.
     Broken(String),
 }

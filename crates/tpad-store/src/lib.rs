@@ -17,6 +17,7 @@ mod hierarchy;
 mod kind;
 mod level;
 mod metrics;
+mod nvme;
 mod origin;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -31,6 +32,7 @@ pub use hierarchy::{
 pub use kind::ErrorKind;
 pub use level::{Check, Health, Level, LevelError, LevelRead, LevelUsage, crc64_nvme};
 pub use metrics::StoreMetrics;
+pub use nvme::{DocumentCache, NvmeConfig, NvmeLevel};
 pub use origin::{
     Created, Listing, ObjectEntry, ObjectOrigin, Origin, OriginError, OriginOptions, install_tls,
 };

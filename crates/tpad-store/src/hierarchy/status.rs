@@ -30,6 +30,9 @@ pub struct LevelStatus {
     pub usage: LevelUsage,
     /// Whether it works.
     pub health: Health,
+    /// What else there is to know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// How often it had what it was asked for, since the start.
     pub lookups: Lookups,
 }

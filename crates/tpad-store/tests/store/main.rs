@@ -5,6 +5,7 @@ mod conformance;
 mod faults;
 mod http;
 mod model;
+mod nvme;
 mod reads;
 mod server;
 mod stress;

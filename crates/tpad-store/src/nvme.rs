@@ -1,0 +1,383 @@
+//! Local disk as a level: one file for each block, named by its id.
+//!
+//! A file is written under another name and renamed when it is whole, so a
+//! process that is killed leaves whole files and leftovers that the next start
+//! removes. What a file holds is checked each time it is read: its header
+//! against the block that is asked for, its image against the checksum that the
+//! header keeps. A disk that is full or read-only is read on; one that fails is
+//! left alone for a while. Neither is a reader's concern.
+
+mod disk;
+mod documents;
+mod file;
+mod service;
+mod table;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tpad_manifest::BlockId;
+
+use self::disk::{Disk, Found};
+pub use self::documents::DocumentCache;
+use self::documents::Shelf;
+use self::file::{Fault, Header, file_bytes};
+use self::service::{Service, is_refusal};
+use self::table::{NoRoom, Table};
+use crate::level::{Check, Health, Level, LevelError, LevelRead, LevelUsage};
+use crate::{BlockBytes, CacheClass, Medium, SlotMut, StoreError, StoreMetrics};
+
+/// Files that are read at once: more only wait in the device's queue, and a
+/// device that hangs takes as many threads and slots.
+const READS: usize = 64;
+
+/// Files that are written at once.
+const WRITES: usize = 8;
+
+/// The most that documents take, however large the level is.
+const MOST_DOCUMENT_BYTES: u64 = 4 << 30;
+
+/// Where blocks are kept on disk, and how much of it they may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NvmeConfig {
+    /// The cache directory. One process uses it at a time.
+    pub path: PathBuf,
+    /// What files may take. Never exceeded.
+    pub capacity_bytes: u64,
+    /// What the file system keeps free, whoever else writes to it: before it has
+    /// less, blocks go.
+    pub free_floor_bytes: u64,
+}
+
+impl NvmeConfig {
+    /// What documents may take: an eighth, which holds the indexes of what fits
+    /// in the rest many times over.
+    const fn document_bytes(&self) -> u64 {
+        let share = self.capacity_bytes / 8;
+        if share < MOST_DOCUMENT_BYTES { share } else { MOST_DOCUMENT_BYTES }
+    }
+
+    /// What blocks may take.
+    const fn block_bytes(&self) -> u64 {
+        self.capacity_bytes - self.document_bytes()
+    }
+}
+
+/// Blocks on local disk.
+///
+/// **Invariant:** what a read returns with its check was admitted under that id,
+/// whatever happened to the files in between.
+#[derive(Debug)]
+pub struct NvmeLevel {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: NvmeConfig,
+    metrics: StoreMetrics,
+    service: Service,
+    table: Mutex<Table>,
+    reads: Arc<Semaphore>,
+    writes: Arc<Semaphore>,
+    documents: Mutex<Shelf>,
+    scanning: AtomicBool,
+    /// The level is gone: a scan ends.
+    gone: AtomicBool,
+}
+
+impl NvmeLevel {
+    /// The level over `config.path`, and a scan of what is there, which goes on
+    /// in the background. A directory that cannot be used is no error: the level
+    /// is out of service until it can. To be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When a bound makes no sense.
+    pub fn open(config: NvmeConfig, metrics: StoreMetrics) -> Result<Arc<Self>, StoreError> {
+        if config.capacity_bytes == 0 {
+            let (key, remedy) = ("levels.nvme.capacity", "name a size, or remove levels.nvme.path");
+            return Err(StoreError::Bound { key, value: 0, remedy });
+        }
+        let inner = Arc::new(Inner {
+            service: Service::new(config.path.clone()),
+            config,
+            metrics,
+            table: Mutex::default(),
+            reads: Arc::new(Semaphore::new(READS)),
+            writes: Arc::new(Semaphore::new(WRITES)),
+            documents: Mutex::default(),
+            scanning: AtomicBool::new(true),
+            gone: AtomicBool::new(false),
+        });
+        let opening = Arc::clone(&inner);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = opening.open() {
+                opening.service.refused(error.to_string());
+                opening.scanning.store(false, Ordering::Release);
+            }
+        });
+        Ok(Arc::new(Self { inner }))
+    }
+
+    /// Whether what was on disk at the start is still being looked at.
+    #[must_use]
+    pub fn is_scanning(&self) -> bool {
+        self.inner.scanning.load(Ordering::Acquire)
+    }
+
+    /// Small documents beside the blocks.
+    #[must_use]
+    pub fn documents(&self) -> DocumentCache {
+        DocumentCache::of(&self.inner)
+    }
+
+    /// From here on blocks of these classes are at home here: others never push
+    /// them out.
+    pub fn set_homes(&self, classes: impl IntoIterator<Item = CacheClass>) {
+        let homes: BTreeSet<String> =
+            classes.into_iter().map(|class| class.as_str().to_owned()).collect();
+        self.inner.table().set_homes(homes);
+    }
+}
+
+impl Drop for NvmeLevel {
+    fn drop(&mut self) {
+        self.inner.gone.store(true, Ordering::Release);
+    }
+}
+
+#[async_trait]
+impl Level for NvmeLevel {
+    fn medium(&self) -> Medium {
+        Medium::Nvme
+    }
+
+    fn contains(&self, id: &BlockId) -> bool {
+        self.inner.table().contains(id)
+    }
+
+    async fn read(&self, id: &BlockId, mut slot: SlotMut) -> Result<LevelRead, LevelError> {
+        if !self.inner.table().touch(id) {
+            return Ok(LevelRead::Miss(slot));
+        }
+        let (inner, id) = (Arc::clone(&self.inner), *id);
+        let permit = turn(&inner.reads).await?;
+        blocking(move || {
+            let _permit = permit;
+            let Some(disk) = inner.service.disk() else { return Ok(LevelRead::Miss(slot)) };
+            match disk.read(&id, &mut slot) {
+                Ok(header) => Ok(LevelRead::Hit { slot, check: Check::Crc64Nvme(header.crc) }),
+                Err(Fault::Missing) => {
+                    inner.drop_file(&disk, &id);
+                    Ok(LevelRead::Miss(slot))
+                }
+                Err(Fault::Damaged(problem)) => {
+                    inner.metrics.verify_failed(Medium::Nvme);
+                    tracing::warn!(level = "nvme", block = %id, problem, "damaged file removed");
+                    inner.drop_file(&disk, &id);
+                    Ok(LevelRead::Miss(slot))
+                }
+                Err(Fault::Disk(error)) => {
+                    Err(LevelError::new(format!("reading block {id}: {error}")))
+                }
+            }
+        })
+        .await
+    }
+
+    async fn admit(
+        &self,
+        id: &BlockId,
+        class: &CacheClass,
+        bytes: &BlockBytes,
+    ) -> Result<bool, LevelError> {
+        if self.contains(id) {
+            return Ok(true);
+        }
+        // Nobody waits for a write: over the bound it is dropped.
+        let Ok(permit) = Arc::clone(&self.inner.writes).try_acquire_owned() else {
+            return Ok(false);
+        };
+        if !self.inner.service.may_write() {
+            return Ok(false);
+        }
+        let (inner, id, class, bytes) =
+            (Arc::clone(&self.inner), *id, class.clone(), bytes.clone());
+        blocking(move || {
+            let _permit = permit;
+            inner.write(&id, &class, &bytes)
+        })
+        .await
+    }
+
+    async fn remove(&self, id: &BlockId) -> Result<(), LevelError> {
+        let (inner, id) = (Arc::clone(&self.inner), *id);
+        blocking(move || {
+            if let Some(disk) = inner.service.disk() {
+                inner.drop_file(&disk, &id);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    fn usage(&self) -> LevelUsage {
+        let table = self.inner.table();
+        let capacity = self.inner.config.block_bytes();
+        LevelUsage { blocks: table.blocks(), bytes: table.bytes(), capacity }
+    }
+
+    fn health(&self) -> Health {
+        match self.inner.service.problem() {
+            None => Health::Ok,
+            Some(problem) if self.inner.service.disk().is_some() => Health::ReadOnly(problem),
+            Some(problem) => Health::Broken(problem),
+        }
+    }
+
+    fn note(&self) -> Option<String> {
+        let disk = self.inner.service.disk()?;
+        let io = if disk.is_direct() {
+            "direct reads and writes"
+        } else {
+            "buffered reads and writes: the file system takes no direct ones"
+        };
+        let scanning = if self.is_scanning() { "; what was there is being looked at" } else { "" };
+        Some(format!("{io}{scanning}"))
+    }
+}
+
+impl Inner {
+    /// Opens the directory and, the first time, looks at what is there.
+    fn open(self: &Arc<Self>) -> io::Result<Arc<Disk>> {
+        let (disk, first) = self.service.open()?;
+        if first {
+            let (inner, disk) = (Arc::clone(self), Arc::clone(&disk));
+            self.scanning.store(true, Ordering::Release);
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = inner.scan(&disk) {
+                    tracing::warn!(level = "nvme", %error, "not all of the cache directory was read");
+                }
+                inner.scanning.store(false, Ordering::Release);
+            });
+        }
+        Ok(disk)
+    }
+
+    fn scan(&self, disk: &Disk) -> io::Result<()> {
+        let capacity = self.config.block_bytes();
+        disk.scan(|header, bytes| {
+            if self.gone.load(Ordering::Acquire) {
+                return Found::Stop;
+            }
+            match self.table().found(header.id, &header.class, bytes, capacity) {
+                true => Found::Keep,
+                false => Found::Remove,
+            }
+        })?;
+        let (blocks, bytes) = {
+            let table = self.table();
+            (table.blocks(), table.bytes())
+        };
+        tracing::info!(level = "nvme", blocks, bytes, "cache directory read");
+        Ok(())
+    }
+
+    fn write(
+        self: &Arc<Self>,
+        id: &BlockId,
+        class: &CacheClass,
+        bytes: &BlockBytes,
+    ) -> Result<bool, LevelError> {
+        let disk = match self.open() {
+            Ok(disk) => disk,
+            Err(error) => {
+                self.service.refused(error.to_string());
+                return Ok(false);
+            }
+        };
+        let Some(needed) = file_bytes(bytes.len() as u64) else { return Ok(false) };
+        let free = match disk.free() {
+            Ok(free) => free,
+            Err(error) => return Err(LevelError::new(format!("looking at the disk: {error}"))),
+        };
+        let short = (self.config.free_floor_bytes + needed).saturating_sub(free);
+        let capacity = self.config.block_bytes();
+        let reserved = self.table().reserve(id, class.as_str(), needed, capacity, short);
+        let victims = match reserved {
+            Ok(victims) => victims,
+            Err(NoRoom::Full) if short > 0 => {
+                let floor = self.config.free_floor_bytes;
+                let problem = format!(
+                    "the disk has {free} bytes free, levels.nvme.free_floor keeps {floor}, and no \
+                     block may go"
+                );
+                self.service.refused(problem);
+                return Ok(false);
+            }
+            Err(NoRoom::Full | NoRoom::Known) => return Ok(false),
+        };
+        let mut removed = Ok(());
+        for victim in victims {
+            removed = removed.and_then(|()| disk.remove(&victim.id));
+            if removed.is_ok() {
+                self.table().deleted(&victim.id);
+                self.metrics.level_evicted(Medium::Nvme);
+            } else {
+                self.table().restore(victim);
+            }
+        }
+        let header = Header::of(id, class, bytes);
+        match removed.and_then(|()| disk.write(&header, bytes)) {
+            Ok(()) => {
+                self.table().written(id, class.as_str(), needed);
+                self.service.wrote();
+                Ok(true)
+            }
+            Err(error) => {
+                self.table().failed(id, needed);
+                if !is_refusal(&error) {
+                    return Err(LevelError::new(format!("writing block {id}: {error}")));
+                }
+                self.service.refused(error.to_string());
+                Ok(false)
+            }
+        }
+    }
+
+    /// Forgets a block and removes its file. One that cannot be removed is found
+    /// again at the next start, and checked again when it is read.
+    fn drop_file(&self, disk: &Disk, id: &BlockId) {
+        if !self.table().forget(id) {
+            return;
+        }
+        if let Err(error) = disk.remove(id) {
+            tracing::warn!(level = "nvme", block = %id, %error, "a file cannot be removed");
+        }
+        self.table().deleted(id);
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn turn(gate: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, LevelError> {
+    let permit = Arc::clone(gate).acquire_owned().await;
+    permit.map_err(|_closed| LevelError::new("the level is closed"))
+}
+
+/// Runs what may wait for the disk on a thread that may.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, LevelError> + Send + 'static,
+) -> Result<T, LevelError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(LevelError::new(format!("a disk task ended early: {error}"))),
+    }
+}

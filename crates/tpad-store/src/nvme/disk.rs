@@ -1,0 +1,226 @@
+//! The directory under the level: where files are, and how they are opened.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use tpad_manifest::BlockId;
+
+use super::file::{self, Fault, Header, Page};
+use crate::{BlockBytes, SlotMut};
+
+/// The layout's version is part of the path: another version's files are left
+/// alone, and a downgrade finds its own.
+const LAYOUT: &str = "tpad-cache-v1";
+
+/// A cache directory that this process alone uses.
+#[derive(Debug)]
+pub(super) struct Disk {
+    blocks: PathBuf,
+    unfinished: PathBuf,
+    documents: PathBuf,
+    /// Whether files are read and written past the page cache.
+    direct: bool,
+    next: AtomicU64,
+    /// Locked as long as it is open: the kernel lets go of it however the
+    /// process ends.
+    _lock: File,
+}
+
+impl Disk {
+    /// Opens the directory, makes it if need be, and removes what a killed
+    /// process left unfinished.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let root = path.join(LAYOUT);
+        let [blocks, unfinished, documents] =
+            ["blocks", "unfinished", "documents"].map(|name| root.join(name));
+        for directory in [&blocks, &unfinished, &documents] {
+            fs::create_dir_all(directory)?;
+        }
+        let path = root.join("lock");
+        // Not kept open for writing, which would keep an operator from making the
+        // file system read-only.
+        drop(File::options().create(true).append(true).open(&path)?);
+        let lock = File::open(&path)?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let problem = format!("{} is in use by another process", root.display());
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, problem));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        for entry in fs::read_dir(&unfinished)? {
+            remove(&entry?.path())?;
+        }
+        let mut disk = Self {
+            blocks,
+            unfinished,
+            documents,
+            direct: true,
+            next: AtomicU64::new(0),
+            _lock: lock,
+        };
+        disk.direct = disk.probe()?;
+        Ok(disk)
+    }
+
+    /// Whether the file system takes direct reads and writes.
+    fn probe(&self) -> io::Result<bool> {
+        let path = self.unfinished.join("probe");
+        let probed = create(&path, true).and_then(|file| {
+            let mut page = Page::new();
+            rustix::io::pwrite(&file, page.get(), 0)?;
+            rustix::io::pread(open(&path, true)?, page.get_mut(), 0)?;
+            Ok(())
+        });
+        remove(&path)?;
+        match probed {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) const fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    pub(super) fn documents(&self) -> &Path {
+        &self.documents
+    }
+
+    /// Bytes that may still be written.
+    pub(super) fn free(&self) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(&self.blocks)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// Writes a block's file. What was begun and failed leaves nothing behind.
+    pub(super) fn write(&self, header: &Header, bytes: &BlockBytes) -> io::Result<()> {
+        let path = self.path(&header.id);
+        let unfinished = self.unfinished();
+        let written = create(&unfinished, self.direct)
+            .and_then(|file| file::write(&file, header, bytes))
+            .and_then(|()| match fs::rename(&unfinished, &path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    path.parent().map_or(Ok(()), fs::create_dir_all)?;
+                    fs::rename(&unfinished, &path)
+                }
+                renamed => renamed,
+            });
+        if written.is_err() {
+            // The first failure is the one to tell; the next start removes it too.
+            let _left = remove(&unfinished);
+        }
+        written
+    }
+
+    /// Reads a block's file into a slot of the image's size.
+    pub(super) fn read(&self, id: &BlockId, slot: &mut SlotMut) -> Result<Header, Fault> {
+        match open(&self.path(id), self.direct) {
+            Ok(file) => file::read(&file, id, slot),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Fault::Missing),
+            Err(error) => Err(Fault::Disk(error)),
+        }
+    }
+
+    /// Removes a block's file, if it is there.
+    pub(super) fn remove(&self, id: &BlockId) -> io::Result<()> {
+        remove(&self.path(id))
+    }
+
+    /// Calls `found` with each block on disk and what its file takes, until it
+    /// says stop; removes what is no block's file.
+    pub(super) fn scan(&self, mut found: impl FnMut(Header, u64) -> Found) -> io::Result<()> {
+        for directory in fs::read_dir(&self.blocks)? {
+            let directory = directory?.path();
+            let entries = match fs::read_dir(&directory) {
+                Ok(entries) => entries,
+                // It would keep blocks from being written there.
+                Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                    remove(&directory)?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            for entry in entries {
+                let path = entry?.path();
+                let found = match inspect(&path) {
+                    Ok(Some((header, bytes))) if self.path(&header.id) == path => {
+                        found(header, bytes)
+                    }
+                    Ok(_) => Found::Remove,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Found::Keep,
+                    Err(error) => return Err(error),
+                };
+                match found {
+                    Found::Keep => {}
+                    Found::Remove => remove(&path)?,
+                    Found::Stop => return Ok(()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A new name for a file that is being written.
+    pub(super) fn unfinished(&self) -> PathBuf {
+        let n = self.next.fetch_add(1, Ordering::Relaxed);
+        self.unfinished.join(n.to_string())
+    }
+
+    fn path(&self, id: &BlockId) -> PathBuf {
+        let name = id.to_string();
+        // Two levels: a directory with a million files is slow to list.
+        self.blocks.join(name.get(..2).unwrap_or("00")).join(name)
+    }
+}
+
+/// What becomes of a file that the scan found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// It stays.
+    Keep,
+    /// It goes.
+    Remove,
+    /// Nobody wants to know more.
+    Stop,
+}
+
+/// A file's header and size, if it is a whole block's file.
+fn inspect(path: &Path) -> io::Result<Option<(Header, u64)>> {
+    if !fs::symlink_metadata(path)?.is_file() {
+        return Ok(None);
+    }
+    let file = open(path, false)?;
+    let bytes = file.metadata()?.len();
+    let mut page = Page::new();
+    let read = rustix::io::pread(&file, page.get_mut(), 0)?;
+    let header = Header::read(page.get().get(..read).unwrap_or_default()).ok();
+    Ok(header.filter(|header| header.file_bytes() == Some(bytes)).map(|header| (header, bytes)))
+}
+
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => fs::remove_dir_all(path),
+        removed => removed,
+    }
+}
+
+fn open(path: &Path, direct: bool) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let flags = if direct { flags | OFlags::DIRECT } else { flags };
+    Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
+}
+
+fn create(path: &Path, direct: bool) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let flags = if direct { flags | OFlags::DIRECT } else { flags };
+    Ok(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?.into())
+}
