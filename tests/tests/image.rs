@@ -135,14 +135,22 @@ fn import(image: &Image, directory: &Path) {
     assert!(output.status.success(), "the import: {}", said(&output));
 }
 
-/// Runs the sample worker and returns what it has fetched.
+/// Runs the sample worker and returns what it has fetched; without the socket's
+/// group it fetches nothing.
 fn worker(image: &Image, directory: &Path) -> Tensors {
     let rendered = Rendered::of("overlays/node/worker");
     let spec = &rendered.one("Pod")["spec"];
     let volumes = volumes(spec, &Value::Null, &[], directory);
-    let output = Container::of(spec, image, &volumes, &secrets()[..0], directory).run();
+    let fetched = volumes["out"].join("expert.safetensors");
+
+    let mut stranger = spec.clone();
+    stranger["securityContext"]["supplementalGroups"] = Value::Array(Vec::new());
+    let output = Container::of(&stranger, image, &volumes, &[], directory).run();
+    assert!(!output.status.success() && !fetched.exists(), "a stranger: {}", said(&output));
+
+    let output = Container::of(spec, image, &volumes, &[], directory).run();
     assert!(output.status.success(), "the worker: {}", said(&output));
-    read(&volumes["out"].join("expert.safetensors"))
+    read(&fetched)
 }
 
 fn room(scene: &Scene, name: &str) -> std::path::PathBuf {
@@ -171,6 +179,10 @@ fn the_image_serves_as_the_manifests_deploy_it() {
                 let fetched = worker(&image, &room(scene, "worker"));
                 assert_eq!(fetched, expected(&reference, 0), "{overlay}");
             }
+            // What the documentation shows for `kubectl exec`.
+            let reload = ["/usr/local/bin/tpactl", "load", "mixtral"].map(str::to_owned);
+            let output = daemon.container.exec(&reload).run();
+            assert!(output.status.success(), "{overlay}: {}", said(&output));
             // Over the network, into the daemon's only writable place.
             let fetch = "/usr/local/bin/tpactl --addr http://127.0.0.1:7070 fetch --model mixtral \
                 --tier base --group 0 --expert 3 --out /run/tpad/expert.safetensors";
