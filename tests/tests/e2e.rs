@@ -10,6 +10,7 @@ mod fixtures;
 mod hostile_models;
 mod hostile_shards;
 mod models;
+mod plan;
 mod pressure;
 mod python;
 mod readme;

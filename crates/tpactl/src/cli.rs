@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::remote::Remote;
-use crate::{admin, completions, fetch, import, manifest, models, status, synth};
+use crate::{admin, completions, fetch, import, manifest, models, plan, status, synth};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -45,6 +45,7 @@ pub(crate) enum Command {
     Import(import::Args),
     Synth(synth::Args),
     Manifest(manifest::Args),
+    Plan(plan::Args),
     Fetch(fetch::Args),
     Models(models::Args),
     Status(status::Args),
@@ -80,6 +81,8 @@ mod tests {
             "tpactl --addr http://h:1 status --json",
             "tpactl models --timeout 2.5",
             "tpactl models m --blocks --tier t",
+            "tpactl plan /models/m --json",
+            "tpactl plan s3://b/m --dram 64GiB --hbm 80GiB --nvme 2TB --origin-rate 2GB/s",
             "tpactl load m /models/m --json",
             "tpactl load m s3://b/m --origin-of n --allow-base s3://b/base",
             "tpactl load m",

@@ -14,8 +14,10 @@ mod import;
 mod manifest;
 mod models;
 mod output;
+mod plan;
 mod progress;
 mod remote;
+mod size;
 mod status;
 mod surroundings;
 mod synth;
@@ -89,6 +91,7 @@ async fn run(
         Command::Import(args) => import::run(args, surroundings, output, stop).await,
         Command::Synth(args) => synth::run(args, output, stop).await,
         Command::Manifest(args) => manifest::run(args, surroundings, output, stop).await,
+        Command::Plan(args) => until(stop, plan::run(args, surroundings, output)).await,
         Command::Completions(args) => completions::run(args, output),
         // These leave nothing behind when they are dropped.
         Command::Fetch(args) => {

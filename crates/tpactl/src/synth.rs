@@ -12,6 +12,7 @@ use tpad_publish::{
 use crate::bar::Bar;
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, human_bytes};
+use crate::size::size;
 
 /// Make a random, reproducible checkpoint in the Hugging Face layout
 ///
@@ -188,24 +189,6 @@ fn fraction(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Bytes: a whole number, alone or with a unit.
-fn size(text: &str) -> Result<u64, String> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let unit = match unit.trim() {
-        "" | "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        "KB" => 1_000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        _ => return Err("the unit must be B, KB, MB, GB, KiB, MiB or GiB".to_owned()),
-    };
-    let bytes = number.parse().ok().and_then(|number: u64| number.checked_mul(unit));
-    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| "a size such as 512MiB is expected".to_owned())
-}
-
 impl From<SynthError> for Failure {
     fn from(error: SynthError) -> Self {
         let exit = match &error {
@@ -215,20 +198,5 @@ impl From<SynthError> for Failure {
             SynthError::Cancelled => Exit::Interrupted,
         };
         Self::new(exit, error)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_have_units_and_are_not_zero() {
-        assert_eq!(size("5"), Ok(5));
-        assert_eq!(size("64MiB"), Ok(64 << 20));
-        assert_eq!(size("5GB"), Ok(5_000_000_000));
-        for text in ["", "0", "0GiB", "MiB", "1.5GiB", "-1", "1 parsec", "99999999999GiB"] {
-            assert!(size(text).is_err(), "{text}");
-        }
     }
 }

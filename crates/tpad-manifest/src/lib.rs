@@ -16,6 +16,7 @@ mod index;
 mod key;
 mod mask;
 mod path;
+mod placement;
 mod problem;
 mod tensor;
 
@@ -41,5 +42,8 @@ pub use mask::{
     RoutingMask, SetOrigin, TierMask, TierSet, fold_sources,
 };
 pub use path::{PathError, REVISIONS, check_object_path, index_path, revision_of, revision_path};
+pub use placement::{
+    Room, Spread, TierFit, TierNeed, fit, home, token_cycle_bytes, token_cycle_warning,
+};
 pub use problem::{Problem, Rejected};
 pub use tensor::{ByteRange, GateUp, Orientation, Part, Projection, Role, TensorRecord};

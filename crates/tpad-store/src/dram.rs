@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use async_trait::async_trait;
 use tpad_manifest::BlockId;
 
+pub(crate) use self::budget::kept_bytes;
 pub(crate) use self::room::RoomError;
 
 use self::budget::Budgets;

@@ -16,6 +16,7 @@ mod gate;
 mod hierarchy;
 mod kind;
 mod level;
+pub mod memory;
 mod metrics;
 mod nvme;
 mod origin;

@@ -11,6 +11,6 @@ pub mod edge;
 mod grpc;
 mod http;
 pub mod log;
-pub mod memory;
 
 pub use daemon::{Daemon, StartError};
+pub use tpad_store::memory;

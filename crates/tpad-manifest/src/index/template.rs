@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::{
-    ByteRange, Dtype, GateUp, Orientation, Part, Projection, Role, SizeError, TensorRecord,
+    ByteRange, Dtype, GateUp, ImageLayout, Orientation, Part, Projection, Role, SizeError,
+    TensorRecord,
 };
 
 const LAYER: &str = "{layer}";
@@ -98,6 +99,16 @@ impl TensorTemplate {
 }
 
 impl BlockTemplate {
+    /// The size of a block's image.
+    ///
+    /// # Errors
+    /// When a tensor's size is unknown or overflows.
+    pub fn image_bytes(&self) -> Result<u64, SizeError> {
+        let tensors = self.tensors.iter().map(TensorTemplate::bytes);
+        let tensors: Vec<u64> = tensors.collect::<Result<_, _>>()?;
+        Ok(ImageLayout::of(tensors)?.bytes)
+    }
+
     /// The hidden and the inner size that the experts' shapes give, where the
     /// down projection is a plain matrix.
     #[must_use]

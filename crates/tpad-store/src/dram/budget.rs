@@ -25,12 +25,20 @@ pub(crate) struct Budgets {
     rest: u64,
 }
 
+fn headroom(capacity: u64) -> u64 {
+    (capacity / HEADROOM_PART).min(HEADROOM_BYTES)
+}
+
+/// What may be kept of a capacity, by all classes together.
+pub(crate) fn kept_bytes(capacity: u64) -> u64 {
+    (capacity - headroom(capacity)) / 5 * 4
+}
+
 impl Budgets {
     /// Divides `capacity`. Budgets that fit in the capacity but not in what may
     /// be kept are lowered alike.
     pub(crate) fn of(capacity: u64, classes: &BTreeMap<String, u64>) -> Result<Self, StoreError> {
-        let headroom = (capacity / HEADROOM_PART).min(HEADROOM_BYTES);
-        let kept = (capacity - headroom) / 5 * 4;
+        let (headroom, kept) = (headroom(capacity), kept_bytes(capacity));
         let sum = classes.values().try_fold(0u64, |sum, budget| sum.checked_add(*budget));
         let sum = sum.filter(|sum| *sum <= capacity).ok_or(StoreError::Budgets {
             budgets: classes.values().fold(0, |sum: u64, budget| sum.saturating_add(*budget)),

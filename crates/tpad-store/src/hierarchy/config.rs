@@ -56,6 +56,15 @@ impl HierarchyConfig {
     }
 }
 
+impl DramConfig {
+    /// What of the capacity keeps blocks; the rest is for blocks that are being
+    /// filled, or still read after they were given up.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        crate::dram::kept_bytes(self.capacity_bytes)
+    }
+}
+
 impl Default for FetchTuning {
     fn default() -> Self {
         Self {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tpad_manifest::{TierId, is_tier_set_name};
 
-use crate::memory::MemoryLimit;
+use crate::memory::DRAM_LEAST;
 
 use super::units::{DurationText, SizeText, show_bytes};
 use super::{
@@ -20,9 +20,6 @@ const HTTP_DEFAULT: &str = "127.0.0.1:7071";
 
 /// `sun_path` holds 108 bytes with its end; the socket is made under a name four bytes longer first.
 const SOCKET_PATH_MAX: usize = 103;
-
-/// Below this the DRAM level cannot hold one small block beside a fill.
-const DRAM_LEAST: u64 = 1 << 20;
 
 /// What the process needs beside the DRAM level: code, indexes, buffers.
 const PROCESS_BYTES: u64 = 256 << 20;
@@ -356,7 +353,7 @@ fn resolve_dram(
     let mirror::Dram { capacity, tiers } = dram;
     let limit = &surroundings.memory;
     let capacity_bytes =
-        size(KEY, capacity, default_capacity(limit), DRAM_LEAST..=u64::MAX, problems);
+        size(KEY, capacity, limit.default_dram_bytes(), DRAM_LEAST..=u64::MAX, problems);
     // The allowance of a tenth is the process's own bound: fragmentation and bookkeeping included.
     let whole = capacity_bytes.saturating_add(capacity_bytes / 10).saturating_add(PROCESS_BYTES);
     if capacity_bytes > limit.bytes {
@@ -367,7 +364,7 @@ fn resolve_dram(
                 show_bytes(capacity_bytes),
                 show_bytes(limit.bytes),
                 limit.source,
-                show_bytes(default_capacity(limit)),
+                show_bytes(limit.default_dram_bytes()),
             ),
         );
     } else if whole > limit.bytes {
@@ -396,11 +393,6 @@ fn resolve_dram(
         );
     }
     Dram { capacity_bytes, tier_bytes }
-}
-
-/// A quarter of what there is, rounded down to a megabyte: the node's memory is the workers', too.
-fn default_capacity(limit: &MemoryLimit) -> u64 {
-    (limit.bytes / 4 / (1 << 20) * (1 << 20)).max(DRAM_LEAST)
 }
 
 fn refuse_nvme(nvme: mirror::Nvme, problems: &mut Problems) {

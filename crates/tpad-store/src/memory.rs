@@ -17,6 +17,9 @@ pub struct MemoryLimit {
     pub source: LimitSource,
 }
 
+/// Below this the host-memory level cannot hold one small block beside a fill.
+pub const DRAM_LEAST: u64 = 1 << 20;
+
 /// Who limits the memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LimitSource {
@@ -37,8 +40,18 @@ impl fmt::Display for LimitSource {
 
 impl MemoryLimit {
     /// Reads the limit of this process.
+    #[must_use]
     pub fn detect() -> Self {
         Self::read(Path::new("/"))
+    }
+
+    /// The capacity of the host-memory level where nobody says another: a quarter
+    /// of what there is, rounded down to a megabyte, since the node's memory is
+    /// the workers', too.
+    #[must_use]
+    pub const fn default_dram_bytes(&self) -> u64 {
+        let quarter = self.bytes / 4 / DRAM_LEAST * DRAM_LEAST;
+        if quarter < DRAM_LEAST { DRAM_LEAST } else { quarter }
     }
 
     /// Reads the limit below `root`, which stands for `/`.
