@@ -111,9 +111,14 @@ fn build() -> Result<PathBuf> {
 
 /// Runs one target; what it did, or what it found.
 fn hunt(programs: &Path, target: &str, hostile: Option<&str>, time: Duration) -> Result<String> {
-    // What it finds new stays outside of the kept corpus, for the next run.
+    // What it reaches anew is left beside the kept corpus, to be looked at. The
+    // next run starts without it: a minute must not go by with reading it.
     let grown = root().join("target/fuzz/corpus").join(target);
     let found = root().join("target/fuzz/found").join(target);
+    if grown.exists() {
+        std::fs::remove_dir_all(&grown)
+            .with_context(|| format!("{} cannot be removed", grown.display()))?;
+    }
     for directory in [&grown, &found] {
         std::fs::create_dir_all(directory)
             .with_context(|| format!("{} cannot be made", directory.display()))?;
