@@ -58,14 +58,23 @@ fn top() -> PathBuf {
 }
 
 impl Rendered {
-    /// Renders a kustomization.
+    /// Renders a kustomization of the checkout.
     ///
     /// # Panics
     /// When it cannot be rendered.
     #[must_use]
     pub fn of(name: &str) -> Self {
+        Self::below(&top(), name)
+    }
+
+    /// Renders the kustomization in a directory below another.
+    ///
+    /// # Panics
+    /// When it cannot be rendered.
+    #[must_use]
+    pub fn below(top: &Path, name: &str) -> Self {
         let mut kubectl = Command::new(tools::tool("kubectl"));
-        let output = kubectl.arg("kustomize").arg(top().join(name)).output().expect("it runs");
+        let output = kubectl.arg("kustomize").arg(top.join(name)).output().expect("it runs");
         assert!(output.status.success(), "{name} cannot be rendered: {}", said(&output));
         let text = String::from_utf8(output.stdout).expect("UTF-8");
         let objects = objects(&text);

@@ -2,6 +2,7 @@
 //! agrees with the configuration that it carries.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -335,4 +336,34 @@ fn the_documentation_names_every_kustomization() {
     }
     let oldest = VERSIONS[0].trim_end_matches(".0");
     assert!(text.contains(&format!("Kubernetes {oldest}")), "{oldest}");
+}
+
+#[test]
+fn the_documented_overlay_of_ones_own_keeps_its_configuration() {
+    let path = tools::workspace().join("docs/kubernetes.md");
+    let text = std::fs::read_to_string(path).expect("the documentation");
+    let (_, block) = text.split_once("```yaml\n").expect("the overlay");
+    let (kustomization, _) = block.split_once("```").expect("the block's end");
+
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let deploy = tools::workspace().join("deploy");
+    let mut copy = Command::new("cp");
+    copy.arg("-r").args([&deploy, &directory.path().join("deploy")]);
+    assert!(copy.status().expect("cp runs").success());
+    let mine = directory.path().join("mine");
+    std::fs::create_dir(&mine).expect("a new directory");
+    let theirs = std::fs::read_to_string(deploy.join("kustomize/overlays/cache/tpad.toml"));
+    let configured = theirs.expect("the overlay's file").replace("12GiB", "24GiB");
+    std::fs::write(mine.join("tpad.toml"), configured).expect("it is written");
+    std::fs::write(mine.join("kustomization.yaml"), kustomization).expect("it is written");
+
+    let rendered = Rendered::below(directory.path(), "mine");
+    // Read through the name that the Pod mounts, within the patched memory.
+    let config = configuration(&rendered, "StatefulSet");
+    assert_eq!(config.dram.capacity_bytes, 24 << 30);
+    assert_eq!(config.warnings, Vec::<String>::new());
+    for version in VERSIONS {
+        let output = kube::validate(directory.path(), &rendered.text, version);
+        assert!(output.status.success(), "{version}: {}", said(&output));
+    }
 }
