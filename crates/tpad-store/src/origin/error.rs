@@ -129,6 +129,29 @@ impl OriginError {
         }
     }
 
+    /// Whether the store said something, be it nonsense or that it fails.
+    pub(crate) fn is_answer(&self) -> bool {
+        let Self::Failed { source, .. } = self else { return true };
+        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&**source);
+        while let Some(error) = source {
+            if error.is::<object_store::client::HttpError>() {
+                return false;
+            }
+            source = error.source();
+        }
+        true
+    }
+
+    /// The same failure, met on the way to another object.
+    pub(crate) fn about(self, object: &str) -> Self {
+        match self {
+            Self::Failed { source, attempts, .. } => {
+                Self::Failed { object: object.to_owned(), attempts, source }
+            }
+            other => other,
+        }
+    }
+
     /// The object store's error, in our words.
     pub(crate) fn of(object: &str, error: object_store::Error) -> Self {
         use object_store::Error;

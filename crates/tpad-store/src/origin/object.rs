@@ -1,6 +1,7 @@
 //! The origin over an object store.
 
 mod listing;
+mod pulse;
 mod read;
 mod retry;
 
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 use tpad_manifest::check_object_path;
 
 pub use self::listing::Listing;
+use self::pulse::Pulse;
 use self::retry::Attempts;
 use super::store::{self, Opened};
 use super::{Origin, OriginError, OriginOptions};
@@ -34,6 +36,7 @@ pub struct ObjectOrigin {
     local: bool,
     options: Arc<OriginOptions>,
     metrics: Option<StoreMetrics>,
+    pulse: Arc<Pulse>,
 }
 
 /// What became of a create-only write.
@@ -68,7 +71,8 @@ impl ObjectOrigin {
     pub fn open(root: &str, options: &OriginOptions) -> Result<Self, OriginError> {
         let Opened { store, prefix, url, local } = store::open(root, options)?;
         let options = Arc::new(options.clone());
-        Ok(Self { store, prefix, url: url.into(), local, options, metrics: None })
+        let pulse = Arc::default();
+        Ok(Self { store, prefix, url: url.into(), local, options, metrics: None, pulse })
     }
 
     /// Counts retries in `metrics`.

@@ -82,6 +82,7 @@ async fn refused(
 ) -> OriginError {
     let error = OriginError::of(object, error);
     if let OriginError::Failed { .. } = error
+        && error.is_answer()
         && let Ok(meta) = store.head(location).await
         && meta.size < end
     {

@@ -19,13 +19,16 @@ pub(super) struct Attempts<'a> {
     object: &'a str,
     deadline: Option<Instant>,
     made: u32,
+    retries: u32,
     last: Option<OriginError>,
 }
 
 impl<'a> Attempts<'a> {
-    /// None made yet. Without a deadline only their number bounds them.
+    /// None made yet. Without a deadline only their number bounds them. A store
+    /// that is known to be silent is tried once.
     pub(super) fn at(origin: &'a ObjectOrigin, object: &'a str, deadline: Option<Instant>) -> Self {
-        Self { origin, object, deadline, made: 0, last: None }
+        let retries = if origin.pulse.is_silent() { 0 } else { origin.options.retries };
+        Self { origin, object, deadline, made: 0, retries, last: None }
     }
 
     /// Makes an attempt: `Some` is how the request ends. `None` asks for another
@@ -36,6 +39,7 @@ impl<'a> Attempts<'a> {
         attempt: impl Future<Output = Result<T, OriginError>>,
     ) -> Option<Result<T, OriginError>> {
         self.made += 1;
+        let attempt = self.watched(attempt);
         let result = match self.deadline {
             None => attempt.await,
             Some(deadline) => match timeout_at(deadline, attempt).await {
@@ -50,7 +54,7 @@ impl<'a> Attempts<'a> {
             Err(error) => error,
             Ok(value) => return Some(Ok(value)),
         };
-        if !error.is_transient() || self.made > self.origin.options.retries {
+        if !error.is_transient() || self.made > self.retries {
             return Some(Err(error));
         }
         let span = FIRST_PAUSE.saturating_mul(1 << (self.made - 1).min(10)).min(LONGEST_PAUSE);
@@ -64,6 +68,21 @@ impl<'a> Attempts<'a> {
         }
         sleep(pause).await;
         None
+    }
+
+    /// An attempt at a store that answers, or that is not known not to.
+    async fn watched<T>(
+        &self,
+        attempt: impl Future<Output = Result<T, OriginError>>,
+    ) -> Result<T, OriginError> {
+        let ObjectOrigin { pulse, store, prefix, local, .. } = self.origin;
+        if *local {
+            return attempt.await;
+        }
+        pulse.awaited(store, prefix, self.object).await?;
+        let result = attempt.await;
+        pulse.note(&result);
+        result
     }
 
     fn late(&mut self) -> OriginError {
