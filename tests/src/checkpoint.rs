@@ -27,7 +27,8 @@ pub struct Checkpoint {
     pub root: String,
     /// The original's directory.
     pub original: PathBuf,
-    store: Store,
+    /// The S3 server that it is in.
+    weed: Option<&'static Weed>,
 }
 
 /// One of the checkpoints in `tests/fixtures`.
@@ -49,13 +50,27 @@ impl Checkpoint {
         directory: &Path,
         plan: Option<&str>,
     ) -> Self {
-        let model =
-            original.file_name().expect("a directory's name").to_string_lossy().into_owned();
-        let root = match store {
-            Store::Directory => copy(original, &directory.join(&model)),
-            Store::S3 => upload(original, &Weed::shared().fresh_root(&model)).await,
-        };
-        Self::import_at(original, root, store, directory, plan)
+        match store {
+            Store::Directory => {
+                let root = copy(original, &directory.join(name(original)));
+                Self::import_at(original, root, None, directory, plan)
+            }
+            Store::S3 => Self::import_into(Weed::shared(), original, directory, plan).await,
+        }
+    }
+
+    /// The same, in a given S3 server.
+    ///
+    /// # Panics
+    /// When it cannot be copied or imported.
+    pub async fn import_into(
+        weed: &'static Weed,
+        original: &Path,
+        directory: &Path,
+        plan: Option<&str>,
+    ) -> Self {
+        let root = upload_into(weed, original, &weed.fresh_root(&name(original))).await;
+        Self::import_at(original, root, Some(weed), directory, plan)
     }
 
     /// Imports the checkpoint where it is.
@@ -66,19 +81,18 @@ impl Checkpoint {
     pub fn import_in_place(directory: &Path, plan: Option<&str>) -> Self {
         let root = directory.display().to_string();
         let aside = directory.parent().expect("a temporary directory has a parent");
-        Self::import_at(directory, root, Store::Directory, aside, plan)
+        Self::import_at(directory, root, None, aside, plan)
     }
 
     fn import_at(
         original: &Path,
         root: String,
-        store: Store,
+        weed: Option<&'static Weed>,
         directory: &Path,
         plan: Option<&str>,
     ) -> Self {
-        let model =
-            original.file_name().expect("a directory's name").to_string_lossy().into_owned();
-        let mut import = tpactl();
+        let model = name(original);
+        let mut import = tpactl_of(weed.unwrap_or_else(Weed::shared));
         import.args(["import", &root, "--model", &model]);
         import.arg("--state-dir").arg(directory.join("import-state"));
         if let Some(plan) = plan {
@@ -88,16 +102,14 @@ impl Checkpoint {
         }
         let output = import.output().expect("tpactl runs");
         assert!(output.status.success(), "import of {root}: {}", said(&output));
-        Self { model, root, original: original.to_owned(), store }
+        Self { model, root, original: original.to_owned(), weed }
     }
 
     /// The `[[models]]` section that serves it.
     #[must_use]
     pub fn section(&self) -> String {
-        match self.store {
-            Store::Directory => self.section_through(""),
-            Store::S3 => self.section_through(&Weed::shared().endpoint()),
-        }
+        let endpoint = self.weed.map(Weed::endpoint).unwrap_or_default();
+        self.section_through(&endpoint)
     }
 
     /// The same, with another endpoint of the same S3 server.
@@ -105,7 +117,7 @@ impl Checkpoint {
     pub fn section_through(&self, endpoint: &str) -> String {
         let Self { model, root, .. } = self;
         let mut section = format!("[[models]]\nname = \"{model}\"\nroot = \"{root}\"\n");
-        if self.store == Store::S3 {
+        if self.weed.is_some() {
             section += &format!(
                 "[models.origin]\nendpoint = \"{endpoint}\"\nallow_http = true\n\
                  region = \"{REGION}\"\naccess_key_id = \"{ACCESS_KEY_ID}\"\n\
@@ -119,9 +131,15 @@ impl Checkpoint {
 /// `tpactl`, with the S3 server's credentials in its environment.
 #[must_use]
 pub fn tpactl() -> Command {
+    tpactl_of(Weed::shared())
+}
+
+/// `tpactl` with another S3 server's address.
+#[must_use]
+pub fn tpactl_of(weed: &Weed) -> Command {
     let mut command = Command::new(tools::program("tpactl"));
     command
-        .env("AWS_ENDPOINT_URL", Weed::shared().endpoint())
+        .env("AWS_ENDPOINT_URL", weed.endpoint())
         .env("AWS_ALLOW_HTTP", "true")
         .env("AWS_REGION", REGION)
         .env("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID)
@@ -143,8 +161,17 @@ pub fn said(output: &Output) -> String {
 /// When the root is malformed.
 #[must_use]
 pub fn origin(root: &str) -> ObjectOrigin {
+    origin_in(Weed::shared(), root)
+}
+
+/// The same, in a given S3 server.
+///
+/// # Panics
+/// When the root is malformed.
+#[must_use]
+pub fn origin_in(weed: &Weed, root: &str) -> ObjectOrigin {
     let options = OriginOptions {
-        endpoint: Some(Weed::shared().endpoint()),
+        endpoint: Some(weed.endpoint()),
         allow_http: true,
         region: Some(REGION.to_owned()),
         access_key_id: Some(ACCESS_KEY_ID.to_owned()),
@@ -162,12 +189,20 @@ fn copy(original: &Path, to: &Path) -> String {
     to.display().to_string()
 }
 
+fn name(original: &Path) -> String {
+    original.file_name().expect("a directory's name").to_string_lossy().into_owned()
+}
+
 /// Puts a checkpoint's files below an S3 root, which is returned.
 ///
 /// # Panics
 /// When the server does not take them.
 pub async fn upload(original: &Path, root: &str) -> String {
-    let origin = origin(root);
+    upload_into(Weed::shared(), original, root).await
+}
+
+async fn upload_into(weed: &Weed, original: &Path, root: &str) -> String {
+    let origin = origin_in(weed, root);
     for (path, name) in files(original) {
         let bytes = std::fs::read(path).expect("the file");
         let created = origin.create(&name, bytes.into()).await.expect("the S3 server takes it");

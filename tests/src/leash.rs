@@ -13,8 +13,10 @@ const HOLD: &str = r#"
 directory=$1; shift
 "$@" >"$directory/log" 2>&1 </dev/null &
 server=$!
+echo "$server" >"$directory/pid"
 read -r _
 kill -TERM "$server" 2>/dev/null
+kill -CONT "$server" 2>/dev/null
 (sleep 10; kill -KILL "$server") 2>/dev/null &
 patience=$!
 wait "$server" 2>/dev/null
@@ -49,6 +51,16 @@ impl Leash {
         holder.envs(server.get_envs().filter_map(set));
         let holder = holder.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         Self { holder: holder.spawn().expect("sh starts"), directory }
+    }
+
+    /// Sends the server a signal, by its name for `kill`.
+    ///
+    /// # Panics
+    /// When it cannot be sent.
+    pub fn signal(&self, signal: &str) {
+        let pid = std::fs::read_to_string(self.directory.join("pid")).expect("it was started");
+        let sent = Command::new("kill").args(["-s", signal, pid.trim()]).status();
+        assert!(sent.expect("kill runs").success(), "the server was gone:\n{}", self.log());
     }
 
     /// What the server has said.

@@ -8,12 +8,14 @@ use std::time::Duration;
 use tpad_client::Client;
 
 use crate::cgroup::Meter;
+use crate::http;
 use crate::tools;
 
 /// A debug build on a loaded machine.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
-/// A running daemon that listens on a Unix socket. Dropping it kills it.
+/// A running daemon that listens on a Unix socket and on loopback. Dropping it
+/// kills it.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -31,7 +33,7 @@ impl Process {
     pub async fn serve(directory: &Path, config: &str) -> Self {
         let socket = directory.join("tpad.sock");
         let listen = format!(
-            "[listen]\ngrpc = \"off\"\nhttp = \"127.0.0.1:0\"\nuds = \"{}\"\n",
+            "[listen]\ngrpc = \"127.0.0.1:0\"\nhttp = \"127.0.0.1:0\"\nuds = \"{}\"\n",
             socket.display()
         );
         let path = directory.join("tpad.toml");
@@ -59,6 +61,19 @@ impl Process {
         self.meter.peak_bytes(self.child.id()).expect("the kernel counts the daemon's memory")
     }
 
+    /// How many sockets it has, listeners included.
+    ///
+    /// # Panics
+    /// When the kernel does not say.
+    #[must_use]
+    pub fn sockets(&self) -> usize {
+        let descriptors = std::fs::read_dir(format!("/proc/{}/fd", self.child.id()));
+        let links = descriptors
+            .expect("it runs")
+            .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
+    }
+
     /// Whether the peak is a cgroup's.
     #[must_use]
     pub fn meter(&self) -> &Meter {
@@ -77,8 +92,31 @@ impl Process {
     /// When it did not.
     #[must_use]
     pub fn http(&self) -> SocketAddr {
+        self.logged("http=")
+    }
+
+    /// Where it speaks gRPC over TCP, as it logged when it started.
+    ///
+    /// # Panics
+    /// When it did not.
+    #[must_use]
+    pub fn grpc(&self) -> SocketAddr {
+        self.logged("grpc=")
+    }
+
+    /// The sum of a metric over all label sets that hold all of `labels`.
+    ///
+    /// # Panics
+    /// When there is no such metric.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let (code, body) = http::get(self.http(), "/metrics").await;
+        assert_eq!(code, 200, "{body}");
+        http::metric(&body, name, labels)
+    }
+
+    fn logged(&self, field: &str) -> SocketAddr {
         let log = self.log();
-        let address = log.split_whitespace().find_map(|word| word.strip_prefix("http="));
+        let address = log.split_whitespace().find_map(|word| word.strip_prefix(field));
         address.and_then(|address| address.parse().ok()).expect("it logs its addresses")
     }
 

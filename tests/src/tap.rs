@@ -47,6 +47,7 @@ pub enum Fault {
 pub struct Tap {
     address: SocketAddr,
     fault: watch::Sender<Fault>,
+    open: watch::Sender<bool>,
     counts: Arc<Mutex<Counts>>,
     runtime: Option<Runtime>,
 }
@@ -72,18 +73,24 @@ impl Tap {
         let counted = Arc::clone(&counts);
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.worker_threads(1).enable_all().build().expect("a runtime");
+        let (open, mut opened) = watch::channel(true);
         runtime.spawn(async move {
-            let listener = TcpListener::from_std(listener).expect("it does not block");
-            let mut connections = JoinSet::new();
-            while let Ok((client, _)) = listener.accept().await {
-                let (counts, faults) = (Arc::clone(&counted), faults.clone());
-                // A connection that breaks is the tested side's to notice.
-                connections
-                    .spawn(async move { drop(serve(client, upstream, faults, &counts).await) });
-                while connections.try_join_next().is_some() {}
+            let mut listener = TcpListener::from_std(listener).expect("it does not block");
+            loop {
+                let mut connections = JoinSet::new();
+                tokio::select! {
+                    () = accept(&listener, upstream, &faults, &counted, &mut connections) => {}
+                    _ = opened.wait_for(|open| !open) => {}
+                }
+                // With them whoever listened is gone: the system refuses.
+                drop((listener, connections));
+                if opened.wait_for(|open| *open).await.is_err() {
+                    return;
+                }
+                listener = TcpListener::bind(address).await.expect("the port is still ours");
             }
         });
-        Self { address, fault, counts, runtime: Some(runtime) }
+        Self { address, fault, open, counts, runtime: Some(runtime) }
     }
 
     /// Its URL, as `endpoint` options take it.
@@ -95,6 +102,16 @@ impl Tap {
     /// From now on, reads of shards go wrong like this.
     pub fn set(&self, fault: Fault) {
         self.fault.send_replace(fault);
+    }
+
+    /// From now on connections are refused, and those that are there end.
+    pub fn close(&self) {
+        self.open.send_replace(false);
+    }
+
+    /// Listens again.
+    pub fn open(&self) {
+        self.open.send_replace(true);
     }
 
     /// How many reads went wrong so far.
@@ -124,6 +141,22 @@ impl Drop for Tap {
 
 fn lock(counts: &Mutex<Counts>) -> MutexGuard<'_, Counts> {
     counts.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Serves connections until something else stops it.
+async fn accept(
+    listener: &TcpListener,
+    upstream: SocketAddr,
+    faults: &watch::Receiver<Fault>,
+    counts: &Arc<Mutex<Counts>>,
+    connections: &mut JoinSet<()>,
+) {
+    while let Ok((client, _)) = listener.accept().await {
+        let (counts, faults) = (Arc::clone(counts), faults.clone());
+        // A connection that breaks is the tested side's to notice.
+        connections.spawn(async move { drop(serve(client, upstream, faults, &counts).await) });
+        while connections.try_join_next().is_some() {}
+    }
 }
 
 /// Serves one request and closes the connection, which HTTP allows at any time.

@@ -27,7 +27,7 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Weed {
     address: SocketAddr,
-    _server: Leash,
+    server: Leash,
 }
 
 impl Weed {
@@ -38,6 +38,31 @@ impl Weed {
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Weed> = OnceLock::new();
         SHARED.get_or_init(Self::start)
+    }
+
+    /// A server for one test alone, which may stop it. It ends with the process.
+    ///
+    /// # Panics
+    /// As [`Self::shared`].
+    #[must_use]
+    pub fn alone() -> &'static Self {
+        Box::leak(Box::new(Self::start()))
+    }
+
+    /// Stops it where it is: connections stay and nothing answers.
+    ///
+    /// # Panics
+    /// When it is gone.
+    pub fn freeze(&self) {
+        self.server.signal("STOP");
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Panics
+    /// When it is gone.
+    pub fn thaw(&self) {
+        self.server.signal("CONT");
     }
 
     /// Where it listens.
@@ -83,7 +108,7 @@ impl Weed {
             // Nothing to wait on: another process opens a port when it pleases.
             std::thread::park_timeout(Duration::from_millis(50));
         }
-        Self { address, _server: server }
+        Self { address, server }
     }
 }
 

@@ -6,13 +6,20 @@ mod coalesce;
 mod corrupt;
 mod counters;
 mod deploy;
+mod drain;
 mod fixtures;
+mod hostile_clients;
 mod hostile_models;
 mod hostile_shards;
 mod models;
+mod outage;
 mod plan;
 mod pressure;
 mod python;
 mod readme;
 mod sizes;
 mod versions;
+
+#[expect(dead_code, reason = "the edge's own tests use the rest of the client")]
+#[path = "../../crates/tpad/tests/edge/raw.rs"]
+mod raw;
