@@ -44,6 +44,7 @@ impl Served {
             memory: MemoryLimit::detect(),
             socket: scene.directory().join("tpad/tpad.sock"),
             origin: OriginOptions::default(),
+            disk_bytes: tpad::disk_bytes,
         };
         let config = Config::from_toml(&format!("{config}\n{listen}"), &surroundings)
             .expect("the test's configuration is right");

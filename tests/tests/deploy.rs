@@ -88,6 +88,7 @@ fn configuration(rendered: &Rendered, kind: &str) -> Config {
         },
         socket: "/nowhere".into(),
         origin: Origin::default(),
+        disk_bytes: |_| Ok(u64::MAX),
     };
     let config = Config::from_toml(text.expect("the file"), &surroundings);
     config.map_err(|error| format!("{}: {error}", rendered.name)).expect("the daemon takes it")

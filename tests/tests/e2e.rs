@@ -12,6 +12,7 @@ mod hostile_clients;
 mod hostile_models;
 mod hostile_shards;
 mod models;
+mod nvme;
 mod outage;
 mod plan;
 mod pressure;

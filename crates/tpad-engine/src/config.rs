@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tpad_manifest::TierId;
-use tpad_store::{HierarchyConfig, OriginOptions};
+use tpad_store::{HierarchyConfig, NvmeConfig, OriginOptions};
 
 /// Everything that an engine needs to start.
 #[derive(Clone, Debug)]
@@ -13,6 +13,8 @@ pub struct EngineConfig {
     pub models: Vec<ModelConfig>,
     /// The levels in front of the origins.
     pub store: HierarchyConfig,
+    /// The level on local disk, if there is one.
+    pub nvme: Option<NvmeConfig>,
     /// What to do with a tier over its parameter budget.
     pub budget_enforcement: BudgetEnforcement,
     /// How often a model that cannot be loaded is tried again.
@@ -85,6 +87,7 @@ impl EngineConfig {
         Self {
             models,
             store,
+            nvme: None,
             budget_enforcement: BudgetEnforcement::default(),
             retry: RetryIntervals::default(),
             bounds: Bounds::default(),

@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tpad_store::{Hierarchy, StoreError, StoreMetrics};
+use tpad_store::{Hierarchy, Level, NvmeLevel, StoreError, StoreMetrics};
 
 pub use self::administer::{LoadOutcome, Loaded, Unloaded};
 use self::roster::Roster;
@@ -69,12 +69,14 @@ impl Engine {
         metrics: EngineMetrics,
         store_metrics: StoreMetrics,
     ) -> Result<Arc<Self>, StartError> {
-        let EngineConfig { models, store, budget_enforcement, retry, bounds } = config;
+        let EngineConfig { models, store, nvme, budget_enforcement, retry, bounds } = config;
         let mut names = BTreeSet::new();
         if let Some(twice) = models.iter().find(|model| !names.insert(model.name.clone())) {
             return Err(StartError::DuplicateModel(twice.name.clone()));
         }
-        let hierarchy = Hierarchy::new(store, Vec::new(), store_metrics.clone())?;
+        let nvme = nvme.map(|nvme| NvmeLevel::open(nvme, store_metrics.clone())).transpose()?;
+        let lower = nvme.iter().map(|level| Arc::clone(level) as Arc<dyn Level>).collect();
+        let hierarchy = Hierarchy::new(store, lower, store_metrics.clone())?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let shared = Shared {
             hierarchy: Arc::clone(&hierarchy),

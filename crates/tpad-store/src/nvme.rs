@@ -17,7 +17,8 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -38,6 +39,11 @@ const READS: usize = 64;
 
 /// Files that are written at once.
 const WRITES: usize = 8;
+
+/// How long until a directory that could not be opened is tried again; it doubles.
+const FIRST_TRY: Duration = Duration::from_millis(100);
+/// How long at most.
+const LAST_TRY: Duration = Duration::from_secs(10);
 
 /// The most that documents take, however large the level is.
 const MOST_DOCUMENT_BYTES: u64 = 4 << 30;
@@ -114,13 +120,7 @@ impl NvmeLevel {
             scanning: AtomicBool::new(true),
             gone: AtomicBool::new(false),
         });
-        let opening = Arc::clone(&inner);
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = opening.open() {
-                opening.service.refused(error.to_string());
-                opening.scanning.store(false, Ordering::Release);
-            }
-        });
+        tokio::spawn(keep_opening(Arc::downgrade(&inner)));
         Ok(Arc::new(Self { inner }))
     }
 
@@ -364,6 +364,30 @@ impl Inner {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Opens the directory, and tries again while that fails: the process before this
+/// one may still be using it. Ends when the level is gone.
+async fn keep_opening(level: Weak<Inner>) {
+    let mut pause = FIRST_TRY;
+    loop {
+        let Some(inner) = level.upgrade() else { return };
+        let opened = blocking(move || {
+            let opened = inner.open();
+            if let Err(error) = &opened {
+                inner.service.refused(error.to_string());
+                inner.scanning.store(false, Ordering::Release);
+            } else {
+                inner.service.wrote();
+            }
+            Ok(opened.is_ok())
+        });
+        if !matches!(opened.await, Ok(false)) {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LAST_TRY);
     }
 }
 

@@ -7,13 +7,15 @@
 //! equal to this code in both directions.
 
 mod mirror;
+mod nvme;
 mod resolve;
 mod units;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tpad_manifest::TierId;
@@ -33,6 +35,9 @@ pub struct Surroundings {
     pub socket: PathBuf,
     /// Origin options from the environment, used where a model's section says nothing.
     pub origin: Origin,
+    /// The size of the disk under a path ([`crate::disk_bytes`]): bounds and defaults the NVMe
+    /// capacity.
+    pub disk_bytes: fn(&Path) -> io::Result<u64>,
 }
 
 /// Values of the command line, which win over the file's; spelled as in the file.
@@ -63,6 +68,8 @@ pub struct Config {
     pub origin: Origin,
     /// The DRAM level.
     pub dram: Dram,
+    /// The NVMe level, if there is one.
+    pub nvme: Option<Nvme>,
     /// What to do with a tier that exceeds its parameter budget.
     pub budget_enforcement: BudgetEnforcement,
     /// What is logged, and how.
@@ -119,6 +126,17 @@ pub struct Dram {
     pub capacity_bytes: u64,
     /// Budgets by tier id; `router` and `dense` name the blocks outside the tiers' experts.
     pub tier_bytes: BTreeMap<String, u64>,
+}
+
+/// The NVMe level.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nvme {
+    /// The cache directory, absolute. One daemon uses it at a time.
+    pub path: PathBuf,
+    /// What the level's files may take.
+    pub capacity_bytes: u64,
+    /// What the file system keeps free.
+    pub free_floor_bytes: u64,
 }
 
 /// What to do with a tier that exceeds its parameter budget.

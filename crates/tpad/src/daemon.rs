@@ -10,7 +10,7 @@ use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tpad_engine::{Engine, EngineConfig, EngineMetrics, ModelConfig, Readiness};
-use tpad_store::{HierarchyConfig, StoreMetrics};
+use tpad_store::{HierarchyConfig, NvmeConfig, StoreMetrics};
 
 use crate::config::{self, Config};
 use crate::descriptors;
@@ -53,6 +53,7 @@ impl Daemon {
             models,
             origin,
             dram,
+            nvme,
             budget_enforcement,
             log: _,
             limits,
@@ -86,6 +87,7 @@ impl Daemon {
                 config::BudgetEnforcement::Warn => tpad_engine::BudgetEnforcement::Warn,
                 config::BudgetEnforcement::Reject => tpad_engine::BudgetEnforcement::Reject,
             },
+            nvme: nvme.map(disk),
             ..EngineConfig::new(models.into_iter().map(model).collect(), hierarchy(&dram))
         };
         let engine = Engine::start(engine_config, engine_metrics, store_metrics)?;
@@ -163,6 +165,11 @@ impl Daemon {
 fn model(model: config::Model) -> ModelConfig {
     let config::Model { name, root, allowed_bases, origin, tier_sets } = model;
     ModelConfig { name, root, allowed_bases, origin, tier_sets }
+}
+
+fn disk(nvme: config::Nvme) -> NvmeConfig {
+    let config::Nvme { path, capacity_bytes, free_floor_bytes } = nvme;
+    NvmeConfig { path, capacity_bytes, free_floor_bytes }
 }
 
 fn hierarchy(dram: &config::Dram) -> HierarchyConfig {

@@ -7,10 +7,12 @@ pub mod config;
 mod daemon;
 pub mod demo;
 pub mod descriptors;
+mod disk;
 pub mod edge;
 mod grpc;
 mod http;
 pub mod log;
 
 pub use daemon::{Daemon, StartError};
+pub use disk::disk_bytes;
 pub use tpad_store::memory;

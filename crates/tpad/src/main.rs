@@ -118,6 +118,7 @@ fn surroundings() -> Surroundings {
         memory: MemoryLimit::detect(),
         socket: SocketPaths::new(std::env::var_os("XDG_RUNTIME_DIR").as_deref()).to_listen(),
         origin: Origin::from_env(),
+        disk_bytes: tpad::disk_bytes,
     }
 }
 

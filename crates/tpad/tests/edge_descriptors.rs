@@ -19,6 +19,7 @@ async fn at_the_descriptor_limit_the_accept_loop_waits_instead_of_spinning() {
         memory: MemoryLimit { bytes: 8 << 30, source: LimitSource::Host },
         socket: "/run/tpad/tpad.sock".into(),
         origin: Origin::default(),
+        disk_bytes: tpad::disk_bytes,
     };
     let config = Config::for_root("/m", None, &surroundings).expect("the defaults are valid");
     let any_port: Option<SocketAddr> = "127.0.0.1:0".parse().ok();

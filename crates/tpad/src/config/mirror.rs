@@ -109,6 +109,7 @@ pub(super) struct Dram {
 pub(super) struct Nvme {
     pub(super) path: Option<String>,
     pub(super) capacity: Option<SizeText>,
+    pub(super) free_floor: Option<SizeText>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -25,10 +25,10 @@ const SOCKET_PATH_MAX: usize = 103;
 const PROCESS_BYTES: u64 = 256 << 20;
 
 /// Collects problems; every check hands back a value so that all the others still run.
-struct Problems(Vec<Problem>);
+pub(super) struct Problems(Vec<Problem>);
 
 impl Problems {
-    fn add(&mut self, key: impl Into<String>, message: impl Into<String>) {
+    pub(super) fn add(&mut self, key: impl Into<String>, message: impl Into<String>) {
         self.0.push(Problem { key: key.into(), message: message.into() });
     }
 }
@@ -55,7 +55,7 @@ pub(super) fn resolve(
         resolve_listen(listen, allow_plaintext.unwrap_or(false), surroundings, &mut problems);
     let models = resolve_models(models, surroundings, &mut problems);
     let dram = resolve_dram(dram, surroundings, &mut problems, &mut warnings);
-    refuse_nvme(nvme, &mut problems);
+    let nvme = super::nvme::resolve(nvme, surroundings, &mut problems);
     let budget_enforcement = match budget_enforcement.as_deref().unwrap_or("warn") {
         "warn" => BudgetEnforcement::Warn,
         "reject" => BudgetEnforcement::Reject,
@@ -82,6 +82,7 @@ pub(super) fn resolve(
             models,
             origin: surroundings.origin.clone(),
             dram,
+            nvme,
             budget_enforcement,
             log,
             limits,
@@ -395,18 +396,6 @@ fn resolve_dram(
     Dram { capacity_bytes, tier_bytes }
 }
 
-fn refuse_nvme(nvme: mirror::Nvme, problems: &mut Problems) {
-    let mirror::Nvme { path, capacity } = nvme;
-    for (key, set) in [("path", path.is_some()), ("capacity", capacity.is_some())] {
-        if set {
-            problems.add(
-                format!("levels.nvme.{key}"),
-                "this version of tpad has no NVMe level: remove the [levels.nvme] section",
-            );
-        }
-    }
-}
-
 fn resolve_log(log: mirror::Log, problems: &mut Problems) -> Log {
     let mirror::Log { level, format } = log;
     let level = level.unwrap_or_else(|| "info".to_owned());
@@ -525,7 +514,7 @@ fn resolve_limits(limits: mirror::Limits, problems: &mut Problems) -> Limits {
     }
 }
 
-fn size(
+pub(super) fn size(
     key: &str,
     text: Option<SizeText>,
     default: u64,

@@ -16,6 +16,7 @@ fn surroundings() -> Surroundings {
         memory: MemoryLimit { bytes: 64 << 30, source: LimitSource::Host },
         socket: PathBuf::from("/run/user/1000/tpad/tpad.sock"),
         origin: Origin::default(),
+        disk_bytes: |_| Ok(1 << 40),
     }
 }
 
@@ -83,9 +84,25 @@ fn unset(path: &str, value: &Value, missing: &mut Vec<String>) {
 }
 
 #[test]
-fn the_examples_values_are_valid_but_for_the_level_that_is_not_there() {
-    let keys: Vec<String> = problems(&every_key()).into_iter().map(|p| p.key).collect();
-    assert_eq!(keys, ["levels.nvme.path", "levels.nvme.capacity"]);
+fn the_examples_values_are_valid() {
+    parse(&every_key()).expect("every key has a value that is accepted");
+}
+
+#[test]
+fn the_disk_bounds_the_level_on_it() {
+    let config =
+        parse(&format!("{MODEL}[levels.nvme]\npath = \"/c\"\n")).expect("a path is enough");
+    let nvme = config.nvme.expect("it is on");
+    assert_eq!((nvme.capacity_bytes, nvme.free_floor_bytes), (512 << 30, 1 << 30));
+    let problem = only_problem(&format!(
+        "{MODEL}[levels.nvme]\npath = \"/c\"\ncapacity = \"2TiB\"\nfree_floor = \"0\"\n"
+    ));
+    assert_eq!(problem.key, "levels.nvme.capacity");
+    assert!(problem.message.contains("2TiB") && problem.message.contains("1TiB"), "{problem:?}");
+    let problem = only_problem(&format!("{MODEL}[levels.nvme]\ncapacity = \"1GiB\"\n"));
+    assert_eq!(problem.key, "levels.nvme.capacity");
+    let problem = only_problem(&format!("{MODEL}[levels.nvme]\npath = \"cache\"\n"));
+    assert!(problem.message.contains("absolute"), "{problem:?}");
 }
 
 #[test]
@@ -115,7 +132,7 @@ fn all_problems_are_told_at_once_with_their_keys() {
         [levels.dram.tiers]
         tier_1b = "1.5GiB"
         [levels.nvme]
-        path = "/cache"
+        path = "cache"
         [log]
         level = "=loud"
         format = "xml"

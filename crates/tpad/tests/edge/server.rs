@@ -56,6 +56,7 @@ pub(crate) fn limits() -> Limits {
         memory: MemoryLimit { bytes: 8 << 30, source: LimitSource::Host },
         socket: "/run/tpad/tpad.sock".into(),
         origin: Origin::default(),
+        disk_bytes: tpad::disk_bytes,
     };
     Config::for_root("/m", None, &surroundings).expect("the defaults are valid").limits
 }
