@@ -37,9 +37,15 @@ use crate::gate::Gate;
 use crate::level::{Health, Level};
 use crate::{BlockBytes, BlockFetch, Medium, Origin, ReadOptions, StoreMetrics, Urgency};
 
-/// Blocks on their way into lower levels at once; more are dropped. Each holds
-/// its slot for as long.
+/// Blocks that are written to lower levels at once.
 const LEVEL_WRITES: usize = 8;
+
+/// The part of host memory that blocks on their way into lower levels may hold,
+/// written or waiting for it; more are dropped.
+const LEVEL_WRITE_SHARE: u64 = 8;
+
+/// What slots are multiples of.
+const PAGE_BYTES: u64 = 4096;
 
 /// A block and where it was.
 #[derive(Clone, Debug)]
@@ -70,6 +76,9 @@ struct Inner {
     /// Digests being computed.
     digests: Arc<Gate>,
     level_writes: Arc<Semaphore>,
+    /// Memory of blocks that are written or wait for it, in pages.
+    level_write_pages: Arc<Semaphore>,
+    most_level_write_pages: u32,
     waiting: AtomicUsize,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -92,6 +101,7 @@ impl Hierarchy {
             return Err(StoreError::Bound { key, value: 0, remedy });
         }
         let dram = DramLevel::new(&dram, metrics.clone())?;
+        let pages = pages_of(dram.arena().usage().capacity / LEVEL_WRITE_SHARE);
         let guarded = |level| Guarded::new(level, tuning.level_patience, metrics.clone());
         let inner = Inner {
             lower: lower.into_iter().map(guarded).map(Arc::new).collect(),
@@ -100,6 +110,8 @@ impl Hierarchy {
             ranges: Lanes::new(tuning.concurrent_ranges as u64),
             digests: Gate::new(tuning.concurrent_digests as u64),
             level_writes: Arc::new(Semaphore::new(LEVEL_WRITES)),
+            level_write_pages: Arc::new(Semaphore::new(pages as usize)),
+            most_level_write_pages: pages,
             waiting: AtomicUsize::new(0),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -277,6 +289,11 @@ impl Inner {
         }
         Ok(waiting)
     }
+}
+
+/// Memory in pages, as many as a semaphore takes.
+fn pages_of(bytes: u64) -> u32 {
+    u32::try_from(bytes / PAGE_BYTES).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4)
 }
 
 /// Ends a flight whose leader did not: by a panic, or with its runtime.

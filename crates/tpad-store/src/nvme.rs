@@ -306,7 +306,7 @@ impl Inner {
             Ok(free) => free,
             Err(error) => return Err(LevelError::new(format!("looking at the disk: {error}"))),
         };
-        let short = (self.config.free_floor_bytes + needed).saturating_sub(free);
+        let short = self.config.free_floor_bytes.saturating_add(needed).saturating_sub(free);
         let capacity = self.config.block_bytes();
         let reserved = self.table().reserve(id, class.as_str(), needed, capacity, short);
         let victims = match reserved {

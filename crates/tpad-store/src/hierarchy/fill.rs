@@ -246,19 +246,27 @@ impl Inner {
             if level.rests() || level.level().contains(&fetch.id) {
                 continue;
             }
-            let Ok(permit) = Arc::clone(&self.level_writes).try_acquire_owned() else {
+            let pages =
+                super::pages_of(bytes.padded().len() as u64).min(self.most_level_write_pages);
+            let memory = Arc::clone(&self.level_write_pages).try_acquire_many_owned(pages);
+            let Ok(memory) = memory else {
                 self.metrics.level_write_dropped(level.medium());
                 continue;
             };
+            let turn = Arc::clone(&self.level_writes);
             let (level, bytes) = (Arc::clone(level), bytes.clone());
             let (id, class) = (fetch.id, fetch.class.clone());
             let stop = self.stop.clone();
             self.tasks.spawn(async move {
+                let write = async {
+                    let _turn = turn.acquire_owned().await;
+                    level.admit(&id, &class, &bytes).await;
+                };
                 tokio::select! {
-                    () = level.admit(&id, &class, &bytes) => {}
+                    () = write => {}
                     () = stop.cancelled() => {}
                 }
-                drop(permit);
+                drop(memory);
             });
         }
     }

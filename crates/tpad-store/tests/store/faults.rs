@@ -92,7 +92,7 @@ async fn wrong_bytes_of_a_level_are_a_miss_and_are_removed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_level_that_takes_its_time_delays_no_reply() {
-    let model = Model::new(4, "a", vec![50_000; 30]);
+    let model = Model::new(4, "a", vec![MIB - 1000; 30]);
     let origin = model.origin();
     let faults = Faults::new(1, [(Fault::Slow(Duration::from_secs(1)), 1.0)]);
     let inner: Arc<dyn Level> = Arc::new(MemoryLevel::new(Medium::Nvme, 64 * MIB));
