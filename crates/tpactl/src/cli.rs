@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::remote::Remote;
-use crate::{admin, completions, fetch, import, manifest, models, plan, status, synth};
+use crate::{admin, completions, fetch, import, manifest, mask, models, plan, status, synth};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -48,6 +48,7 @@ pub(crate) enum Command {
     Plan(plan::Args),
     Fetch(fetch::Args),
     Models(models::Args),
+    Mask(mask::Args),
     Status(status::Args),
     Load(admin::load::Args),
     Unload(admin::unload::Args),
@@ -81,6 +82,10 @@ mod tests {
             "tpactl --addr http://h:1 status --json",
             "tpactl models --timeout 2.5",
             "tpactl models m --blocks --tier t",
+            "tpactl mask --model m",
+            "tpactl mask --model m --tiers A,B --json",
+            "tpactl mask --model m --named small --watch",
+            "tpactl mask --model m --up-to A --resident object_store --layers 0,2",
             "tpactl plan /models/m --json",
             "tpactl plan s3://b/m --dram 64GiB --hbm 80GiB --nvme 2TB --origin-rate 2GB/s",
             "tpactl load m /models/m --json",
@@ -107,6 +112,12 @@ mod tests {
             "tpactl fetch --model m --dense d --tier t --out f",
             "tpactl --addr localhost:1 status",
             "tpactl models --blocks",
+            "tpactl mask --tiers A",
+            "tpactl mask --model m --tiers A --named small",
+            "tpactl mask --model m --up-to A --named small",
+            "tpactl mask --model m --layers 1",
+            "tpactl mask --model m --resident unavailable",
+            "tpactl mask --model m --resident dram --watch",
             "tpactl load",
             "tpactl load m --origin-of n",
         ] {

@@ -12,6 +12,7 @@ mod failure;
 mod fetch;
 mod import;
 mod manifest;
+mod mask;
 mod models;
 mod output;
 mod plan;
@@ -100,6 +101,10 @@ async fn run(
         }
         Command::Models(args) => {
             until(stop, async { models::run(args, &remote.connect(sockets).await?, output).await })
+                .await
+        }
+        Command::Mask(args) => {
+            until(stop, async { mask::run(args, &remote.connect(sockets).await?, output).await })
                 .await
         }
         Command::Status(args) => {

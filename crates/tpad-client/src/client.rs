@@ -35,8 +35,8 @@ const FRAME_BYTES: u32 = 1 << 20;
 const FETCH_MESSAGE_BYTES: usize = 8 << 20;
 
 /// The largest answer about models: a page of 10 000 blocks of ten tensors, or
-/// a large manifest.
-const MODEL_MESSAGE_BYTES: usize = 64 << 20;
+/// a large manifest. Masks are smaller.
+pub(crate) const MODEL_MESSAGE_BYTES: usize = 64 << 20;
 
 /// A peer that is silent for this long while a call waits is asked whether it
 /// is there, and given up after as long again.
@@ -296,12 +296,12 @@ impl Client {
         .await
     }
 
-    /// The channel, for the calls of [`Admin`](crate::Admin).
+    /// The channel, for the calls of other services.
     pub(crate) fn channel(&self) -> Channel {
         self.channel.clone()
     }
 
-    fn call(&self) -> Call {
+    pub(crate) fn call(&self) -> Call {
         Call::starting_now(Arc::clone(&self.address), self.options.deadline, self.options.retry)
     }
 

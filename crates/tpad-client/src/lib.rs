@@ -36,6 +36,7 @@ mod call;
 mod client;
 mod error;
 mod file;
+mod mask;
 mod model;
 mod options;
 mod request;
@@ -47,6 +48,7 @@ pub use block::{FetchedBlock, Medium, Tensor};
 pub use client::{Client, Health};
 pub use error::{Error, Kind, Refusal};
 pub use file::FetchedFile;
+pub use mask::{FetchedMask, GetMask, MaskEvent, MaskWatch, Residency, WatchMask};
 pub use model::{
     BlockPages, GroupView, ListedBlock, ListedTensor, ModelDescription, ModelState, ModelSummary,
     TierView,
