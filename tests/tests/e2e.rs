@@ -11,6 +11,7 @@ mod fixtures;
 mod hostile_clients;
 mod hostile_models;
 mod hostile_shards;
+mod masks;
 mod models;
 mod nvme;
 mod outage;
