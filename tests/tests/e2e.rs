@@ -15,6 +15,7 @@ mod masks;
 mod models;
 mod nvme;
 mod outage;
+mod pins;
 mod plan;
 mod pressure;
 mod python;

@@ -2,5 +2,9 @@
 //! Unix socket and over loopback alone.
 
 pub(crate) mod drain;
+pub(crate) mod evict;
 pub(crate) mod load;
+pub(crate) mod pin;
+mod scope;
 pub(crate) mod unload;
+pub(crate) mod unpin;

@@ -53,6 +53,9 @@ pub(crate) enum Command {
     Load(admin::load::Args),
     Unload(admin::unload::Args),
     Drain(admin::drain::Args),
+    Pin(admin::pin::Args),
+    Unpin(admin::unpin::Args),
+    Evict(admin::evict::Args),
     Completions(completions::Args),
 }
 
@@ -93,6 +96,10 @@ mod tests {
             "tpactl load m",
             "tpactl unload m",
             "tpactl drain --json",
+            "tpactl pin --model m --owner w --ttl 60 --tier a --group b/0 --expert c/0/1 --layer 3",
+            "tpactl unpin --model m --owner w",
+            "tpactl unpin --model m --owner w --tier a",
+            "tpactl evict --model m --tier a --level dram",
             "tpactl completions zsh",
         ] {
             assert!(accepts(line), "{line}");
@@ -119,6 +126,11 @@ mod tests {
             "tpactl mask --model m --resident unavailable",
             "tpactl mask --model m --resident dram --watch",
             "tpactl load",
+            "tpactl pin --model m --owner w --ttl 60",
+            "tpactl pin --model m --owner w --ttl 60 --group a",
+            "tpactl pin --model m --owner w --tier a",
+            "tpactl evict --model m",
+            "tpactl evict --model m --tier a --level hbm",
             "tpactl load m --origin-of n",
         ] {
             assert!(!accepts(line), "{line}");

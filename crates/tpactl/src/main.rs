@@ -123,6 +123,24 @@ async fn run(
             })
             .await
         }
+        Command::Pin(args) => {
+            until(stop, async {
+                admin::pin::run(args, &remote.connect(sockets).await?, output).await
+            })
+            .await
+        }
+        Command::Unpin(args) => {
+            until(stop, async {
+                admin::unpin::run(args, &remote.connect(sockets).await?, output).await
+            })
+            .await
+        }
+        Command::Evict(args) => {
+            until(stop, async {
+                admin::evict::run(args, &remote.connect(sockets).await?, output).await
+            })
+            .await
+        }
         Command::Drain(args) => {
             until(stop, async {
                 admin::drain::run(args, &remote.connect(sockets).await?, output).await

@@ -43,7 +43,10 @@ mod request;
 mod stream;
 
 pub use address::{Address, SocketPaths};
-pub use admin::{Admin, LoadModel, LoadOutcome, LoadedModel, UnloadedModel};
+pub use admin::{
+    Admin, Amount, EvictLevel, Evicted, LoadModel, LoadOutcome, LoadedModel, Pinned, Scope,
+    UnloadedModel, Unpinned,
+};
 pub use block::{FetchedBlock, Medium, Tensor};
 pub use client::{Client, Health};
 pub use error::{Error, Kind, Refusal};

@@ -1,6 +1,7 @@
 //! The engine: its models, the hierarchy below them, and their tasks.
 
 mod administer;
+mod keep;
 mod roster;
 
 use std::collections::BTreeSet;
@@ -15,9 +16,11 @@ use tokio_util::task::TaskTracker;
 use tpad_store::{Hierarchy, Level, NvmeLevel, StoreError, StoreMetrics};
 
 pub use self::administer::{LoadOutcome, Loaded, Unloaded};
+pub use self::keep::{Evictions, Pinned};
 use self::roster::Roster;
 use crate::generation::{Generation, Shared};
 use crate::model::{Loader, Model, ModelView};
+use crate::pins::Pins;
 use crate::{EngineConfig, EngineError, EngineMetrics, ModelStatus, Readiness, Status};
 
 /// Documents and index segments checked at a time: BLAKE3 and the bounds of a million records
@@ -35,6 +38,7 @@ pub struct Engine {
     adding: tokio::sync::Mutex<()>,
     loader: Loader,
     hierarchy: Arc<Hierarchy>,
+    pins: Arc<Pins>,
     started: Instant,
     readiness: watch::Sender<Readiness>,
     /// Counts what happened to models.
@@ -89,6 +93,8 @@ impl Engine {
             checks: Arc::new(Semaphore::new(CHECKS_AT_ONCE)),
             file_reads: Arc::new(Semaphore::new(FILES_AT_ONCE)),
         };
+        let pins = Pins::new(Arc::clone(&hierarchy), shared.metrics.clone());
+        tasks.spawn(Arc::clone(&pins).expire(stop.clone()));
         let loader =
             Loader { enforcement: budget_enforcement, retry, shared, swaps: Arc::default() };
         let models = models.into_iter().map(|model| Arc::new(Model::new(model, &stop)));
@@ -100,6 +106,7 @@ impl Engine {
             adding: tokio::sync::Mutex::new(()),
             loader,
             hierarchy,
+            pins,
             started: Instant::now(),
             readiness,
             changes: watch::Sender::new(0),
@@ -159,6 +166,8 @@ impl Engine {
                 .into_iter()
                 .map(|model| ModelStatus::of(model, &self.hierarchy))
                 .collect(),
+            pinned: self.pins.held(),
+            pins: self.pins.status(),
             store: self.hierarchy.status(),
         }
     }

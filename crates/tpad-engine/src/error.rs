@@ -200,6 +200,38 @@ pub enum EngineError {
         /// The one being read.
         current: u64,
     },
+    /// A pin asks for more memory than pins may hold.
+    #[error(
+        "{asked} bytes were to be pinned and {held} are; pins may hold {limit} bytes, half of what the dram level keeps: pin less, unpin something, or raise levels.dram.capacity"
+    )]
+    PinCapacity {
+        /// What this pin adds.
+        asked: u64,
+        /// What pins hold.
+        held: u64,
+        /// What they may hold.
+        limit: u64,
+    },
+    /// One more pin was to be made.
+    #[error("there are {limit} pins, the most that a daemon takes: unpin something first")]
+    TooManyPins {
+        /// The bound.
+        limit: usize,
+    },
+    /// A pinned block found no room.
+    #[error(
+        "{key} could not be pinned: slabs of memory with pinned blocks would be more than half of levels.dram.capacity; pin less, unpin something, or raise it"
+    )]
+    PinRefused {
+        /// The block.
+        key: BlockKey,
+    },
+    /// There is no such pin.
+    #[error("{owner:?} has no such pin")]
+    UnknownPin {
+        /// The owner.
+        owner: String,
+    },
     /// The caller's deadline passed.
     #[error("the deadline passed while {what}")]
     Deadline {
@@ -267,6 +299,7 @@ impl EngineError {
             | Self::NoRouter { .. }
             | Self::UnknownDense { .. }
             | Self::UnknownFile { .. }
+            | Self::UnknownPin { .. }
             | Self::Mask { source: MaskError::UnknownSet { .. }, .. } => ErrorKind::NotFound,
             Self::Tier {
                 source: TierError::Skipped { .. } | TierError::NoIndex { .. }, ..
@@ -280,7 +313,10 @@ impl EngineError {
             | Self::NothingSelected
             | Self::TooManyBlocks { .. }
             | Self::PageToken => ErrorKind::InvalidArgument,
-            Self::SelectionsBusy { .. } => ErrorKind::ResourceExhausted,
+            Self::SelectionsBusy { .. }
+            | Self::PinCapacity { .. }
+            | Self::PinRefused { .. }
+            | Self::TooManyPins { .. } => ErrorKind::ResourceExhausted,
             Self::ModelLoading { .. } | Self::ModelFailed { .. } | Self::Stopping => {
                 ErrorKind::Unavailable
             }
@@ -334,6 +370,10 @@ impl EngineError {
             Self::BlockSize { .. } => "BLOCK_WITHOUT_SIZE",
             Self::Block { .. } => "BLOCK_UNREADABLE",
             Self::File { .. } => "FILE_UNREADABLE",
+            Self::PinCapacity { .. } => "PIN_CAPACITY",
+            Self::PinRefused { .. } => "PIN_REFUSED",
+            Self::TooManyPins { .. } => "TOO_MANY_PINS",
+            Self::UnknownPin { .. } => "PIN_NOT_FOUND",
             Self::PageToken => "PAGE_TOKEN_INVALID",
             Self::StalePage { .. } => "PAGE_TOKEN_STALE",
             Self::Deadline { .. } => "DEADLINE_EXCEEDED",

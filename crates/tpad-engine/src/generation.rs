@@ -7,6 +7,7 @@ mod mask;
 mod names;
 mod pages;
 mod report;
+mod scope;
 mod select;
 mod tally;
 
@@ -31,6 +32,7 @@ pub(crate) use self::index::index_range;
 use self::index::{OpenIndex, SegmentKey, SharedSegment};
 pub use self::pages::{ListedBlock, Page, PageRequest};
 use self::report::Report;
+pub(crate) use self::scope::ScopedBlock;
 pub use self::select::{Selected, Selection};
 use self::tally::Tally;
 
@@ -239,16 +241,27 @@ impl Generation {
         key: &BlockKey,
         options: ReadOptions,
     ) -> Result<(BlockRecord, Served), EngineError> {
+        let (record, class, served) = self.fetch(key, options).await?;
+        self.shared.metrics.served(class.as_str(), served.medium, served.bytes.len());
+        self.tally.count(class.as_str(), served.medium);
+        Ok((record, served))
+    }
+
+    /// A block as [`Generation::read`] reads it, which is not counted as a
+    /// request's.
+    pub(crate) async fn fetch(
+        &self,
+        key: &BlockKey,
+        options: ReadOptions,
+    ) -> Result<(BlockRecord, CacheClass, Served), EngineError> {
         let record = self.record(key, options.deadline).await?;
-        let class = self.class(key);
-        let fetch = BlockFetch::of(&record, CacheClass::from(&*class))
+        let class = CacheClass::from(&*self.class(key));
+        let fetch = BlockFetch::of(&record, class.clone())
             .map_err(|source| EngineError::BlockSize { key: key.clone(), source })?;
         let read = self.shared.hierarchy.read(&self.objects, &Arc::new(fetch), options).await;
         let served =
             read.map_err(|error| EngineError::Block { key: key.clone(), source: Arc::new(error) })?;
-        self.shared.metrics.served(&class, served.medium, served.bytes.len());
-        self.tally.count(&class, served.medium);
-        Ok((record, served))
+        Ok((record, class, served))
     }
 
     /// Where a read would find the block now: a level, or the object store.

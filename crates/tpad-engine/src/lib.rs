@@ -17,16 +17,20 @@ mod locate;
 mod mask;
 mod metrics;
 mod model;
+mod pins;
+mod scope;
 mod shelf;
 mod status;
 
 pub use config::{Bounds, BudgetEnforcement, EngineConfig, ModelConfig, RetryIntervals};
-pub use engine::{Engine, LoadOutcome, Loaded, StartError, Unloaded};
+pub use engine::{Engine, Evictions, LoadOutcome, Loaded, Pinned, StartError, Unloaded};
 pub use error::{EngineError, FileProblem, IndexProblem};
 pub use generation::{Block, Generation, ListedBlock, Page, PageRequest, Selected, Selection};
 pub use mask::{GenerationMask, MaskRequest, Residency};
 pub use metrics::EngineMetrics;
 pub use model::{ModelState, ModelView};
+pub use pins::{LONGEST_PIN, PinStatus, Totals};
+pub use scope::Scope;
 pub use status::{
     ModelStatus, Readiness, ResidentBytes, Status, TierReads, TierStatus, WarmState, WarmStatus,
 };

@@ -22,6 +22,8 @@ pub struct EngineMetrics {
     loads: Family<LoadLabels, Counter>,
     blocks: Family<ServedLabels, Counter>,
     bytes: Family<ServedLabels, Counter>,
+    pins: Gauge,
+    pinned_bytes: Gauge,
     tiers: Arc<Mutex<BTreeSet<String>>>,
 }
 
@@ -64,6 +66,9 @@ impl EngineMetrics {
         registry.register("tpad_blocks_served", help, self.blocks.clone());
         let help = "Image bytes of the blocks read for requests";
         registry.register("tpad_bytes_served", help, self.bytes.clone());
+        registry.register("tpad_pins", "Pins", self.pins.clone());
+        let help = "Image bytes of the blocks that pins hold in host memory, each once";
+        registry.register("tpad_pinned_bytes", help, self.pinned_bytes.clone());
     }
 
     pub(crate) fn loaded(&self, model: &str, revision: u64, generation: u64) {
@@ -81,6 +86,11 @@ impl EngineMetrics {
         for outcome in [LoadOutcome::loaded, LoadOutcome::failed] {
             self.loads.remove(&LoadLabels { model: model.into(), outcome });
         }
+    }
+
+    pub(crate) fn pinned(&self, pins: usize, bytes: u64) {
+        self.pins.set(gauge(pins as u64));
+        self.pinned_bytes.set(gauge(bytes));
     }
 
     pub(crate) fn failed(&self, model: &str) {

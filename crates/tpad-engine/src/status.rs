@@ -7,7 +7,7 @@ use serde::Serialize;
 use tpad_store::{Hierarchy, StoreStatus};
 
 pub use self::tier::{ResidentBytes, TierReads, TierStatus, WarmState, WarmStatus};
-use crate::{Generation, ModelState, ModelView};
+use crate::{Generation, ModelState, ModelView, PinStatus, Totals};
 
 /// The daemon's state.
 #[derive(Clone, Debug, Serialize)]
@@ -20,6 +20,10 @@ pub struct Status {
     pub ready: bool,
     /// The models: the configuration's in its order, then those added since.
     pub models: Vec<ModelStatus>,
+    /// What pins hold in host memory, each block once.
+    pub pinned: Totals,
+    /// The pins, by owner, model and scope.
+    pub pins: Vec<PinStatus>,
     /// The levels and what is in them.
     pub store: StoreStatus,
 }

@@ -1,6 +1,7 @@
 //! The host-memory level: blocks in the arena, kept by class within budgets.
 
 mod budget;
+mod pin;
 mod policy;
 mod room;
 mod table;

@@ -35,7 +35,9 @@ use self::lanes::Lanes;
 use crate::dram::DramLevel;
 use crate::gate::Gate;
 use crate::level::{Health, Level};
-use crate::{BlockBytes, BlockFetch, Medium, Origin, ReadOptions, StoreMetrics, Urgency};
+use crate::{
+    BlockBytes, BlockFetch, CacheClass, Medium, Origin, ReadOptions, StoreMetrics, Urgency,
+};
 
 /// Blocks that are written to lower levels at once.
 const LEVEL_WRITES: usize = 8;
@@ -54,6 +56,15 @@ pub struct Served {
     pub bytes: BlockBytes,
     /// Where it was.
     pub medium: Medium,
+}
+
+/// What forgetting a block came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Evicted {
+    /// It is pinned, and stays.
+    pub pinned: bool,
+    /// What had it and has it no more.
+    pub from: Vec<Medium>,
 }
 
 /// The levels in front of the origins.
@@ -151,6 +162,46 @@ impl Hierarchy {
             return Some(Medium::Dram);
         }
         inner.lower.iter().find(|level| level.offers(id)).map(|level| level.medium())
+    }
+
+    /// Keeps a block that was read in host memory until it is unpinned as often as
+    /// it was pinned. `false` when it does not lie there, or when there is no room
+    /// among what is pinned: see [`DramLevel::pin`].
+    #[must_use]
+    pub fn pin(&self, id: &BlockId, class: &CacheClass, bytes: &BlockBytes) -> bool {
+        self.inner.dram.pin(id, class, bytes)
+    }
+
+    /// Takes one pin back.
+    pub fn unpin(&self, id: &BlockId) {
+        self.inner.dram.unpin(id);
+    }
+
+    /// Has one level, or every one, forget a block. A pinned block stays
+    /// everywhere; readers keep what they have.
+    pub async fn evict(&self, id: &BlockId, level: Option<Medium>) -> Evicted {
+        let inner = &self.inner;
+        if inner.dram.is_pinned(id) {
+            return Evicted { pinned: true, from: Vec::new() };
+        }
+        let mut from = Vec::new();
+        let wanted = |medium| level.is_none_or(|level| level == medium);
+        if wanted(Medium::Dram) && inner.dram.contains(id) {
+            // Host memory does not fail; pinned in between, it stays.
+            let _infallible = inner.dram.remove(id).await;
+            if !inner.dram.contains(id) {
+                from.push(Medium::Dram);
+            }
+        }
+        for lower in inner.lower.iter().filter(|lower| wanted(lower.medium())) {
+            if lower.offers(id) {
+                lower.remove(id).await;
+                if !lower.level().contains(id) {
+                    from.push(lower.medium());
+                }
+            }
+        }
+        Evicted { pinned: false, from }
     }
 
     /// The host-memory level: its budgets can be changed, its blocks removed.

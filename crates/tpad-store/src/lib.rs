@@ -27,8 +27,8 @@ pub use arena::{Arena, ArenaUsage, BlockBytes, SlotMut};
 pub use dram::{ClassUsage, DramLevel};
 pub use fetch::{BlockFetch, CacheClass, FetchPart, Medium, ReadOptions, Urgency};
 pub use hierarchy::{
-    DramConfig, FetchTuning, Hierarchy, HierarchyConfig, LevelStatus, Lookups, ReadError, Served,
-    StoreError, StoreStatus,
+    DramConfig, Evicted, FetchTuning, Hierarchy, HierarchyConfig, LevelStatus, Lookups, ReadError,
+    Served, StoreError, StoreStatus,
 };
 pub use kind::ErrorKind;
 pub use level::{Check, Health, Level, LevelError, LevelRead, LevelUsage, crc64_nvme};

@@ -96,13 +96,16 @@ pub(crate) fn routes(engine: &Arc<Engine>, options: GrpcOptions, admin: AdminOpt
         .prepare()
 }
 
+const ADMIN_METHODS: &[&str] =
+    &["LoadModel", "ReloadModel", "UnloadModel", "Drain", "Pin", "Unpin", "Evict"];
+
 /// `package.Service/Method` of everything in [`routes`].
 pub(crate) fn methods() -> HashSet<String> {
     let methods = [
         ("tpad.v1.ExpertService", &["FetchExperts", "FetchRouters", "FetchDense", "FetchFile"][..]),
         ("tpad.v1.ModelService", &["ListModels", "DescribeModel", "ListBlocks", "GetStatus"][..]),
         ("tpad.v1.RoutingService", &["GetRoutingMask", "WatchRoutingMask"][..]),
-        ("tpad.v1.AdminService", &["LoadModel", "ReloadModel", "UnloadModel", "Drain"][..]),
+        ("tpad.v1.AdminService", ADMIN_METHODS),
         ("grpc.health.v1.Health", &["Check", "Watch"][..]),
         ("grpc.reflection.v1.ServerReflection", &["ServerReflectionInfo"][..]),
         ("grpc.reflection.v1alpha.ServerReflection", &["ServerReflectionInfo"][..]),

@@ -104,8 +104,8 @@ impl Engine {
         Ok(self.model(name)?.config.origin.clone())
     }
 
-    /// Ends a model: it is not found any more, its tasks end. Whoever reads it
-    /// reads on. Its blocks stay where they are until others need the room.
+    /// Ends a model: it is not found any more, its tasks and pins end. Whoever
+    /// reads it reads on. Its blocks stay where they are until others need the room.
     ///
     /// # Errors
     /// When there is no such model.
@@ -113,6 +113,7 @@ impl Engine {
         let removed = self.models.remove(name);
         let model = removed.ok_or_else(|| self.unknown(name))?;
         let generation = model.end().await;
+        self.pins.remove_model(name);
         self.loader.shared.metrics.unloaded(name);
         self.publish_readiness();
         let revision = generation.as_deref().map(Generation::revision);

@@ -262,7 +262,7 @@ impl Generation {
         Ok(asked.to_vec())
     }
 
-    pub(super) fn bounded(&self, count: u64) -> Result<usize, EngineError> {
+    pub(crate) fn bounded(&self, count: u64) -> Result<usize, EngineError> {
         let limit = self.shared.bounds.selected_blocks;
         match usize::try_from(count) {
             Ok(count) if count <= limit => Ok(count),

@@ -17,6 +17,8 @@ use crate::CacheClass;
 
 /// Weights are counted in pages: the caches' weights have 32 bits.
 const UNIT_BYTES: u64 = 4096;
+/// What is given up beyond need while blocks are pinned, as a part of the budget.
+const SLACK_PART: u64 = 64;
 /// A cache that did not come below its budget in so many rounds is helped.
 const ROUNDS: usize = 4;
 
@@ -87,23 +89,45 @@ impl Policy {
             // Given up between the table and here.
             cache.invalidate(id);
         }
-        let budget = self.budget(class);
         for _ in 0..ROUNDS {
             cache.run_pending_tasks();
-            if self.account(class, shared).bytes <= budget {
+            if !self.is_over(class, 0, shared) {
                 return;
             }
         }
-        self.help(class, budget, shared);
+        self.help(class, shared);
+    }
+
+    /// Whether a class keeps more than it may, `more` bytes added. Pinned blocks
+    /// count, but leave the others half of the budget.
+    pub(super) fn is_over(&self, class: &CacheClass, more: u64, shared: &Shared) -> bool {
+        let (budget, pinned) = (self.budget(class), self.pinned(class, shared));
+        let limit = budget.max(pinned.saturating_add(budget / 2));
+        self.account(class, shared).bytes.saturating_add(more) > limit
+    }
+
+    /// What is pinned within the same budget as this class.
+    fn pinned(&self, class: &CacheClass, shared: &Shared) -> u64 {
+        let table = shared.table();
+        let own = self.budgets.own(class).is_some();
+        let same = |other: &CacheClass| {
+            if own { other == class } else { self.budgets.own(other).is_none() }
+        };
+        let classes = table.classes().filter(|(other, _)| same(other));
+        classes.map(|(other, _)| table.pinned_of(other).bytes).sum()
     }
 
     /// Gives up what was used longest ago until the ledger says that the budget
     /// is kept, whatever the cache thinks.
-    fn help(&self, class: &CacheClass, budget: u64, shared: &Shared) {
+    pub(super) fn help(&self, class: &CacheClass, shared: &Shared) {
+        // The caches do not know of pinned blocks and leave all their room to
+        // the others: a little more is given up, so as not to come back for each.
+        let pinned = self.pinned(class, shared) > 0;
+        let slack = if pinned { self.budget(class) / SLACK_PART } else { 0 };
         let own = self.budgets.own(class).is_some();
         let oldest = shared.table().by_age();
         for (id, other, generation, _) in oldest {
-            if self.account(class, shared).bytes <= budget {
+            if !self.is_over(class, slack, shared) {
                 return;
             }
             let same = if own { other == *class } else { self.budgets.own(&other).is_none() };

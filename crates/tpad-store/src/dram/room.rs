@@ -142,8 +142,7 @@ impl DramLevel {
     }
 
     fn is_full(&self, class: &CacheClass, more: u64) -> bool {
-        let policy = self.policy();
-        policy.account(class, &self.shared).bytes.saturating_add(more) > policy.budget(class)
+        self.policy().is_over(class, more, &self.shared)
     }
 
     /// The slabs of other slot sizes whose loss costs least and makes the room,
@@ -168,11 +167,13 @@ impl DramLevel {
         let usage = self.arena.usage();
         let mut room = usage.capacity.saturating_sub(usage.mapped);
         let nothing = Inside::default();
+        // They never come empty: whoever waited for them would wait for nothing.
+        let pinned = self.shared.table().pinned_slabs();
         let mut slabs: Vec<_> = self
             .arena
             .slabs()
             .into_iter()
-            .filter(|slab| slab.slot_bytes != slot_bytes)
+            .filter(|slab| slab.slot_bytes != slot_bytes && !pinned.contains(&slab.id))
             .map(|slab| {
                 let kept = kept.get(&slab.id).unwrap_or(&nothing);
                 let state = match (slab.slots_used > kept.blocks, kept.leased) {

@@ -8,26 +8,26 @@ use proptest::prelude::*;
 use super::*;
 use crate::Urgency;
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 
-fn level(capacity: u64, budgets: &[(&str, u64)]) -> Arc<DramLevel> {
+pub(super) fn level(capacity: u64, budgets: &[(&str, u64)]) -> Arc<DramLevel> {
     let class_budgets = budgets.iter().map(|(class, budget)| ((*class).to_owned(), *budget));
     let config = DramConfig { capacity_bytes: capacity, class_budgets: class_budgets.collect() };
     Arc::new(DramLevel::new(&config, StoreMetrics::default()).expect("budgets fit"))
 }
 
-fn id(n: u64) -> BlockId {
+pub(super) fn id(n: u64) -> BlockId {
     BlockId::of(&n.to_le_bytes())
 }
 
-async fn fill(level: &DramLevel, n: u64, class: &str, bytes: u64) -> Option<BlockBytes> {
+pub(super) async fn fill(level: &DramLevel, n: u64, class: &str, bytes: u64) -> Option<BlockBytes> {
     let mut slot = level.room(bytes, &class.into(), Urgency::Demand).await.expect("room");
     slot.fill(u8::try_from(n % 251).expect("small"));
     let block = slot.freeze();
     level.keep(&id(n), &class.into(), &block).then_some(block)
 }
 
-fn ledger(level: &DramLevel) -> (u64, u64) {
+pub(super) fn ledger(level: &DramLevel) -> (u64, u64) {
     let usage = level.usage();
     (usage.blocks, usage.bytes)
 }

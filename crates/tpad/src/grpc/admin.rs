@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
-use tpad_engine::{Engine, LoadOutcome, Loaded, ModelConfig};
+use tpad_engine::{
+    Engine, Evictions, LONGEST_PIN, LoadOutcome, Loaded, ModelConfig, Scope, Totals,
+};
+use tpad_manifest::{ExpertKey, TierId};
 use tpad_proto::v1;
 use tpad_proto::v1::admin_service_server::AdminService;
-use tpad_store::OriginOptions;
+use tpad_store::{Medium, OriginOptions};
 
 use super::call::Call;
 use super::status;
@@ -23,6 +26,13 @@ const LONGEST_ROOT_BYTES: usize = 4096;
 
 /// Bases that one request may allow.
 const ALLOWED_BASES: usize = 64;
+
+/// Names in one scope: enough for every expert of a layer, few enough to be
+/// looked up at once.
+const SCOPE_ENTRIES: usize = 10_000;
+
+/// The longest name of a pin's owner, in bytes.
+const LONGEST_OWNER_BYTES: usize = 128;
 
 /// What administration needs besides the engine.
 #[derive(Clone, Debug)]
@@ -127,6 +137,64 @@ impl AdminService for Admin {
         let deadline_ms = self.options.drain_deadline.as_millis().try_into().unwrap_or(u64::MAX);
         Ok(Response::new(v1::DrainResponse { deadline_ms }))
     }
+
+    async fn pin(
+        &self,
+        request: Request<v1::PinRequest>,
+    ) -> Result<Response<v1::PinResponse>, Status> {
+        let call = Call::of(&request, self.default_deadline);
+        let v1::PinRequest { model, owner, scope, ttl_ms } = request.into_inner();
+        check_owner(&owner, &call)?;
+        let scope = read_scope(scope.unwrap_or_default(), &call)?;
+        let ttl = Duration::from_millis(ttl_ms);
+        if ttl.is_zero() || ttl > LONGEST_PIN {
+            let problem =
+                format!("{ttl_ms} is not above 0 and at most {}", LONGEST_PIN.as_millis());
+            return Err(status::invalid("ttl_ms", &problem, &call));
+        }
+        let pinned = self.engine.pin(&model, &owner, scope, ttl, call.deadline).await;
+        let pinned = pinned.map_err(|error| call.refuse(&error))?;
+        Ok(Response::new(v1::PinResponse {
+            held: Some(amount(pinned.held)),
+            revision: pinned.revision,
+            renewed: pinned.renewed,
+        }))
+    }
+
+    async fn unpin(
+        &self,
+        request: Request<v1::UnpinRequest>,
+    ) -> Result<Response<v1::UnpinResponse>, Status> {
+        let call = Call::of(&request, self.default_deadline);
+        let v1::UnpinRequest { model, owner, scope } = request.into_inner();
+        check_owner(&owner, &call)?;
+        let scope = scope.map(|scope| read_scope(scope, &call)).transpose()?;
+        let unpinned = self.engine.unpin(&model, &owner, scope.as_ref());
+        let (pins, held) = unpinned.map_err(|error| call.refuse(&error))?;
+        Ok(Response::new(v1::UnpinResponse { pins, held: Some(amount(held)) }))
+    }
+
+    async fn evict(
+        &self,
+        request: Request<v1::EvictRequest>,
+    ) -> Result<Response<v1::EvictResponse>, Status> {
+        let call = Call::of(&request, self.default_deadline);
+        let level = match request.get_ref().level() {
+            v1::CostClass::Unspecified => None,
+            v1::CostClass::Dram => Some(Medium::Dram),
+            v1::CostClass::Nvme => Some(Medium::Nvme),
+            _ => return Err(status::invalid("level", "dram or nvme is expected", &call)),
+        };
+        let v1::EvictRequest { model, scope, .. } = request.into_inner();
+        let scope = read_scope(scope.unwrap_or_default(), &call)?;
+        let evicted = self.engine.evict(&model, &scope, level, call.deadline).await;
+        let Evictions { dram, nvme, pinned } = evicted.map_err(|error| call.refuse(&error))?;
+        Ok(Response::new(v1::EvictResponse {
+            dram: Some(amount(dram)),
+            nvme: Some(amount(nvme)),
+            pinned: Some(amount(pinned)),
+        }))
+    }
 }
 
 fn describe(loaded: &Loaded) -> v1::LoadedModel {
@@ -140,6 +208,43 @@ fn describe(loaded: &Loaded) -> v1::LoadedModel {
         revision: loaded.generation.revision(),
         generation: loaded.generation.number(),
     }
+}
+
+fn amount(totals: Totals) -> v1::Amount {
+    v1::Amount { blocks: totals.blocks, bytes: totals.bytes }
+}
+
+fn check_owner(owner: &str, call: &Call) -> Result<(), Status> {
+    if (1..=LONGEST_OWNER_BYTES).contains(&owner.len()) && !owner.chars().any(char::is_control) {
+        return Ok(());
+    }
+    let problem =
+        format!("1 to {LONGEST_OWNER_BYTES} bytes without control characters are expected");
+    Err(status::invalid("owner", &problem, call))
+}
+
+fn read_scope(scope: v1::Scope, call: &Call) -> Result<Scope, Status> {
+    let v1::Scope { tiers, groups, experts, layers } = scope;
+    let entries = [tiers.len(), groups.len(), experts.len(), layers.len()];
+    let entries = entries.into_iter().fold(0, usize::saturating_add);
+    if entries > SCOPE_ENTRIES {
+        let problem = format!("{entries} names, at most {SCOPE_ENTRIES} are looked up: name tiers");
+        return Err(status::invalid("scope", &problem, call));
+    }
+    let tier = |text: String| {
+        let id: Result<TierId, _> = text.parse();
+        id.map_err(|error| status::invalid("scope", &error.to_string(), call))
+    };
+    let tiers = tiers.into_iter().map(tier).collect::<Result<Vec<_>, _>>()?;
+    let groups = groups.into_iter().map(|key| Ok((tier(key.tier)?, key.group)));
+    let groups = groups.collect::<Result<Vec<_>, Status>>()?;
+    let expert = |key| {
+        ExpertKey::try_from(key).map_err(|error: tpad_proto::WireError| {
+            status::invalid("scope", &error.to_string(), call)
+        })
+    };
+    let experts = experts.into_iter().map(expert).collect::<Result<Vec<_>, _>>()?;
+    Ok(Scope::new(tiers, groups, experts, layers))
 }
 
 /// As for the configuration's models: names are labels of metrics.

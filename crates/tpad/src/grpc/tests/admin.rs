@@ -45,6 +45,9 @@ async fn every_method_is_refused_to_peers_of_other_machines() {
                 .await
                 .map(drop),
             inside.admin().drain(from(peer, v1::DrainRequest {})).await.map(drop),
+            inside.admin().pin(from(peer, v1::PinRequest::default())).await.map(drop),
+            inside.admin().unpin(from(peer, v1::UnpinRequest::default())).await.map(drop),
+            inside.admin().evict(from(peer, v1::EvictRequest::default())).await.map(drop),
         ];
         let methods = methods();
         let known = methods.iter().filter(|method| method.contains("AdminService"));
