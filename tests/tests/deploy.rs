@@ -172,6 +172,25 @@ fn memory_has_room_for_the_capacity_and_what_is_beside_it() {
 }
 
 #[test]
+fn the_disk_level_is_on_a_volume_that_outlives_its_container() {
+    let mut on_disk = 0;
+    for deployed in Deployed::all() {
+        let Some(nvme) = &deployed.config.nvme else { continue };
+        let mounts = array(&deployed.container()["volumeMounts"]);
+        let mount = mounts.iter().find(|mount| {
+            mount["mountPath"].as_str().is_some_and(|path| nvme.path.starts_with(path))
+        });
+        let name = mount.expect("the path is on a volume")["name"].clone();
+        let volumes = array(&deployed.pod()["spec"]["volumes"]);
+        let in_pod = volumes.iter().find(|volume| volume["name"] == name);
+        let passing = in_pod.is_some_and(|volume| !volume["emptyDir"].is_null());
+        assert!(!passing, "{}: {name} goes with its Pod", deployed.rendered.name);
+        on_disk += 1;
+    }
+    assert_eq!(on_disk, 1, "the cache has a disk level");
+}
+
+#[test]
 fn the_grace_period_outlasts_the_drain() {
     for deployed in Deployed::all() {
         let spec = &deployed.pod()["spec"];

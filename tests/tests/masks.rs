@@ -75,7 +75,8 @@ fn seven() -> Value {
 }
 
 fn large() -> Value {
-    json!({"id": "large", "k_group": 1, "k_expert": 1,
+    // Its k_expert is the checkpoint's own.
+    json!({"id": "large", "k_group": 1, "k_expert": 2,
            "groups": [{"id": 0, "experts": [true, true, true]}]})
 }
 
@@ -139,7 +140,9 @@ async fn python(served: &Served, arguments: &[&str]) -> String {
 }
 
 fn parsed(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    let parsed = serde_json::from_str(text);
+    assert!(parsed.is_ok(), "{parsed:?}: {text}");
+    parsed.expect("checked above")
 }
 
 #[test]
@@ -267,7 +270,10 @@ async fn next(watch: &mut MaskWatch) -> Option<Result<MaskEvent, tpad_client::Er
 async fn mask(watch: &mut MaskWatch) -> FetchedMask {
     match next(watch).await {
         Some(Ok(MaskEvent::Mask(mask))) => mask,
-        other => panic!("no mask: {other:?}"),
+        other => {
+            assert!(other.is_none(), "no mask: {other:?}");
+            unreachable!("the watch ended");
+        }
     }
 }
 
