@@ -19,6 +19,7 @@ pub use self::administer::{LoadOutcome, Loaded, Unloaded};
 pub use self::keep::{Evictions, Pinned};
 use self::roster::Roster;
 use crate::generation::{Generation, Shared};
+use crate::kept::Kept;
 use crate::model::{Loader, Model, ModelView};
 use crate::pins::Pins;
 use crate::{EngineConfig, EngineError, EngineMetrics, ModelStatus, Readiness, Status};
@@ -81,6 +82,7 @@ impl Engine {
         let nvme = nvme.map(|nvme| NvmeLevel::open(nvme, store_metrics.clone())).transpose()?;
         let lower = nvme.iter().map(|level| Arc::clone(level) as Arc<dyn Level>).collect();
         let hierarchy = Hierarchy::new(store, lower, store_metrics.clone())?;
+        let kept = Kept::on(nvme.as_ref().map(|level| level.documents()));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let shared = Shared {
             hierarchy: Arc::clone(&hierarchy),
@@ -92,6 +94,7 @@ impl Engine {
             selections: Arc::new(Semaphore::new(bounds.selected_blocks_in_flight)),
             checks: Arc::new(Semaphore::new(CHECKS_AT_ONCE)),
             file_reads: Arc::new(Semaphore::new(FILES_AT_ONCE)),
+            kept,
         };
         let pins = Pins::new(Arc::clone(&hierarchy), shared.metrics.clone());
         tasks.spawn(Arc::clone(&pins).expire(stop.clone()));

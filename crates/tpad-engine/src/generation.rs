@@ -12,7 +12,7 @@ mod select;
 mod tally;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
@@ -25,6 +25,7 @@ use tpad_store::{
     StoreMetrics,
 };
 
+use crate::kept::Kept;
 use crate::shelf::Shelf;
 use crate::{Bounds, EngineError, EngineMetrics, TierReads};
 
@@ -55,6 +56,7 @@ pub struct Generation {
     files: Arc<Shelf<Digest, Bytes>>,
     report: Report,
     tally: Tally,
+    stale: Mutex<Option<String>>,
     retired: CancellationToken,
     shared: Shared,
 }
@@ -75,6 +77,8 @@ pub(crate) struct Shared {
     pub(crate) checks: Arc<Semaphore>,
     /// Bounds the files that are read at a time: each takes memory.
     pub(crate) file_reads: Arc<Semaphore>,
+    /// What is served while a store is away.
+    pub(crate) kept: Kept,
 }
 
 /// What a generation is made of.
@@ -86,6 +90,8 @@ pub(crate) struct Parts {
     pub(crate) warnings: Vec<String>,
     pub(crate) root: Arc<ObjectOrigin>,
     pub(crate) objects: Arc<dyn Origin>,
+    /// Why the document is the last good one and not the store's.
+    pub(crate) stale: Option<String>,
 }
 
 /// A block that was read.
@@ -101,7 +107,7 @@ pub struct Block {
 
 impl Generation {
     pub(crate) fn new(parts: Parts, shared: Shared) -> Self {
-        let Parts { model, number, document, catalog, warnings, root, objects } = parts;
+        let Parts { model, number, document, catalog, warnings, root, objects, stale } = parts;
         let shelf = (shared.tasks.clone(), shared.stop.clone());
         Self {
             model,
@@ -117,6 +123,7 @@ impl Generation {
             segments: Shelf::new(shared.bounds.segment_bytes, shelf.clone()),
             files: Shelf::new(shared.bounds.file_bytes, shelf),
             report: Report::default(),
+            stale: Mutex::new(stale),
             retired: shared.stop.child_token(),
             shared,
         }
@@ -169,6 +176,18 @@ impl Generation {
     #[must_use]
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
+    }
+
+    /// Why this may be older than what the store has: the store was away when it
+    /// was loaded from local disk, and has not been seen since.
+    #[must_use]
+    pub fn stale(&self) -> Option<String> {
+        self.stale.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The store has the same document. Says whether that is news.
+    pub(crate) fn confirm(&self) -> bool {
+        self.stale.lock().unwrap_or_else(PoisonError::into_inner).take().is_some()
     }
 
     /// What is odd about the manifest but does not stop it.

@@ -12,6 +12,7 @@ mod error;
 #[cfg(any(test, feature = "fixture"))]
 pub mod fixture;
 mod generation;
+mod kept;
 mod load;
 mod locate;
 mod mask;

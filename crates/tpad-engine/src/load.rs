@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 use tpad_index::{IndexError, MAX_HEADER_BYTES, decode_header};
 use tpad_manifest::{
@@ -14,6 +15,7 @@ use tpad_store::{ErrorKind, ObjectOrigin, Origin, OriginError};
 use crate::base::{BaseError, check_base};
 use crate::error::IndexProblem;
 use crate::generation::{Generation, Parts, Shared, index_range};
+use crate::kept::{header_key, is_away, manifest_key};
 use crate::locate::{Place, highest_revision};
 use crate::{BudgetEnforcement, ModelConfig};
 
@@ -156,15 +158,17 @@ impl LoadError {
     }
 }
 
-/// Loads the model's revision.
+/// Loads the model's revision: the store's, or while that is away the last good
+/// one, if `kept` says so.
 pub(crate) async fn load(
     model: &ModelConfig,
     enforcement: BudgetEnforcement,
     number: impl FnOnce() -> u64,
+    kept: bool,
     shared: &Shared,
 ) -> Result<Generation, LoadError> {
     let deadline = shared.bounds.load_deadline;
-    let attempt = attempt(model, enforcement, number, shared);
+    let attempt = attempt(model, enforcement, number, kept, shared);
     tokio::time::timeout(deadline, attempt).await.map_err(|_| LoadError::Deadline(deadline))?
 }
 
@@ -172,28 +176,19 @@ async fn attempt(
     model: &ModelConfig,
     enforcement: BudgetEnforcement,
     number: impl FnOnce() -> u64,
+    kept: bool,
     shared: &Shared,
 ) -> Result<Generation, LoadError> {
     let place = Place::of(&model.root);
     let root = open(&place.root, model, shared)?;
-    let revision = match place.pinned {
-        Some(revision) => revision,
-        None => {
-            let highest = highest_revision(&root).await;
-            let listed =
-                highest.map_err(|source| LoadError::List { root: root.url().into(), source })?;
-            listed.ok_or_else(|| LoadError::NoRevision { root: root.url().into() })?
-        }
-    };
-    let path = revision_path(revision);
-    let document = root.get(&path, MAX_DOCUMENT_BYTES as u64).await;
-    let document = document.map_err(|source| LoadError::Read { path: path.clone(), source })?;
+    let Found { path, revision, document, stale } =
+        find(model, &place, &root, kept, shared).await?;
     let text = document.clone();
     let loaded = apart(shared, move || Manifest::parse(&text)).await;
     let loaded = loaded
         .ok_or_else(|| LoadError::Interrupted { path: path.clone() })?
         .map_err(|source| LoadError::Rejected { path: path.clone(), source })?;
-    if loaded.manifest.revision != revision {
+    if revision.is_some_and(|revision| loaded.manifest.revision != revision) {
         return Err(LoadError::Misnamed { path, found: loaded.manifest.revision });
     }
     let objects = match &loaded.manifest.objects_base {
@@ -229,6 +224,10 @@ async fn attempt(
         BudgetEnforcement::Reject => return Err(LoadError::OverBudget { path, over }),
     }
     let objects: Arc<dyn Origin> = objects;
+    if stale.is_none() {
+        // Only what can be served is worth coming back to.
+        shared.kept.put(&manifest_key(&model.root), document.clone()).await;
+    }
     let parts = Parts {
         model: model.name.as_str().into(),
         number: number(),
@@ -237,8 +236,62 @@ async fn attempt(
         warnings,
         root,
         objects,
+        stale,
     };
     Ok(Generation::new(parts, shared.clone()))
+}
+
+/// A revision's document.
+struct Found {
+    path: String,
+    /// The number that it must say; `None` of one that was kept.
+    revision: Option<u64>,
+    document: Bytes,
+    /// Why it is the last good one and not the store's.
+    stale: Option<String>,
+}
+
+/// The document to serve: the store's or, while that is away, the last good one.
+async fn find(
+    model: &ModelConfig,
+    place: &Place,
+    root: &Arc<ObjectOrigin>,
+    kept: bool,
+    shared: &Shared,
+) -> Result<Found, LoadError> {
+    if !kept || !shared.kept.is_on() {
+        return ask(place, root).await;
+    }
+    // A store that hangs must leave time for what is kept.
+    let limit = shared.bounds.load_deadline / 2;
+    let asked = tokio::time::timeout(limit, ask(place, root)).await;
+    let error = match asked.unwrap_or(Err(LoadError::Deadline(limit))) {
+        Err(error) if is_away(error.kind()) => error,
+        found => return found,
+    };
+    match shared.kept.get(&manifest_key(&model.root)).await {
+        Some(document) => {
+            let (path, stale) = ("the revision kept on disk".to_owned(), Some(error.to_string()));
+            Ok(Found { path, revision: None, document, stale })
+        }
+        None => Err(error),
+    }
+}
+
+async fn ask(place: &Place, root: &Arc<ObjectOrigin>) -> Result<Found, LoadError> {
+    let revision = match place.pinned {
+        Some(revision) => revision,
+        None => {
+            let highest = highest_revision(root).await;
+            let listed =
+                highest.map_err(|source| LoadError::List { root: root.url().into(), source })?;
+            listed.ok_or_else(|| LoadError::NoRevision { root: root.url().into() })?
+        }
+    };
+    let path = revision_path(revision);
+    let document = root.get(&path, MAX_DOCUMENT_BYTES as u64).await;
+    let document = document.map_err(|source| LoadError::Read { path: path.clone(), source })?;
+    Ok(Found { path, revision: Some(revision), document, stale: None })
 }
 
 fn open(url: &str, model: &ModelConfig, shared: &Shared) -> Result<Arc<ObjectOrigin>, LoadError> {
@@ -290,11 +343,21 @@ async fn header(
         let (bytes, most) = (reference.header_bytes, MAX_HEADER_BYTES);
         return Err(IndexError::TooLarge { what, bytes, most }.into());
     }
-    let path = index_path(&reference.digest);
-    let prefix = index_range(root, &path, 0, reference.header_bytes, deadline).await?;
+    let (path, key) = (index_path(&reference.digest), header_key(reference));
     let reference = *reference;
-    let header = apart(shared, move || decode_header(&prefix, &reference)).await;
-    Ok(Arc::new(header.ok_or(IndexProblem::Interrupted)??))
+    let check = async |prefix: Bytes| {
+        let header = apart(shared, move || decode_header(&prefix, &reference)).await;
+        header.ok_or(IndexProblem::Interrupted)?.map_err(IndexProblem::from)
+    };
+    if let Some(prefix) = shared.kept.get(&key).await
+        && let Ok(header) = check(prefix).await
+    {
+        return Ok(Arc::new(header));
+    }
+    let prefix = index_range(root, &path, 0, reference.header_bytes, deadline).await?;
+    let header = check(prefix.clone()).await?;
+    shared.kept.put(&key, prefix).await;
+    Ok(Arc::new(header))
 }
 
 /// Checks what a store sent where it holds up nothing else: the worst of it

@@ -123,14 +123,15 @@ impl Model {
         };
         let root = without_password(&self.config.root);
         let name = self.config.name.clone();
-        ModelView { name, root, state, reason, stale: None, generation }
+        let stale = generation.as_ref().and_then(|generation| generation.stale());
+        ModelView { name, root, state, reason, stale, generation }
     }
 
-    /// Loads the model, again and again until it works, someone else has done
-    /// it, or the model ends.
+    /// Loads the model, again and again until what it serves is the store's,
+    /// someone else has done it, or the model ends.
     pub(crate) async fn run(self: Arc<Self>, loader: Loader, changed: impl Fn() + Send) {
         let mut pause = loader.retry.first;
-        while self.serving.load().is_none() {
+        while !self.settled() {
             match self.attempt(&loader).await {
                 Ok(_) => changed(),
                 Err(error) => {
@@ -138,7 +139,7 @@ impl Model {
                     changed();
                 }
             }
-            if self.serving.load().is_some() {
+            if self.settled() {
                 return;
             }
             tokio::select! {
@@ -149,6 +150,11 @@ impl Model {
         }
     }
 
+    /// Whether it serves what the store has.
+    fn settled(&self) -> bool {
+        self.serving.load().as_ref().is_some_and(|generation| generation.stale().is_none())
+    }
+
     /// Loads the model once. What is served stays when that fails, and when the
     /// root has the same document still. Dropping the future gives the attempt
     /// up.
@@ -157,7 +163,10 @@ impl Model {
         let attempt = async {
             let _alone = self.loading.lock().await;
             let number = || loader.swaps.fetch_add(1, Ordering::Relaxed) + 1;
-            let loaded = load(&self.config, loader.enforcement, number, &loader.shared).await?;
+            // Who serves something already learns that the store is away.
+            let kept = self.serving.load().is_none();
+            let loaded =
+                load(&self.config, loader.enforcement, number, kept, &loader.shared).await?;
             if self.end.is_cancelled() {
                 return Ok(Attempt::Ended);
             }
@@ -193,7 +202,12 @@ impl Model {
         let known = self.serving.load_full();
         let same = known.filter(|known| known.document() == generation.document());
         let attempt = match same {
-            Some(known) => Attempt::Same(known),
+            Some(known) => {
+                if generation.stale().is_none() && known.confirm() {
+                    tracing::info!(revision, "the store answers: it has the same revision");
+                }
+                Attempt::Same(known)
+            }
             None => {
                 for warning in generation.warnings() {
                     tracing::warn!(warning, "odd manifest");
@@ -202,6 +216,9 @@ impl Model {
                     if let Some(reason) = generation.catalog().skipped(&tier.id) {
                         tracing::warn!(tier = %tier.id, reason, "tier skipped");
                     }
+                }
+                if let Some(reason) = generation.stale() {
+                    tracing::warn!(reason, "the store is away: the last good revision is served");
                 }
                 let generation = Arc::new(generation);
                 if let Some(old) = self.serving.swap(Some(Arc::clone(&generation))) {

@@ -389,7 +389,7 @@ async fn a_store_that_stays_away_is_one_piece_of_news() {
     let mut topics = BTreeSet::new();
     for _ in 0..5 {
         let enforcement = BudgetEnforcement::Warn;
-        let attempt = crate::load::load(&away, enforcement, || 1, served.shared());
+        let attempt = crate::load::load(&away, enforcement, || 1, true, served.shared());
         topics.insert(attempt.await.expect_err("nobody answers").topic());
     }
     assert_eq!(topics.len(), 1, "{topics:?}");

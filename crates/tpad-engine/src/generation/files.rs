@@ -10,6 +10,7 @@ use tpad_store::Origin;
 use super::Generation;
 use crate::EngineError;
 use crate::error::FileProblem;
+use crate::kept::file_key;
 
 pub(super) async fn read(
     generation: &Generation,
@@ -30,13 +31,23 @@ pub(super) async fn read(
         let (wanted, name) = (record.clone(), name.to_owned());
         let bounds = generation.shared.bounds;
         let turns = Arc::clone(&generation.shared.file_reads);
+        let kept = generation.shared.kept.clone();
         async move {
             let _turn = turns.acquire().await;
             let deadline = Instant::now() + bounds.load_deadline;
+            let key = file_key(&wanted.digest);
+            if let Some(bytes) = kept.get(&key).await
+                && let Ok(bytes) = verify(bytes.into(), &wanted).await
+            {
+                return Ok((bytes, wanted.bytes));
+            }
             let bytes = match fetch(&*origin, &wanted, bounds.largest_file_bytes, deadline).await {
                 Ok(bytes) => verify(bytes, &wanted).await,
                 Err(problem) => Err(problem),
             };
+            if let Ok(bytes) = &bytes {
+                kept.put(&key, bytes.clone()).await;
+            }
             match bytes {
                 Ok(bytes) => Ok((bytes, wanted.bytes)),
                 Err(source) => Err(EngineError::File { name, source: Arc::new(source) }),

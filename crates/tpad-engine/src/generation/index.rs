@@ -16,6 +16,7 @@ use tpad_store::{ObjectOrigin, Origin as _};
 use super::Generation;
 use crate::EngineError;
 use crate::error::IndexProblem;
+use crate::kept::segment_key;
 
 /// An index whose header was read and verified.
 #[derive(Debug)]
@@ -289,6 +290,7 @@ impl Generation {
             let (header, image_bytes) = (Arc::clone(&index.header), Arc::clone(&index.image_bytes));
             let (entry, place) = (*entry, place.clone());
             let checks = Arc::clone(&self.shared.checks);
+            let kept = self.shared.kept.clone();
             let deadline = Instant::now() + self.shared.bounds.load_deadline;
             let tier = match number {
                 IndexNumber::Tier(tier) => self.manifest().tiers.get(tier as usize).cloned(),
@@ -296,14 +298,27 @@ impl Generation {
             };
             async move {
                 let held = async {
+                    let check = async |bytes: Bytes| {
+                        let checked = checks.acquire().await;
+                        let (tier, header) = (tier.clone(), Arc::clone(&header));
+                        let image_bytes = Arc::clone(&image_bytes);
+                        let check = move || decode(bytes, &entry, tier, header, image_bytes);
+                        // A check that panics leaves nothing to serve.
+                        let held = tokio::task::spawn_blocking(check).await;
+                        drop(checked);
+                        held.unwrap_or(Err(IndexProblem::Interrupted))
+                    };
+                    let key = segment_key(&entry);
+                    if let Some(bytes) = kept.get(&key).await
+                        && let Ok(held) = check(bytes).await
+                    {
+                        return Ok(held);
+                    }
                     let bytes =
                         index_range(&root, &path, entry.offset, entry.bytes, deadline).await?;
-                    let checked = checks.acquire().await;
-                    let check = move || decode(bytes, &entry, tier, header, image_bytes);
-                    // A check that panics leaves nothing to serve.
-                    let held = tokio::task::spawn_blocking(check).await;
-                    drop(checked);
-                    held.unwrap_or(Err(IndexProblem::Interrupted))
+                    let held = check(bytes.clone()).await?;
+                    kept.put(&key, bytes).await;
+                    Ok(held)
                 };
                 match held.await {
                     Ok(held) => Ok((SharedSegment(Arc::new(held)), entry.bytes)),
