@@ -103,7 +103,8 @@ impl Buildah {
     fn programs(&self, place: &Path) -> Result<()> {
         let programs = place.join("programs");
         for name in ["tpad", "tpactl"] {
-            let built = root().join("target/debug").join(name);
+            // Beside this program, wherever cargo's target folder is.
+            let built = std::env::current_exe()?.with_file_name(name);
             let copy = programs.join(name);
             std::fs::copy(&built, &copy).with_context(|| format!("{name} is not built"))?;
             // Debug builds are mostly tables for debuggers.

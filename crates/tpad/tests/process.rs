@@ -132,7 +132,7 @@ async fn a_configuration_is_checked_whole_without_opening_anything() {
     assert!(text(&output.stdout).contains("is valid"));
 
     let place = Place::new("1s");
-    let wrong = "[listen]\nhttp = \"x\"\n[log]\nformat = \"x\"\n[levels.nvme]\npath = \"/x\"\n";
+    let wrong = "[listen]\nhttp = \"x\"\n[log]\nformat = \"x\"\n[levels.nvme]\npath = \"x\"\n";
     std::fs::write(place.config(), wrong).expect("written");
     let config = place.config();
     for more in [&[][..], &["--check-config"]] {
