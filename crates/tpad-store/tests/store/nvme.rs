@@ -171,7 +171,7 @@ async fn every_flipped_byte_of_a_file_is_a_counted_miss() {
     let mut misses = disk.count(MISSES);
     for at in 0..sound.len() {
         let mut damaged = sound.clone();
-        damaged[at] ^= 1 << (at / 64 + at) % 8;
+        damaged[at] ^= 1 << ((at / 64 + at) % 8);
         fs::write(&path, damaged).expect("written");
         let before = disk.count(VERIFY_FAILURES);
         if at % 64 == 0 {
