@@ -39,3 +39,16 @@ fn python_grpcio_reads_every_expert_exactly() {
         served.stop().await;
     });
 }
+
+#[test]
+fn the_routing_reference_in_the_documentation_gives_the_vectors() {
+    let mut script = Command::new(tools::tool("python"));
+    script.env("PYTHONDONTWRITEBYTECODE", "1");
+    script.arg(tools::workspace().join("tests/python/routing.py"));
+    script.arg(tools::workspace().join("docs/routing.md"));
+    script.arg(tools::workspace().join("crates/tpad-client/tests/vectors"));
+    let output = script.output().expect("python runs");
+    assert!(output.status.success(), "{}", said(&output));
+    let line = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    assert_eq!(line, "1280 tokens route as the vectors say");
+}

@@ -40,6 +40,7 @@ mod mask;
 mod model;
 mod options;
 mod request;
+mod router;
 mod stream;
 
 pub use address::{Address, SocketPaths};
@@ -58,4 +59,5 @@ pub use model::{
 };
 pub use options::{ClientOptions, RetryPolicy};
 pub use request::{FetchDense, FetchExperts, FetchRouters};
+pub use router::{Choice, Head, RouteError, Router, TierLogits, Ties};
 pub use stream::{BlockStream, StreamStart};
