@@ -46,6 +46,9 @@ pub struct Tier {
     pub requires: Vec<String>,
     /// Its parameter budget.
     pub budget: u64,
+    /// How many different experts there are; the others are copies of them, at
+    /// any layer and in any tier that has a number here. `None`: no two are equal.
+    pub variety: Option<u32>,
 }
 
 /// A checkpoint in a directory of its own, gone when this is dropped.
@@ -69,6 +72,7 @@ impl Tier {
             index: true,
             requires: Vec::new(),
             budget: u64::MAX,
+            variety: None,
         }
     }
 }
@@ -238,14 +242,19 @@ impl Writer<'_> {
                         (format!("layers.{layer}.experts.{number}.scale"), 5),
                     ];
                     let key = BlockKey::Expert { key, layer };
-                    records.push(self.block(key, tensors, Some(source), &mut shard));
+                    let content = match tier.variety {
+                        Some(variety) => format!("copy {}", (layer + number) % variety),
+                        None => key.to_string(),
+                    };
+                    records.push(self.block(key, &content, tensors, Some(source), &mut shard));
                     number += 1;
                 }
                 groups.push(records);
             }
             let key = BlockKey::Router { tier: id.clone(), layer };
             let tensors = vec![(format!("layers.{layer}.router"), u64::from(number) * 4)];
-            let router = tier.routers.then(|| self.block(key, tensors, None, &mut shard));
+            let content = key.to_string();
+            let router = tier.routers.then(|| self.block(key, &content, tensors, None, &mut shard));
             builder.push_layer(layer, &groups, router.as_ref()).expect("an honest layer");
         }
         (self.finish(builder, &shard), shard)
@@ -258,7 +267,8 @@ impl Writer<'_> {
             .iter()
             .map(|(name, bytes)| {
                 let key = BlockKey::Dense { name: (*name).into() };
-                self.block(key, vec![((*name).to_owned(), *bytes)], None, &mut shard)
+                let content = key.to_string();
+                self.block(key, &content, vec![((*name).to_owned(), *bytes)], None, &mut shard)
             })
             .collect();
         builder.push_dense(&records).expect("honest tensors");
@@ -276,21 +286,23 @@ impl Writer<'_> {
         Shard { path: shard_of(of, self.revision).into(), bytes: vec![0xee; 37] }
     }
 
+    /// A block whose bytes depend on `content`, its tensors' places and the
+    /// revision.
     fn block(
         &mut self,
         key: BlockKey,
+        content: &str,
         tensors: Vec<(String, u64)>,
         source: Option<Source>,
         shard: &mut Shard,
     ) -> BlockRecord {
         let mut image = Vec::new();
         let mut records = Vec::new();
-        for (name, bytes) in tensors {
-            let seed = format!("{key} {name} {}", self.revision);
-            let content = noise(&seed, bytes);
+        for (place, (name, bytes)) in tensors.into_iter().enumerate() {
+            let noise = noise(&format!("{content} {place} {}", self.revision), bytes);
             let offset = shard.bytes.len() as u64;
-            shard.bytes.extend_from_slice(&content);
-            image.extend_from_slice(&content);
+            shard.bytes.extend_from_slice(&noise);
+            image.extend_from_slice(&noise);
             image.resize(image.len().next_multiple_of(256), 0);
             records.push(TensorRecord {
                 name: name.into(),
