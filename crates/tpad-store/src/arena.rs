@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 
 pub use slot::{BlockBytes, SlotMut};
 pub(crate) use state::SlabView;
+pub use state::slot_bytes;
 
 use self::mapping::Mapping;
 use self::slot::Slab;
@@ -99,7 +100,7 @@ impl Arena {
     /// The size of the slot for an image of `bytes`; `None` when it exceeds the
     /// capacity.
     pub(crate) fn slot_bytes(&self, bytes: u64) -> Option<u64> {
-        state::slot_bytes(bytes).filter(|slot| *slot <= self.capacity)
+        slot_bytes(bytes).filter(|slot| *slot <= self.capacity)
     }
 
     /// A slot for an image of `bytes`, if one is free.

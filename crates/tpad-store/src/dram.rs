@@ -17,7 +17,7 @@ pub(crate) use self::room::RoomError;
 
 use self::budget::Budgets;
 use self::policy::Policy;
-use self::table::Table;
+use self::table::{GivenUp, Table};
 use crate::gate::Gate;
 use crate::level::{Check, Level, LevelError, LevelRead, LevelUsage};
 use crate::{Arena, BlockBytes, CacheClass, DramConfig, Medium, SlotMut, StoreError, StoreMetrics};
@@ -98,13 +98,20 @@ impl DramLevel {
     }
 
     /// Offers a verified block that lies in the arena; `true` if it is kept now.
-    pub(crate) fn keep(&self, id: &BlockId, class: &CacheClass, bytes: &BlockBytes) -> bool {
+    /// A `guess` that goes before anybody used it was wasted.
+    pub(crate) fn keep(
+        &self,
+        id: &BlockId,
+        class: &CacheClass,
+        bytes: &BlockBytes,
+        guess: bool,
+    ) -> bool {
         let policy = self.policy();
         let slot_bytes = bytes.padded().len() as u64;
         if slot_bytes > policy.budget(class) {
             return false;
         }
-        let inserted = self.shared.table().insert(*id, class, bytes);
+        let inserted = self.shared.table().insert(*id, class, bytes, guess);
         let Some(generation) = inserted else { return true };
         policy.insert(id, class, generation, slot_bytes, &self.shared);
         // Who makes room may wait for slots that were being filled: this one can
@@ -167,7 +174,15 @@ impl Shared {
     fn give_up(&self, id: &BlockId, generation: Option<u64>) -> bool {
         // The slot is freed after the table's lock.
         let given_up = self.table().remove(id, generation);
+        self.count(given_up.as_ref());
         given_up.is_some()
+    }
+
+    fn count(&self, given_up: Option<&GivenUp>) {
+        let wasted = given_up.map_or(0, GivenUp::wasted_bytes);
+        if wasted > 0 {
+            self.metrics.prefetch_wasted(wasted);
+        }
     }
 }
 
@@ -207,16 +222,17 @@ impl Level for DramLevel {
         bytes: &BlockBytes,
     ) -> Result<bool, LevelError> {
         if bytes.is_of(&self.arena) {
-            return Ok(self.keep(id, class, bytes));
+            return Ok(self.keep(id, class, bytes, false));
         }
         let room = self.room(bytes.len() as u64, class, crate::Urgency::Prefetch).await;
         let Ok(mut slot) = room else { return Ok(false) };
         slot.copy_from_slice(bytes);
-        Ok(self.keep(id, class, &slot.freeze()))
+        Ok(self.keep(id, class, &slot.freeze(), false))
     }
 
     async fn remove(&self, id: &BlockId) -> Result<(), LevelError> {
         let given_up = self.shared.table().remove(id, None);
+        self.shared.count(given_up.as_ref());
         if let Some(given_up) = given_up {
             self.policy().forget(id, &given_up.class);
         }

@@ -12,6 +12,7 @@ mod flight;
 mod guarded;
 mod lanes;
 mod ranges;
+mod stage;
 mod status;
 mod verify;
 
@@ -27,9 +28,10 @@ use tpad_manifest::BlockId;
 
 pub use config::{DramConfig, FetchTuning, HierarchyConfig};
 pub use error::{ReadError, StoreError};
+pub use stage::Staged;
 pub use status::{LevelStatus, Lookups, StoreStatus};
 
-use self::flight::{Boarding, Flight, Flights, Stage};
+use self::flight::{Boarding, Flight, Flights, Purpose, Stage};
 use self::guarded::Guarded;
 use self::lanes::Lanes;
 use crate::dram::DramLevel;
@@ -45,6 +47,9 @@ const LEVEL_WRITES: usize = 8;
 /// The part of host memory that blocks on their way into lower levels may hold,
 /// written or waiting for it; more are dropped.
 const LEVEL_WRITE_SHARE: u64 = 8;
+
+/// The part of host memory that blocks on their way to a home below it may hold.
+const STAGE_SHARE: u64 = 16;
 
 /// What slots are multiples of.
 const PAGE_BYTES: u64 = 4096;
@@ -90,6 +95,9 @@ struct Inner {
     /// Memory of blocks that are written or wait for it, in pages.
     level_write_pages: Arc<Semaphore>,
     most_level_write_pages: u32,
+    /// Memory of blocks that are staged below host memory, in pages.
+    stage_pages: Arc<Semaphore>,
+    most_stage_pages: u32,
     waiting: AtomicUsize,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -113,6 +121,7 @@ impl Hierarchy {
         }
         let dram = DramLevel::new(&dram, metrics.clone())?;
         let pages = pages_of(dram.arena().usage().capacity / LEVEL_WRITE_SHARE);
+        let stage_pages = pages_of(dram.arena().usage().capacity / STAGE_SHARE);
         let guarded = |level| Guarded::new(level, tuning.level_patience, metrics.clone());
         let inner = Inner {
             lower: lower.into_iter().map(guarded).map(Arc::new).collect(),
@@ -123,6 +132,8 @@ impl Hierarchy {
             level_writes: Arc::new(Semaphore::new(LEVEL_WRITES)),
             level_write_pages: Arc::new(Semaphore::new(pages as usize)),
             most_level_write_pages: pages,
+            stage_pages: Arc::new(Semaphore::new(stage_pages as usize)),
+            most_stage_pages: stage_pages,
             waiting: AtomicUsize::new(0),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -149,7 +160,11 @@ impl Hierarchy {
         fetch: &Arc<BlockFetch>,
         options: ReadOptions,
     ) -> Result<Served, ReadError> {
-        let read = self.inner.read(origin, fetch, options).await;
+        let purpose = match options.urgency {
+            Urgency::Demand => Purpose::Use,
+            Urgency::Prefetch => Purpose::Guess,
+        };
+        let read = self.inner.read(origin, fetch, options, purpose).await;
         self.inner.metrics.read(read.as_ref().map(|_| ()).map_err(ReadError::kind));
         read
     }
@@ -204,6 +219,16 @@ impl Hierarchy {
         Evicted { pinned: false, from }
     }
 
+    /// Whether this level has the block now, without counting as a use. `false` of
+    /// a level that is left alone for a while.
+    #[must_use]
+    pub fn holds(&self, medium: Medium, id: &BlockId) -> bool {
+        if medium == Medium::Dram {
+            return self.inner.dram.contains(id);
+        }
+        self.inner.lower.iter().any(|level| level.medium() == medium && level.offers(id))
+    }
+
     /// The host-memory level: its budgets can be changed, its blocks removed.
     #[must_use]
     pub fn dram(&self) -> &DramLevel {
@@ -253,6 +278,7 @@ impl Inner {
         origin: &Arc<dyn Origin>,
         fetch: &Arc<BlockFetch>,
         options: ReadOptions,
+        purpose: Purpose,
     ) -> Result<Served, ReadError> {
         if let Some(served) = self.in_place(fetch) {
             return Ok(served);
@@ -271,7 +297,8 @@ impl Inner {
                 Urgency::Prefetch => self.tuning.max_fills.div_ceil(2),
             };
             let landed = || self.in_place(fetch);
-            let (flight, joined) = match self.flights.board(origin, fetch, options, limit, landed) {
+            let boarding = self.flights.board(origin, fetch, options, purpose, limit, landed);
+            let (flight, joined) = match boarding {
                 Boarding::Landed(served) => return Ok(served),
                 Boarding::Full(count) => {
                     return Err(ReadError::Busy { count, what: "blocks are being filled" });

@@ -64,6 +64,11 @@ pub trait Level: Send + Sync + 'static {
         Health::Ok
     }
 
+    /// Whether a block is worth reading for it: it would try to take it.
+    fn takes(&self) -> bool {
+        self.health() == Health::Ok
+    }
+
     /// What else an operator may want to know of it.
     fn note(&self) -> Option<String> {
         None

@@ -23,12 +23,12 @@ mod origin;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use arena::{Arena, ArenaUsage, BlockBytes, SlotMut};
+pub use arena::{Arena, ArenaUsage, BlockBytes, SlotMut, slot_bytes};
 pub use dram::{ClassUsage, DramLevel};
 pub use fetch::{BlockFetch, CacheClass, FetchPart, Medium, ReadOptions, Urgency};
 pub use hierarchy::{
     DramConfig, Evicted, FetchTuning, Hierarchy, HierarchyConfig, LevelStatus, Lookups, ReadError,
-    Served, StoreError, StoreStatus,
+    Served, Staged, StoreError, StoreStatus,
 };
 pub use kind::ErrorKind;
 pub use level::{Check, Health, Level, LevelError, LevelRead, LevelUsage, crc64_nvme};

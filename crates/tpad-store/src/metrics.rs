@@ -24,6 +24,7 @@ pub struct StoreMetrics {
     level_evictions: Family<LevelLabel, Counter>,
     level_errors: Family<LevelLabel, Counter>,
     verify_failures: Family<LevelLabel, Counter>,
+    prefetch_wasted_bytes: Counter,
     reads: Family<OutcomeLabel, Counter>,
     reads_joined: Counter,
     fill_seconds: Histogram,
@@ -80,6 +81,7 @@ impl Default for StoreMetrics {
             level_evictions: Family::default(),
             level_errors: Family::default(),
             verify_failures: Family::default(),
+            prefetch_wasted_bytes: Counter::default(),
             reads: Family::default(),
             reads_joined: Counter::default(),
             // 1 ms to 65 s: a router from a local file to an expert over a slow link.
@@ -113,6 +115,9 @@ impl StoreMetrics {
         registry.register("tpad_level_errors", help, self.level_errors.clone());
         let help = "Blocks whose bytes were not what their checksum says, by where they came from";
         registry.register("tpad_verify_failures", help, self.verify_failures.clone());
+        let help =
+            "Image bytes of prefetched blocks that host memory gave up before their first use";
+        registry.register("tpad_prefetch_wasted_bytes", help, self.prefetch_wasted_bytes.clone());
         let help = "Blocks asked of the store, by outcome";
         registry.register("tpad_store_reads", help, self.reads.clone());
         let help = "Reads that waited for a fill which another one had started";
@@ -178,6 +183,10 @@ impl StoreMetrics {
 
     pub(crate) fn level_evicted(&self, level: Medium) {
         self.level_evictions.get_or_create(&LevelLabel { level: level.as_str() }).inc();
+    }
+
+    pub(crate) fn prefetch_wasted(&self, bytes: u64) {
+        self.prefetch_wasted_bytes.inc_by(bytes);
     }
 
     pub(crate) fn verify_failed(&self, from: Medium) {

@@ -69,7 +69,8 @@ impl NvmeConfig {
     }
 
     /// What blocks may take.
-    const fn block_bytes(&self) -> u64 {
+    #[must_use]
+    pub const fn block_bytes(&self) -> u64 {
         self.capacity_bytes - self.document_bytes()
     }
 }
@@ -134,6 +135,20 @@ impl NvmeLevel {
     #[must_use]
     pub fn documents(&self) -> DocumentCache {
         DocumentCache::of(&self.inner)
+    }
+
+    /// What blocks of this class take, headers and padding included.
+    #[must_use]
+    pub fn kept_of(&self, class: &CacheClass) -> LevelUsage {
+        let account = self.inner.table().of(class.as_str());
+        let capacity = self.inner.config.block_bytes();
+        LevelUsage { blocks: account.blocks, bytes: account.bytes, capacity }
+    }
+
+    /// What the file of an image takes.
+    #[must_use]
+    pub fn file_bytes(image_bytes: u64) -> Option<u64> {
+        file_bytes(image_bytes)
     }
 
     /// From here on blocks of these classes are at home here: others never push
@@ -238,6 +253,10 @@ impl Level for NvmeLevel {
             Some(problem) if self.inner.service.disk().is_some() => Health::ReadOnly(problem),
             Some(problem) => Health::Broken(problem),
         }
+    }
+
+    fn takes(&self) -> bool {
+        self.inner.service.may_write()
     }
 
     fn note(&self) -> Option<String> {

@@ -57,8 +57,10 @@ pub(crate) struct SlabView {
 }
 
 /// The slot that an image of `bytes` goes into: padded to a 32nd of its power of
-/// two, so that there are few sizes and at most 3 % is lost.
-pub(super) fn slot_bytes(bytes: u64) -> Option<u64> {
+/// two, so that there are few sizes and at most 3 % is lost. `None` when it
+/// overflows.
+#[must_use]
+pub fn slot_bytes(bytes: u64) -> Option<u64> {
     let bytes = bytes.max(1);
     let step = (1u64 << bytes.ilog2()) / 32;
     bytes.checked_next_multiple_of(step.max(PAGE_BYTES))

@@ -55,6 +55,11 @@ impl Policy {
         self.budgets.own(class).unwrap_or_else(|| self.budgets.rest())
     }
 
+    /// Whether blocks of a class are within a budget that is not this other one's.
+    pub(super) fn guards(&self, class: &CacheClass, from: &CacheClass) -> bool {
+        class != from && self.budgets.own(class).is_some()
+    }
+
     /// What is kept within the same budget as this class.
     pub(super) fn account(&self, class: &CacheClass, shared: &Shared) -> Account {
         let mut account = Account::default();

@@ -1,12 +1,20 @@
 //! Room for a block: a slot that is free, or made free, or waited for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
 
 use super::DramLevel;
 use super::table::Candidate;
 use crate::arena::Grant;
 use crate::{Arena, CacheClass, SlotMut, Urgency};
+
+/// How long a demand waits for slots that are in use before it takes those of
+/// blocks which are within a budget of their own: fills and honest readers are
+/// done by then.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why there is no room.
 #[derive(Debug, thiserror::Error)]
@@ -45,9 +53,10 @@ enum Use {
 
 impl DramLevel {
     /// A slot for an image of `bytes`. Gives up kept blocks for it: of the same
-    /// class first where that has used up its budget. Then waits until readers
-    /// or other fills free one; a prefetch does not. Whoever came first is served
-    /// first. Dropped, the future leaves nothing behind.
+    /// class first where that has used up its budget, and of classes with budgets
+    /// of their own last. Then waits until readers or other fills free one; a
+    /// prefetch does not. Whoever came first is served first. Dropped, the future
+    /// leaves nothing behind.
     pub(crate) async fn room(
         &self,
         bytes: u64,
@@ -63,6 +72,7 @@ impl DramLevel {
         }
         let _turn = self.turn.enter(1, urgency).await;
         let mut siege = Siege::lay(&self.arena);
+        let patience = Instant::now() + PATIENCE;
         loop {
             match self.arena.grant(bytes) {
                 Grant::Slot(slot) => return Ok(slot),
@@ -71,28 +81,49 @@ impl DramLevel {
                     mapped.await.map_err(io::Error::other)??;
                 }
                 Grant::Short => {
-                    if self.make_way(slot_bytes, class, &mut siege) {
+                    let spare = urgency == Urgency::Prefetch || Instant::now() < patience;
+                    if self.make_way(slot_bytes, class, spare, &mut siege) {
                         continue;
                     }
                     if urgency == Urgency::Prefetch {
                         return Err(RoomError::InUse);
                     }
-                    self.arena.slot_freed().await;
+                    let freed = self.arena.slot_freed();
+                    if spare {
+                        // Over the time, more may be given up.
+                        let _late = timeout_at(patience, freed).await;
+                    } else {
+                        freed.await;
+                    }
                 }
             }
         }
     }
 
     /// Gives up blocks so that a slot of this size comes free; `false` if there
-    /// is nothing to do but wait.
-    fn make_way(&self, slot_bytes: u64, class: &CacheClass, siege: &mut Siege<'_>) -> bool {
-        let candidates = self.shared.table().candidates();
+    /// is nothing to do but wait. May be told to spare what others have budgets for.
+    fn make_way(
+        &self,
+        slot_bytes: u64,
+        class: &CacheClass,
+        spare: bool,
+        siege: &mut Siege<'_>,
+    ) -> bool {
+        let mut candidates = self.shared.table().candidates();
+        // They never come empty: whoever waited for them would wait for nothing.
+        let mut closed: HashSet<u64> = self.shared.table().pinned_slabs().into_iter().collect();
+        if spare {
+            let policy = self.policy();
+            let guarded = |block: &Candidate| policy.guards(&block.class, class);
+            closed.extend(candidates.iter().filter(|c| guarded(c)).map(|block| block.slab));
+            candidates.retain(|block| !guarded(block));
+        }
         if !siege.slabs.is_empty() {
             if self.give_up(siege.inside(&candidates)) > 0 {
                 return true;
             }
             // Others may have become idle while these did not.
-            let idle = self.cheapest_slabs(slot_bytes, &candidates, Use::Idle);
+            let idle = self.cheapest_slabs(slot_bytes, &candidates, &closed, Use::Idle);
             if idle.is_empty() {
                 return false;
             }
@@ -109,7 +140,7 @@ impl DramLevel {
         {
             return true;
         }
-        let slabs = self.cheapest_slabs(slot_bytes, &candidates, Use::Foreign);
+        let slabs = self.cheapest_slabs(slot_bytes, &candidates, &closed, Use::Foreign);
         if !slabs.is_empty() {
             siege.turn_to(slabs);
             return self.give_up(siege.inside(&candidates)) > 0;
@@ -146,8 +177,14 @@ impl DramLevel {
     }
 
     /// The slabs of other slot sizes whose loss costs least and makes the room,
-    /// of those that are in no further use than `limit`.
-    fn cheapest_slabs(&self, slot_bytes: u64, candidates: &[Candidate], limit: Use) -> Vec<u64> {
+    /// of those that are not `closed` and in no further use than `limit`.
+    fn cheapest_slabs(
+        &self,
+        slot_bytes: u64,
+        candidates: &[Candidate],
+        closed: &HashSet<u64>,
+        limit: Use,
+    ) -> Vec<u64> {
         /// What is kept in a slab.
         #[derive(Default)]
         struct Inside {
@@ -167,13 +204,11 @@ impl DramLevel {
         let usage = self.arena.usage();
         let mut room = usage.capacity.saturating_sub(usage.mapped);
         let nothing = Inside::default();
-        // They never come empty: whoever waited for them would wait for nothing.
-        let pinned = self.shared.table().pinned_slabs();
         let mut slabs: Vec<_> = self
             .arena
             .slabs()
             .into_iter()
-            .filter(|slab| slab.slot_bytes != slot_bytes && !pinned.contains(&slab.id))
+            .filter(|slab| slab.slot_bytes != slot_bytes && !closed.contains(&slab.id))
             .map(|slab| {
                 let kept = kept.get(&slab.id).unwrap_or(&nothing);
                 let state = match (slab.slots_used > kept.blocks, kept.leased) {

@@ -32,6 +32,8 @@ struct Kept {
     used: u64,
     /// Whoever wants it to stay; while there is one nothing gives it up.
     pins: u32,
+    /// It was prefetched and nobody has asked for it yet.
+    guess: bool,
 }
 
 /// What pinning a block did.
@@ -76,8 +78,15 @@ pub(super) struct Candidate {
 /// A block that is kept no more. Dropped outside of the table's lock.
 pub(super) struct GivenUp {
     pub(super) class: CacheClass,
-    #[expect(dead_code, reason = "its drop is the point")]
     bytes: BlockBytes,
+    guess: bool,
+}
+
+impl GivenUp {
+    /// What was read for nothing: of a prefetched block that nobody asked for.
+    pub(super) fn wasted_bytes(&self) -> u64 {
+        if self.guess { self.bytes.len() as u64 } else { 0 }
+    }
 }
 
 impl Table {
@@ -86,6 +95,7 @@ impl Table {
         self.clock += 1;
         let kept = self.blocks.get_mut(id)?;
         kept.used = self.clock;
+        kept.guess = false;
         Some((kept.bytes.clone(), kept.class.clone()))
     }
 
@@ -104,6 +114,7 @@ impl Table {
         id: BlockId,
         class: &CacheClass,
         bytes: &BlockBytes,
+        guess: bool,
     ) -> Option<u64> {
         if self.blocks.contains_key(&id) {
             return None;
@@ -119,6 +130,7 @@ impl Table {
             generation,
             used: generation,
             pins: 0,
+            guess,
         };
         self.blocks.insert(id, kept);
         Some(generation)
@@ -133,11 +145,11 @@ impl Table {
         if generation.is_some_and(|generation| !self.is_current(id, generation)) {
             return None;
         }
-        let Kept { bytes, class, .. } = self.blocks.remove(id)?;
+        let Kept { bytes, class, guess, .. } = self.blocks.remove(id)?;
         let account = Account { blocks: 1, bytes: bytes.padded().len() as u64 };
         self.total.subtract(account);
         subtract(&mut self.classes, &class, account);
-        Some(GivenUp { class, bytes })
+        Some(GivenUp { class, bytes, guess })
     }
 
     /// Pins the block, and keeps it from now on if it was not kept. `admits`
@@ -153,8 +165,9 @@ impl Table {
         if !self.is_pinned(id) && !admits(slab, &self.pinned_slabs) {
             return Pinned::Refused;
         }
-        self.insert(*id, class, bytes);
+        self.insert(*id, class, bytes, false);
         let Some(kept) = self.blocks.get_mut(id) else { return Pinned::Refused };
+        kept.guess = false;
         kept.pins += 1;
         if kept.pins > 1 {
             return Pinned::Again;

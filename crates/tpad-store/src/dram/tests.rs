@@ -24,7 +24,7 @@ pub(super) async fn fill(level: &DramLevel, n: u64, class: &str, bytes: u64) -> 
     let mut slot = level.room(bytes, &class.into(), Urgency::Demand).await.expect("room");
     slot.fill(u8::try_from(n % 251).expect("small"));
     let block = slot.freeze();
-    level.keep(&id(n), &class.into(), &block).then_some(block)
+    level.keep(&id(n), &class.into(), &block, false).then_some(block)
 }
 
 pub(super) fn ledger(level: &DramLevel) -> (u64, u64) {
@@ -216,7 +216,7 @@ proptest! {
                         let Ok(mut slot) = room else { continue };
                         slot.fill(n as u8);
                         let block = slot.freeze();
-                        let kept = level.keep(&id(n), &class, &block);
+                        let kept = level.keep(&id(n), &class, &block, false);
                         assert_eq!(kept, level.contains(&id(n)));
                         model.insert(n, (bytes, n as u8));
                         if hold {
@@ -254,4 +254,31 @@ proptest! {
             assert_eq!(level.arena().usage().held, level.usage().bytes, "nothing leaks");
         });
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_have_a_budget_for_goes_last_and_after_a_wait() {
+    let level = level(16 * MIB, &[("warm", 8 * MIB)]);
+    for n in 0..6 {
+        fill(&level, n, "warm", MIB).await.expect("kept");
+    }
+    let warm = || (0..6).filter(|n| level.contains(&id(*n))).count();
+    let cold = CacheClass::from("cold");
+    let mut held = Vec::new();
+    for _ in 0..10 {
+        held.push(level.room(MIB, &cold, Urgency::Demand).await.expect("it is free"));
+    }
+    let prefetch = level.room(MIB, &cold, Urgency::Prefetch).await;
+    assert!(matches!(prefetch, Err(RoomError::InUse)) && warm() == 6);
+
+    let mut demand = Box::pin(level.room(MIB, &cold, Urgency::Demand));
+    assert!((&mut demand).now_or_never().is_none(), "it waits for those in use");
+    held.pop();
+    held.push(demand.await.expect("one came free"));
+    assert_eq!(warm(), 6);
+
+    let before = tokio::time::Instant::now();
+    held.push(level.room(MIB, &cold, Urgency::Demand).await.expect("in the end"));
+    assert!(before.elapsed() >= Duration::from_secs(1));
+    assert_eq!(warm(), 5);
 }

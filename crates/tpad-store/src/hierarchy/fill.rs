@@ -7,7 +7,7 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::{Instant, timeout_at};
 use tpad_manifest::BlockId;
 
-use super::flight::{Flight, Stage};
+use super::flight::{Flight, Purpose, Stage};
 use super::guarded::Outcome;
 use super::ranges::{Range, carve, ranges};
 use super::verify::{Wrong, verify};
@@ -43,7 +43,7 @@ impl Inner {
         let filled = timeout_at(Instant::now() + limit, self.fill_slot(flight, slot, limit)).await;
         let (slot, medium) = filled.unwrap_or(Err(ReadError::Slow { id, limit }))?;
         let bytes = slot.freeze();
-        self.keep(fetch, &bytes, medium);
+        self.keep(fetch, &bytes, medium, flight.wishes().purpose);
         self.metrics.filled(started.elapsed());
         let arena = self.dram.arena().usage();
         self.metrics.memory(arena.mapped, self.dram_bytes());
@@ -235,9 +235,13 @@ impl Inner {
     }
 
     /// Keeps a block in host memory now, and offers it to the levels that were
-    /// asked before the one that had it, later.
-    fn keep(&self, fetch: &BlockFetch, bytes: &BlockBytes, from: Medium) {
-        if self.dram.keep(&fetch.id, &fetch.class, bytes) {
+    /// asked before the one that had it, later. What is read for such a level alone
+    /// is left to whoever reads it.
+    fn keep(&self, fetch: &BlockFetch, bytes: &BlockBytes, from: Medium, purpose: Purpose) {
+        if purpose == Purpose::Lower {
+            return;
+        }
+        if self.dram.keep(&fetch.id, &fetch.class, bytes, purpose == Purpose::Guess) {
             self.metrics.level_written(Medium::Dram);
         } else {
             self.metrics.level_write_dropped(Medium::Dram);

@@ -32,6 +32,21 @@ pub(super) struct Wishes {
     pub(super) deadline: Instant,
     /// The most urgent.
     pub(super) urgency: Urgency,
+    /// What any of them wants it for.
+    pub(super) purpose: Purpose,
+}
+
+/// What a block is read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Purpose {
+    /// A level below host memory, which takes it itself.
+    Lower,
+    /// Host memory, where it is at home.
+    Home,
+    /// A reader to come, who may not.
+    Guess,
+    /// A reader.
+    Use,
 }
 
 /// How far a fill is.
@@ -67,12 +82,13 @@ impl Flights {
         origin: &Arc<dyn Origin>,
         fetch: &Arc<BlockFetch>,
         options: ReadOptions,
+        purpose: Purpose,
         limit: usize,
         landed: impl FnOnce() -> Option<Served>,
     ) -> Boarding {
         let mut flights = self.lock();
         if let Some(flight) = flights.get(&fetch.id) {
-            flight.join(options);
+            flight.join(options, purpose);
             return Boarding::Joined(Arc::clone(flight));
         }
         if let Some(served) = landed() {
@@ -81,7 +97,8 @@ impl Flights {
         if flights.len() >= limit {
             return Boarding::Full(flights.len());
         }
-        let wishes = Wishes { deadline: options.deadline, urgency: options.urgency };
+        let ReadOptions { deadline, urgency } = options;
+        let wishes = Wishes { deadline, urgency, purpose };
         let flight = Arc::new(Flight {
             origin: Arc::clone(origin),
             fetch: Arc::clone(fetch),
@@ -130,11 +147,12 @@ impl Flights {
 }
 
 impl Flight {
-    fn join(&self, options: ReadOptions) {
+    fn join(&self, options: ReadOptions, purpose: Purpose) {
         self.wishes.send_if_modified(|wishes| {
             let before = *wishes;
             wishes.deadline = wishes.deadline.max(options.deadline);
             wishes.urgency = wishes.urgency.max(options.urgency);
+            wishes.purpose = wishes.purpose.max(purpose);
             *wishes != before
         });
     }
@@ -233,7 +251,7 @@ mod tests {
         let origin: Arc<dyn Origin> = Arc::new(Nowhere);
         let id = BlockId::of(b"x");
         let fetch = Arc::new(BlockFetch { id, bytes: 0, parts: Vec::new(), class: "a".into() });
-        let board = |options| flights.board(&origin, &fetch, options, 9, || None);
+        let board = |options| flights.board(&origin, &fetch, options, Purpose::Use, 9, || None);
         let Boarding::Lead(flight) = board(ReadOptions::demand(Instant::now())) else {
             panic!("nobody led");
         };

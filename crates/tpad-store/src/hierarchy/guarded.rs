@@ -60,6 +60,11 @@ impl Guarded {
         !self.rests() && self.level.contains(id)
     }
 
+    /// Whether a block is worth reading for the level.
+    pub(super) fn takes(&self) -> bool {
+        !self.rests() && self.level.takes()
+    }
+
     /// The block in the level's own memory, if it can be shared there.
     pub(super) fn in_place(&self, id: &BlockId) -> Option<(BlockBytes, Medium)> {
         if self.rests() {
@@ -83,8 +88,9 @@ impl Guarded {
         }
     }
 
-    /// Offers a block. Failures are this level's own affair.
-    pub(super) async fn admit(&self, id: &BlockId, class: &CacheClass, bytes: &BlockBytes) {
+    /// Offers a block, and says whether the level has it now. Failures are this
+    /// level's own affair.
+    pub(super) async fn admit(&self, id: &BlockId, class: &CacheClass, bytes: &BlockBytes) -> bool {
         let limit = self.limit(bytes.len());
         let admitted = timeout(limit, self.level.admit(id, class, bytes)).await;
         match admitted.unwrap_or_else(|_| Err(slow(limit))) {
@@ -95,8 +101,12 @@ impl Guarded {
                 } else {
                     self.metrics.level_write_dropped(self.medium());
                 }
+                kept
             }
-            Err(error) => self.broke(&error),
+            Err(error) => {
+                self.broke(&error);
+                false
+            }
         }
     }
 

@@ -19,8 +19,16 @@ pub(super) struct Table {
     /// Being written or deleted: whoever else comes leaves them alone.
     busy: HashSet<BlockId>,
     homes: BTreeSet<String>,
+    classes: BTreeMap<String, Account>,
     bytes: u64,
     clock: u64,
+}
+
+/// What there is of a class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Account {
+    pub(super) blocks: u64,
+    pub(super) bytes: u64,
 }
 
 #[derive(Debug)]
@@ -60,6 +68,11 @@ impl Table {
 
     pub(super) const fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// What there is of a class.
+    pub(super) fn of(&self, class: &str) -> Account {
+        self.classes.get(class).copied().unwrap_or_default()
     }
 
     /// Counts a use. Says whether the block is there.
@@ -183,6 +196,9 @@ impl Table {
         let home = self.homes.contains(class);
         let queue = if home { &mut self.home } else { &mut self.others };
         queue.insert(self.clock, id);
+        let account = self.classes.entry(class.to_owned()).or_default();
+        account.blocks += 1;
+        account.bytes += bytes;
         self.bytes += bytes;
         self.entries.insert(id, entry);
     }
@@ -192,6 +208,13 @@ impl Table {
         self.others.remove(&entry.used);
         self.home.remove(&entry.used);
         self.bytes -= entry.bytes;
+        if let Some(account) = self.classes.get_mut(&entry.class) {
+            account.blocks -= 1;
+            account.bytes -= entry.bytes;
+            if account.blocks == 0 {
+                self.classes.remove(&entry.class);
+            }
+        }
         Some(entry)
     }
 }
@@ -227,6 +250,8 @@ mod tests {
         assert!(table.touch(&id(1)));
         assert_eq!(write(&mut table, 4, "a", 15, 30), Some(vec![id(2), id(3)]));
         assert_eq!((table.blocks(), table.bytes()), (2, 25));
+        assert_eq!(table.of("a"), Account { blocks: 2, bytes: 25 });
+        assert_eq!(table.of("b"), Account::default());
         assert_eq!(write(&mut table, 5, "a", 31, 30), None, "larger than all");
         assert_eq!(write(&mut table, 1, "a", 10, 30), None, "there already");
     }

@@ -8,5 +8,6 @@ mod model;
 mod nvme;
 mod reads;
 mod server;
+mod stage;
 mod stress;
 mod waits;
