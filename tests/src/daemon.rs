@@ -115,7 +115,11 @@ impl Served {
         http::metric(&body, name, labels)
     }
 
-    async fn wait_until_ready(&self) {
+    /// Waits until it says that it is ready.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub async fn wait_until_ready(&self) {
         let ready = async {
             while self.http("/readyz").await.0 != 200 {
                 tokio::time::sleep(Duration::from_millis(5)).await;

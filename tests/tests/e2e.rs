@@ -16,6 +16,7 @@ mod models;
 mod nvme;
 mod outage;
 mod pins;
+mod placement;
 mod plan;
 mod pressure;
 mod python;

@@ -6,12 +6,11 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use tpad_manifest::{
-    Catalog, Problem, Rejected, Room, TierFit, TierNeed, fit, token_cycle_bytes,
-    token_cycle_warning,
+    Catalog, Problem, Rejected, Room, TierFit, fit, token_cycle_bytes, token_cycle_warning,
 };
 use tpad_publish::Revision;
 use tpad_store::memory::MemoryLimit;
-use tpad_store::{DramConfig, HierarchyConfig};
+use tpad_store::{DramConfig, Footprint, HierarchyConfig, NvmeConfig};
 
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, Tone, human_bytes, printable};
@@ -146,26 +145,35 @@ impl Plan {
             }
         };
         let HierarchyConfig { dram, .. } = HierarchyConfig::new(dram_capacity);
-        let room = Room { hbm: args.hbm, dram: DramConfig::kept_bytes(&dram), nvme: args.nvme };
+        let nvme = args.nvme.map(|capacity_bytes| {
+            let path = std::path::PathBuf::new();
+            NvmeConfig { path, capacity_bytes, free_floor_bytes: 0 }.block_bytes()
+        });
+        let room = Room { hbm: args.hbm, dram: DramConfig::home_bytes(&dram), nvme };
         let manifest = catalog.manifest();
-        let (mut needs, mut skipped) = (Vec::new(), Vec::new());
+        let (mut needs, mut images, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
         for tier in &manifest.tiers {
             let id = tier.id.to_string();
             match catalog.tier(&id) {
                 Ok((tier, header)) => {
-                    let (placement, bytes) = (tier.placement, header.image_bytes());
-                    needs.push(TierNeed { tier: id, placement, bytes });
+                    needs.push(Footprint::of(tier, header).need(tier, None));
+                    images.push(header.image_bytes());
                 }
                 Err(why) => skipped.push(Skipped { tier: id, reason: why.to_string() }),
             }
         }
-        let tiers = fit(&needs, &room);
+        let mut tiers = fit(&needs, &room);
         let cycle = token_cycle_bytes(catalog);
         let mut warnings: Vec<String> = tiers.iter().filter_map(TierFit::warning).collect();
         warnings.extend(token_cycle_warning(cycle, room.dram));
         if tiers.iter().any(|tier| tier.spread.hbm > 0) {
             let note = "this version of tpad keeps nothing in GPU memory: what is planned for hbm is served from dram";
             warnings.push(note.to_owned());
+        }
+        // From here on in bytes that are read, not in those that they take.
+        for (tier, images) in tiers.iter_mut().zip(images) {
+            tier.spread = tier.spread.of_images(images, tier.bytes);
+            tier.bytes = images;
         }
         let sum = |of: fn(&TierFit) -> u64| tiers.iter().map(of).fold(0, u64::saturating_add);
         let warm_bytes = sum(|tier| tier.spread.brought());
@@ -196,7 +204,7 @@ impl Plan {
             format!("{model}  {url}"),
             format!("hbm            {}", medium(room.hbm)),
             format!(
-                "dram           {} kept of {} ({})",
+                "dram           {} for tiers of {} ({})",
                 human_bytes(room.dram),
                 human_bytes(*dram_capacity),
                 printable(dram_source)

@@ -17,6 +17,8 @@ pub struct EngineConfig {
     pub nvme: Option<NvmeConfig>,
     /// What to do with a tier over its parameter budget.
     pub budget_enforcement: BudgetEnforcement,
+    /// When the engine says that it is ready.
+    pub ready_when: ReadyWhen,
     /// How often a model that cannot be loaded is tried again.
     pub retry: RetryIntervals,
     /// Bounds on memory and on single requests.
@@ -50,6 +52,18 @@ pub enum BudgetEnforcement {
     Warn,
     /// It is not served; what was served before stays.
     Reject,
+}
+
+/// When the engine says that it is ready.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadyWhen {
+    /// As soon as models can be read: what is not at home yet is read from where
+    /// it is.
+    #[default]
+    Loaded,
+    /// When their tiers are at home, too, as far as they fit. A model that was
+    /// once stays ready while another revision of it is brought home.
+    Warm,
 }
 
 /// When a model that could not be loaded is tried again: `first`, then twice as
@@ -89,6 +103,7 @@ impl EngineConfig {
             store,
             nvme: None,
             budget_enforcement: BudgetEnforcement::default(),
+            ready_when: ReadyWhen::default(),
             retry: RetryIntervals::default(),
             bounds: Bounds::default(),
         }

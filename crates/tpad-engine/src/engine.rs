@@ -22,7 +22,8 @@ use crate::generation::{Generation, Shared};
 use crate::kept::Kept;
 use crate::model::{Loader, Model, ModelView};
 use crate::pins::Pins;
-use crate::{EngineConfig, EngineError, EngineMetrics, ModelStatus, Readiness, Status};
+use crate::placement::{Levels, keep_placing};
+use crate::{EngineConfig, EngineError, EngineMetrics, ModelStatus, Readiness, ReadyWhen, Status};
 
 /// Documents and index segments checked at a time: BLAKE3 and the bounds of a million records
 /// keep a core busy for a tenth of a second.
@@ -39,6 +40,8 @@ pub struct Engine {
     adding: tokio::sync::Mutex<()>,
     loader: Loader,
     hierarchy: Arc<Hierarchy>,
+    levels: Levels,
+    ready_when: ReadyWhen,
     pins: Arc<Pins>,
     started: Instant,
     readiness: watch::Sender<Readiness>,
@@ -74,7 +77,9 @@ impl Engine {
         metrics: EngineMetrics,
         store_metrics: StoreMetrics,
     ) -> Result<Arc<Self>, StartError> {
-        let EngineConfig { models, store, nvme, budget_enforcement, retry, bounds } = config;
+        let EngineConfig { models, store, nvme, budget_enforcement, ready_when, retry, bounds } =
+            config;
+        let divided = !store.dram.class_budgets.is_empty();
         let mut names = BTreeSet::new();
         if let Some(twice) = models.iter().find(|model| !names.insert(model.name.clone())) {
             return Err(StartError::DuplicateModel(twice.name.clone()));
@@ -96,6 +101,7 @@ impl Engine {
             file_reads: Arc::new(Semaphore::new(FILES_AT_ONCE)),
             kept,
         };
+        let levels = Levels { hierarchy: Arc::clone(&hierarchy), nvme, divided };
         let pins = Pins::new(Arc::clone(&hierarchy), shared.metrics.clone());
         tasks.spawn(Arc::clone(&pins).expire(stop.clone()));
         let loader =
@@ -103,11 +109,13 @@ impl Engine {
         let models = models.into_iter().map(|model| Arc::new(Model::new(model, &stop)));
         let models: Vec<Arc<Model>> = models.collect();
         let views: Vec<ModelView> = models.iter().map(|model| model.view()).collect();
-        let (readiness, _) = watch::channel(Readiness::of(&views));
+        let (readiness, _) = watch::channel(Readiness::of(&views, ready_when));
         let engine = Arc::new(Self {
             models: Roster::new(models.clone()),
             adding: tokio::sync::Mutex::new(()),
             loader,
+            levels: levels.clone(),
+            ready_when,
             hierarchy,
             pins,
             started: Instant::now(),
@@ -128,6 +136,9 @@ impl Engine {
             let run = Arc::clone(&model).run(engine.loader.clone(), changed);
             tasks.spawn(model.track(run));
         }
+        let changes = engine.changes.subscribe();
+        let weak = Arc::downgrade(&engine);
+        tasks.spawn(keep_placing(weak, levels, changes, engine.stop.clone()));
         tasks.close();
         Ok(engine)
     }
@@ -167,7 +178,7 @@ impl Engine {
             models: self
                 .models()
                 .into_iter()
-                .map(|model| ModelStatus::of(model, &self.hierarchy))
+                .map(|model| ModelStatus::of(model, &self.levels))
                 .collect(),
             pinned: self.pins.held(),
             pins: self.pins.status(),
@@ -220,10 +231,11 @@ impl Engine {
         }
     }
 
-    /// To be called when a model was loaded, replaced, unloaded or failed.
-    fn publish_readiness(&self) {
+    /// To be called when a model was loaded, replaced, unloaded, brought home or
+    /// failed.
+    pub(crate) fn publish_readiness(&self) {
         self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
-        let now = Readiness::of(&self.models());
+        let now = Readiness::of(&self.models(), self.ready_when);
         self.readiness.send_if_modified(|known| {
             // A model that loads late must not call a draining engine ready.
             let changed = *known != now && !self.draining.load(Ordering::Acquire);

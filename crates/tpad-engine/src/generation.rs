@@ -13,6 +13,7 @@ mod tally;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
@@ -26,6 +27,7 @@ use tpad_store::{
 };
 
 use crate::kept::Kept;
+use crate::placement::Places;
 use crate::shelf::Shelf;
 use crate::{Bounds, EngineError, EngineMetrics, TierReads};
 
@@ -56,6 +58,7 @@ pub struct Generation {
     files: Arc<Shelf<Digest, Bytes>>,
     report: Report,
     tally: Tally,
+    places: Places,
     stale: Mutex<Option<String>>,
     retired: CancellationToken,
     shared: Shared,
@@ -123,6 +126,7 @@ impl Generation {
             segments: Shelf::new(shared.bounds.segment_bytes, shelf.clone()),
             files: Shelf::new(shared.bounds.file_bytes, shelf),
             report: Report::default(),
+            places: Places::default(),
             stale: Mutex::new(stale),
             retired: shared.stop.child_token(),
             shared,
@@ -208,6 +212,24 @@ impl Generation {
         self.tally.reads(class.as_str())
     }
 
+    /// How far its tiers are on their way home.
+    pub(crate) fn places(&self) -> &Places {
+        &self.places
+    }
+
+    /// How long what is done in the background waits for one thing.
+    pub(crate) fn patience(&self) -> Duration {
+        self.shared.bounds.load_deadline
+    }
+
+    pub(crate) fn hierarchy(&self) -> &Arc<Hierarchy> {
+        &self.shared.hierarchy
+    }
+
+    pub(crate) fn objects(&self) -> &Arc<dyn Origin> {
+        &self.objects
+    }
+
     /// The record of a block. Reads its index segment if it is not there, and
     /// leaves the caches of blocks alone.
     ///
@@ -274,7 +296,7 @@ impl Generation {
         options: ReadOptions,
     ) -> Result<(BlockRecord, CacheClass, Served), EngineError> {
         let record = self.record(key, options.deadline).await?;
-        let class = CacheClass::from(&*self.class(key));
+        let class = self.class(key);
         let fetch = BlockFetch::of(&record, class.clone())
             .map_err(|source| EngineError::BlockSize { key: key.clone(), source })?;
         let read = self.shared.hierarchy.read(&self.objects, &Arc::new(fetch), options).await;
@@ -311,10 +333,10 @@ impl Generation {
     }
 
     /// The cache that a block belongs to.
-    fn class(&self, key: &BlockKey) -> Arc<str> {
+    pub(crate) fn class(&self, key: &BlockKey) -> CacheClass {
         match key {
             BlockKey::Expert { key, .. } => match &key.tier {
-                TierId::Name(name) => Arc::clone(name),
+                TierId::Name(name) => CacheClass::new(Arc::clone(name)),
                 TierId::Number(number) => number.to_string().into(),
             },
             BlockKey::Router { .. } => "router".into(),

@@ -19,11 +19,12 @@ mod mask;
 mod metrics;
 mod model;
 mod pins;
+mod placement;
 mod scope;
 mod shelf;
 mod status;
 
-pub use config::{Bounds, BudgetEnforcement, EngineConfig, ModelConfig, RetryIntervals};
+pub use config::{Bounds, BudgetEnforcement, EngineConfig, ModelConfig, ReadyWhen, RetryIntervals};
 pub use engine::{Engine, Evictions, LoadOutcome, Loaded, Pinned, StartError, Unloaded};
 pub use error::{EngineError, FileProblem, IndexProblem};
 pub use generation::{Block, Generation, ListedBlock, Page, PageRequest, Selected, Selection};

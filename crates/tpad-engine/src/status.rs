@@ -4,10 +4,11 @@
 mod tier;
 
 use serde::Serialize;
-use tpad_store::{Hierarchy, StoreStatus};
+use tpad_store::StoreStatus;
 
 pub use self::tier::{ResidentBytes, TierReads, TierStatus, WarmState, WarmStatus};
-use crate::{Generation, ModelState, ModelView, PinStatus, Totals};
+use crate::placement::Levels;
+use crate::{Generation, ModelState, ModelView, PinStatus, ReadyWhen, Totals};
 
 /// The daemon's state.
 #[derive(Clone, Debug, Serialize)]
@@ -52,7 +53,8 @@ pub struct ModelStatus {
     pub generation: Option<u64>,
     /// Its tiers, in manifest order.
     pub tiers: Vec<TierStatus>,
-    /// What is odd about the manifest but does not stop it.
+    /// What is odd about the manifest but does not stop it, and which tiers do not
+    /// fit their homes.
     pub warnings: Vec<String>,
 }
 
@@ -74,7 +76,7 @@ impl Readiness {
 
     /// One bad model must not take a node with good ones out of service, so a
     /// failed model counts only when there is no other.
-    pub(crate) fn of(models: &[ModelView]) -> Self {
+    pub(crate) fn of(models: &[ModelView], when: ReadyWhen) -> Self {
         if models.is_empty() {
             return Self::NotReady("every model was unloaded".into());
         }
@@ -90,13 +92,18 @@ impl Readiness {
             let failed = named(ModelState::Failed);
             return Self::NotReady(format!("no model could be loaded: {}", failed.join(", ")));
         }
+        let cold = models.iter().filter(|model| model.generation.is_some() && !model.warm);
+        let cold: Vec<&str> = cold.map(|model| model.name.as_str()).collect();
+        if when == ReadyWhen::Warm && !cold.is_empty() {
+            return Self::NotReady(format!("warming {}", cold.join(", ")));
+        }
         Self::Ready
     }
 }
 
 impl ModelStatus {
-    pub(crate) fn of(model: ModelView, hierarchy: &Hierarchy) -> Self {
-        let ModelView { name, root, state, reason, stale, generation } = model;
+    pub(crate) fn of(model: ModelView, levels: &Levels) -> Self {
+        let ModelView { name, root, state, reason, stale, generation, warm: _ } = model;
         let generation = generation.as_deref();
         Self {
             name,
@@ -106,8 +113,13 @@ impl ModelStatus {
             stale,
             revision: generation.map(Generation::revision),
             generation: generation.map(Generation::number),
-            tiers: generation.map(|g| tier::tiers(g, hierarchy)).unwrap_or_default(),
-            warnings: generation.map(|g| g.warnings().to_vec()).unwrap_or_default(),
+            tiers: generation.map(|g| tier::tiers(g, levels)).unwrap_or_default(),
+            warnings: generation.map(warnings).unwrap_or_default(),
         }
     }
+}
+
+fn warnings(generation: &Generation) -> Vec<String> {
+    let of_placement = generation.places().warnings();
+    generation.warnings().iter().cloned().chain(of_placement).collect()
 }

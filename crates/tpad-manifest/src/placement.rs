@@ -26,8 +26,11 @@ pub struct TierNeed {
     pub tier: String,
     /// Its home, as the manifest names it.
     pub placement: Placement,
-    /// The sum of its images.
+    /// What its blocks take there.
     pub bytes: u64,
+    /// Its own part of host memory, where an operator gave it one; what is the
+    /// room's is then the others'.
+    pub dram: Option<u64>,
 }
 
 /// Where a tier comes to lie.
@@ -42,7 +45,7 @@ pub struct TierFit {
     /// Why that is another one than the manifest names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub home_reason: Option<&'static str>,
-    /// The sum of its images.
+    /// What its blocks take.
     pub bytes: u64,
     /// Where how many of them are.
     pub spread: Spread,
@@ -106,6 +109,7 @@ fn place(need: &TierNeed, left: &mut Room) -> TierFit {
     let (home, home_reason) = home(need.placement, left);
     let mut spread = Spread::default();
     let mut rest = need.bytes;
+    let mut own = need.dram;
     let mut take = |room: &mut u64| {
         let taken = rest.min(*room);
         *room -= taken;
@@ -114,7 +118,7 @@ fn place(need: &TierNeed, left: &mut Room) -> TierFit {
     };
     let offered = match home {
         Placement::Hbm => left.hbm,
-        Placement::Dram => Some(left.dram),
+        Placement::Dram => Some(own.unwrap_or(left.dram)),
         Placement::Nvme => left.nvme,
         Placement::ObjectStore => None,
     };
@@ -122,7 +126,7 @@ fn place(need: &TierNeed, left: &mut Room) -> TierFit {
         spread.hbm = left.hbm.as_mut().map_or(0, &mut take);
     }
     if matches!(home, Placement::Hbm | Placement::Dram) {
-        spread.dram = take(&mut left.dram);
+        spread.dram = take(own.as_mut().unwrap_or(&mut left.dram));
     }
     if home != Placement::ObjectStore {
         spread.nvme = left.nvme.as_mut().map_or(0, &mut take);
@@ -165,6 +169,28 @@ impl TierFit {
 }
 
 impl Spread {
+    /// What of `images` bytes this is when in all they take `padded`: to scale, and
+    /// nothing lost.
+    #[must_use]
+    pub fn of_images(self, images: u64, padded: u64) -> Self {
+        let scale = |bytes: u64| {
+            let part = u128::from(bytes) * u128::from(images) / u128::from(padded.max(1));
+            u64::try_from(part).unwrap_or(images)
+        };
+        let Self { hbm, dram, nvme, object_store } = self;
+        let mut scaled =
+            Self { hbm: scale(hbm), dram: scale(dram), nvme: scale(nvme), object_store: 0 };
+        let rest = images.saturating_sub(scaled.brought());
+        // Rounded off, it belongs to the slowest that has any.
+        *match (object_store, nvme, dram) {
+            (1.., ..) => &mut scaled.object_store,
+            (0, 1.., _) => &mut scaled.nvme,
+            (0, 0, 1..) => &mut scaled.dram,
+            (0, 0, 0) => &mut scaled.hbm,
+        } += rest;
+        scaled
+    }
+
     /// What is brought to a level when the model is loaded.
     #[must_use]
     pub const fn brought(&self) -> u64 {

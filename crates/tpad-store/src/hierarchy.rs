@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tpad_manifest::BlockId;
 
-pub use config::{DramConfig, FetchTuning, HierarchyConfig};
+pub use config::{DramConfig, FetchTuning, HierarchyConfig, home_bytes};
 pub use error::{ReadError, StoreError};
 pub use stage::Staged;
 pub use status::{LevelStatus, Lookups, StoreStatus};

@@ -12,6 +12,7 @@ mod dram;
 #[cfg(feature = "testing")]
 pub mod fault;
 mod fetch;
+mod footprint;
 mod gate;
 mod hierarchy;
 mod kind;
@@ -26,9 +27,10 @@ pub mod testing;
 pub use arena::{Arena, ArenaUsage, BlockBytes, SlotMut, slot_bytes};
 pub use dram::{ClassUsage, DramLevel};
 pub use fetch::{BlockFetch, CacheClass, FetchPart, Medium, ReadOptions, Urgency};
+pub use footprint::Footprint;
 pub use hierarchy::{
     DramConfig, Evicted, FetchTuning, Hierarchy, HierarchyConfig, LevelStatus, Lookups, ReadError,
-    Served, Staged, StoreError, StoreStatus,
+    Served, Staged, StoreError, StoreStatus, home_bytes,
 };
 pub use kind::ErrorKind;
 pub use level::{Check, Health, Level, LevelError, LevelRead, LevelUsage, crc64_nvme};

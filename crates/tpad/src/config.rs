@@ -72,6 +72,8 @@ pub struct Config {
     pub nvme: Option<Nvme>,
     /// What to do with a tier that exceeds its parameter budget.
     pub budget_enforcement: BudgetEnforcement,
+    /// When it says that it is ready.
+    pub ready_when: ReadyWhen,
     /// What is logged, and how.
     pub log: Log,
     /// Bounds of the edge.
@@ -137,6 +139,15 @@ pub struct Nvme {
     pub capacity_bytes: u64,
     /// What the file system keeps free.
     pub free_floor_bytes: u64,
+}
+
+/// When the daemon says that it is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadyWhen {
+    /// As soon as models can be read.
+    Loaded,
+    /// When their tiers are at home, too.
+    Warm,
 }
 
 /// What to do with a tier that exceeds its parameter budget.

@@ -55,6 +55,7 @@ impl Daemon {
             dram,
             nvme,
             budget_enforcement,
+            ready_when,
             log: _,
             limits,
             deadlines,
@@ -86,6 +87,10 @@ impl Daemon {
             budget_enforcement: match budget_enforcement {
                 config::BudgetEnforcement::Warn => tpad_engine::BudgetEnforcement::Warn,
                 config::BudgetEnforcement::Reject => tpad_engine::BudgetEnforcement::Reject,
+            },
+            ready_when: match ready_when {
+                config::ReadyWhen::Loaded => tpad_engine::ReadyWhen::Loaded,
+                config::ReadyWhen::Warm => tpad_engine::ReadyWhen::Warm,
             },
             nvme: nvme.map(disk),
             ..EngineConfig::new(models.into_iter().map(model).collect(), hierarchy(&dram))

@@ -2,9 +2,10 @@
 
 use serde::Serialize;
 use tpad_manifest::Placement;
-use tpad_store::{CacheClass, Hierarchy, Lookups, Medium};
+use tpad_store::{CacheClass, Lookups, Medium};
 
 use crate::Generation;
+use crate::placement::Levels;
 
 /// One tier.
 #[derive(Clone, Debug, Serialize)]
@@ -51,14 +52,17 @@ pub struct ResidentBytes {
 }
 
 /// How far a tier was brought to its home.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct WarmStatus {
     /// Whether it is being brought there.
     pub state: WarmState,
     /// Bytes that were looked at and are there, or do not fit.
     pub done_bytes: u64,
-    /// Bytes that are to be there.
+    /// The sum of its images.
     pub total_bytes: u64,
+    /// Why blocks are not there that would fit: the latest reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// Whether a tier is being brought to its home.
@@ -97,30 +101,33 @@ impl WarmStatus {
     /// Of a tier that nobody brings anywhere.
     #[must_use]
     pub const fn on_demand() -> Self {
-        Self { state: WarmState::OnDemand, done_bytes: 0, total_bytes: 0 }
+        Self { state: WarmState::OnDemand, done_bytes: 0, total_bytes: 0, problem: None }
     }
 }
 
 /// The tiers of a generation, in manifest order.
-pub(super) fn tiers(generation: &Generation, hierarchy: &Hierarchy) -> Vec<TierStatus> {
+pub(super) fn tiers(generation: &Generation, levels: &Levels) -> Vec<TierStatus> {
     let tiers = generation.manifest().tiers.iter();
     let status = tiers.map(|tier| {
         let served = generation.catalog().tier(&tier.id.to_string());
         let header = served.as_ref().ok().map(|(_, header)| header);
         let bytes = header.map_or(0, |header| header.image_bytes());
         let class = CacheClass::from(tier.id.to_string());
-        let dram = hierarchy.dram().kept_of(&class).bytes;
+        let kept = |medium| levels.kept_of(medium, &class);
+        let place = generation.places().get(&tier.id.to_string());
+        let missing_bytes = place.as_ref().map_or(0, |place| place.missing(bytes, kept));
+        let home = place.as_ref().map_or(Medium::ObjectStore, |place| place.home);
+        let home_reason = place.as_ref().and_then(|place| place.home_reason);
         TierStatus {
             id: tier.id.to_string(),
             placement: tier.placement,
-            home: Medium::ObjectStore,
-            home_reason: (tier.placement != Placement::ObjectStore)
-                .then(|| "tiers are fetched on demand, whatever their placement".to_owned()),
+            home,
+            home_reason: home_reason.map(str::to_owned),
             blocks: header.map_or(0, |header| header.blocks()),
             bytes,
-            resident_bytes: ResidentBytes { dram, nvme: 0 },
-            missing_bytes: 0,
-            warm: WarmStatus::on_demand(),
+            resident_bytes: ResidentBytes { dram: kept(Medium::Dram), nvme: kept(Medium::Nvme) },
+            missing_bytes,
+            warm: place.map_or_else(WarmStatus::on_demand, |place| place.warm),
             reads: generation.reads(&class),
             parameters: header.map_or(0, |header| header.parameters()),
             parameter_budget: tier.parameter_budget,

@@ -5,7 +5,7 @@ use super::*;
 const GIB: u64 = 1 << 30;
 
 fn need(tier: &str, placement: Placement, bytes: u64) -> TierNeed {
-    TierNeed { tier: tier.into(), placement, bytes }
+    TierNeed { tier: tier.into(), placement, bytes, dram: None }
 }
 
 fn spread(hbm: u64, dram: u64, nvme: u64, object_store: u64) -> Spread {
@@ -28,6 +28,25 @@ fn tiers_fill_their_home_and_then_what_is_slower() {
         [spread(0, 0, 0, 1000), spread(0, 0, 50, 0), spread(0, 15, 5, 0), spread(4, 1, 0, 0)];
     assert_eq!(spreads, expected);
     assert!(fits.iter().all(|fit| fit.home_reason.is_none() && fit.home == fit.placement));
+}
+
+#[test]
+fn a_tier_with_a_part_of_its_own_takes_nothing_of_the_others() {
+    let room = Room { hbm: None, dram: 10, nvme: Some(100) };
+    let own = TierNeed { dram: Some(6), ..need("own", Placement::Hbm, 8) };
+    let fits = fit(&[need("rest", Placement::Dram, 12), own], &room);
+    assert_eq!(fits[0].spread, spread(0, 10, 2, 0));
+    assert_eq!((fits[1].spread, fits[1].offered), (spread(0, 6, 2, 0), Some(6)));
+}
+
+#[test]
+fn a_spread_of_what_images_take_is_one_of_the_images() {
+    let whole = spread(0, 1100, 0, 0).of_images(1000, 1100);
+    assert_eq!(whole, spread(0, 1000, 0, 0));
+    assert_eq!(spread(0, 550, 275, 275).of_images(999, 1100), spread(0, 499, 249, 251));
+    assert_eq!(Spread::default().of_images(0, 0), Spread::default());
+    let most = spread(u64::MAX, 0, 0, 0).of_images(u64::MAX, u64::MAX);
+    assert_eq!(most, spread(u64::MAX, 0, 0, 0));
 }
 
 #[test]

@@ -63,6 +63,20 @@ impl DramConfig {
     pub fn kept_bytes(&self) -> u64 {
         crate::dram::kept_bytes(self.capacity_bytes)
     }
+
+    /// What of that may be the home of tiers. An eighth is left to routers, dense
+    /// tensors and tiers that are fetched on demand, which would be read from the
+    /// store each time.
+    #[must_use]
+    pub fn home_bytes(&self) -> u64 {
+        home_bytes(self.kept_bytes())
+    }
+}
+
+/// What of `kept` bytes may be the home of tiers.
+#[must_use]
+pub const fn home_bytes(kept: u64) -> u64 {
+    kept - kept / 8
 }
 
 impl Default for FetchTuning {

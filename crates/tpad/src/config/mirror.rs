@@ -17,6 +17,7 @@ use super::units::{DurationText, SizeText};
 pub(super) struct File {
     pub(super) allow_plaintext: Option<bool>,
     pub(super) budget_enforcement: Option<String>,
+    pub(super) ready_when: Option<String>,
     pub(super) listen: Listen,
     pub(super) models: Vec<Model>,
     pub(super) levels: Levels,

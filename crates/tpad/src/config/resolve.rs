@@ -12,7 +12,7 @@ use crate::memory::DRAM_LEAST;
 use super::units::{DurationText, SizeText, show_bytes};
 use super::{
     BudgetEnforcement, Config, Deadlines, Dram, Limits, Listen, Log, LogFormat, Model, Origin,
-    Problem, Surroundings, UnixSocket, mirror,
+    Problem, ReadyWhen, Surroundings, UnixSocket, mirror,
 };
 
 const GRPC_DEFAULT: &str = "127.0.0.1:7070";
@@ -40,6 +40,7 @@ pub(super) fn resolve(
     let mirror::File {
         allow_plaintext,
         budget_enforcement,
+        ready_when,
         listen,
         models,
         levels: mirror::Levels { dram, nvme },
@@ -65,6 +66,14 @@ pub(super) fn resolve(
             BudgetEnforcement::Warn
         }
     };
+    let ready_when = match ready_when.as_deref().unwrap_or("loaded") {
+        "loaded" => ReadyWhen::Loaded,
+        "warm" => ReadyWhen::Warm,
+        other => {
+            problems.add("ready_when", format!("{other:?} is neither \"loaded\" nor \"warm\""));
+            ReadyWhen::Loaded
+        }
+    };
     let log = resolve_log(log, &mut problems);
     let deadlines = resolve_deadlines(deadlines, &mut problems);
     let drain_deadline = duration(
@@ -84,6 +93,7 @@ pub(super) fn resolve(
             dram,
             nvme,
             budget_enforcement,
+            ready_when,
             log,
             limits,
             deadlines,

@@ -110,6 +110,7 @@ fn all_problems_are_told_at_once_with_their_keys() {
     let problems = problems(
         r#"
         budget_enforcement = "maybe"
+        ready_when = "hot"
         [listen]
         grpc = "0.0.0.0:7070"
         uds = "relative.sock"
@@ -163,6 +164,7 @@ fn all_problems_are_told_at_once_with_their_keys() {
             "levels.dram.tiers.\"tier_1b\"",
             "levels.nvme.path",
             "budget_enforcement",
+            "ready_when",
             "log.level",
             "log.format",
             "deadlines.default",
