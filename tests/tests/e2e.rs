@@ -21,6 +21,7 @@ mod plan;
 mod pressure;
 mod python;
 mod readme;
+mod routing;
 mod sizes;
 mod versions;
 

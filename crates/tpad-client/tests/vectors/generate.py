@@ -215,7 +215,7 @@ def fixture_cases(directory: pathlib.Path, normal: Normal):
             hidden = normal.draw(64, weight.shape[1]) * 10
             out = family.route(hidden, weight, bias, correction)
             source = f"{named(kind)}, {name}'s router at layer {layer}"
-            cases.append(case(family, source, *out, correction))
+            cases.append({"layer": layer} | case(family, source, *out, correction))
         assert cases, name
         yield name, cases
 
