@@ -33,7 +33,9 @@ pub struct Tensor {
     pub name: Arc<str>,
     /// The element type.
     pub dtype: Dtype,
-    /// The shape; a slice of a stacked tensor has lost the expert axis.
+    /// Stored elements in each dimension, the slowest first; a slice of a
+    /// stacked tensor has lost the expert axis. A router's rows are the
+    /// tier's experts, in order of groups and experts.
     pub shape: Vec<u64>,
     /// What the tensor is for.
     pub role: Role,
@@ -45,7 +47,8 @@ pub struct Tensor {
     pub values_per_element: u32,
     /// Whether this is one expert's slice of a stacked tensor.
     pub sliced: bool,
-    /// The bytes: a slice of the image, not a copy.
+    /// The elements as safetensors stores them, row by row, numbers with their
+    /// lowest byte first: a slice of the image, not a copy.
     pub bytes: Bytes,
 }
 

@@ -200,7 +200,8 @@ impl Client {
     /// One model's tiers, groups, layers and manifest.
     ///
     /// # Errors
-    /// The daemon's refusal.
+    /// The daemon's refusal, [`Kind::NotFound`](crate::Kind::NotFound) for a
+    /// model that it does not have.
     pub async fn describe_model(&self, model: &str) -> Result<ModelDescription, Error> {
         let message = v1::DescribeModelRequest { model: model.to_owned() };
         let send = |call: &Call| {

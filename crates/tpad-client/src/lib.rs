@@ -6,6 +6,14 @@
 //! memory is taken, and a reply that contradicts itself is an [`Error`] that
 //! says where.
 //!
+//! A [`Router`] turns a token's logits into experts and weights, through the
+//! mask that [`Client::routing_mask`] answers with; it needs no daemon.
+//!
+//! Any call may fail with [`Error::Refused`], the daemon's own word,
+//! [`Error::Disconnected`] and, where a deadline was set, [`Error::Deadline`];
+//! [`Error::kind`] says what helps. A call's own section names what else to
+//! expect.
+//!
 //! ```no_run
 //! use tpad_client::{Client, FetchExperts};
 //! use tpad_manifest::ExpertKey;

@@ -74,15 +74,16 @@ pub struct TierView {
     pub placement: String,
     /// Its groups.
     pub groups: Vec<GroupView>,
-    /// How many tiers a token may use.
+    /// Tiers for a token, as the manifest has it; a mask says what is in force.
     pub k_tier: u32,
-    /// How many groups of the tier a token may use.
+    /// Groups of the tier for a token.
     pub k_group: u32,
-    /// How many experts of a group a token may use.
+    /// Experts of the tier for a token, over all its chosen groups together.
     pub k_expert: u32,
-    /// Logical parameters of its experts.
+    /// Logical parameters of its experts, packed weights unpacked, counted from
+    /// its index; 0 without one.
     pub parameters: u64,
-    /// The most that it may have.
+    /// The most logical parameters that it may have.
     pub parameter_budget: u64,
     /// Bytes of all its images.
     pub bytes: u64,
@@ -95,9 +96,9 @@ pub struct TierView {
 pub struct GroupView {
     /// How many experts it has.
     pub experts: u32,
-    /// The width of the model, where the manifest tells.
+    /// The width of the model in elements, where the manifest tells.
     pub hidden_size: Option<u64>,
-    /// The width of an expert, where the manifest tells.
+    /// The width of an expert in elements, where the manifest tells.
     pub intermediate_size: Option<u64>,
 }
 
@@ -108,7 +109,7 @@ pub struct ListedBlock {
     pub key: BlockKey,
     /// The digest of its image.
     pub id: BlockId,
-    /// The size of its image.
+    /// The size of its image in bytes, padding included.
     pub image_bytes: u64,
     /// The source expert; `None` for routers and dense tensors.
     pub source: Option<Source>,
@@ -125,11 +126,11 @@ pub struct ListedTensor {
     pub name: String,
     /// The element type, as safetensors spells it.
     pub dtype: String,
-    /// The shape.
+    /// Its stored elements in each dimension, the slowest first.
     pub shape: Vec<u64>,
-    /// Its first byte in the image.
+    /// Its first byte in the image, a multiple of 256.
     pub offset: u64,
-    /// Its size.
+    /// Its size in bytes, without padding.
     pub bytes: u64,
 }
 
@@ -149,16 +150,22 @@ impl BlockPages {
         Self { client, request: Some(request), page: VecDeque::new(), seen: None }
     }
 
-    /// The next block, in the daemon's order; `None` after the last. Ends
-    /// after the first error. When the model's revision changes between two
-    /// pages, that is an error too: the list would mix two manifests.
+    /// The next block, in the daemon's order; `None` after the last, and after
+    /// the first error. Nothing is lost when the returned future is dropped.
+    ///
+    /// # Errors
+    /// The daemon's refusal, [`Kind::NotFound`](crate::Kind::NotFound) for a
+    /// model or tier that it does not have. [`Error::Protocol`] when the model's
+    /// revision changes between two pages: the list would mix two manifests.
     pub async fn next(&mut self) -> Option<Result<ListedBlock, Error>> {
         loop {
             if let Some(block) = self.page.pop_front() {
                 return Some(Ok(block));
             }
-            let request = self.request.take()?;
+            // Kept until the page is there: this future may be dropped before.
+            let request = self.request.clone()?;
             if let Err(error) = self.turn(request).await {
+                self.request = None;
                 return Some(Err(error));
             }
         }
@@ -172,6 +179,7 @@ impl BlockPages {
 
     async fn turn(&mut self, request: v1::ListBlocksRequest) -> Result<(), Error> {
         let page = self.client.page(request.clone()).await?;
+        self.request = None;
         let place = || format!("blocks of model {}", request.model);
         let found = (page.revision, page.generation);
         if self.seen.is_some_and(|seen| seen != found) {

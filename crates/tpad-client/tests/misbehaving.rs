@@ -6,6 +6,7 @@ mod daemon;
 
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use tpad_client::{
@@ -388,20 +389,20 @@ async fn files_are_checked_like_blocks() {
     assert!(error.to_string().contains("came instead"), "{error}");
 }
 
+fn page(expert: u32, token: &str, generation: u64) -> v1::ListBlocksResponse {
+    let Some(v1::block_part::Part::Block(block)) = block(expert, &image(7, 512)).part else {
+        unreachable!()
+    };
+    v1::ListBlocksResponse {
+        blocks: vec![block],
+        next_page_token: token.to_owned(),
+        revision: 4,
+        generation,
+    }
+}
+
 #[tokio::test]
 async fn lists_turn_pages_and_refuse_to_go_in_circles() {
-    let bytes = image(7, 512);
-    let page = |expert: u32, token: &str, generation: u64| {
-        let Some(v1::block_part::Part::Block(block)) = block(expert, &bytes).part else {
-            unreachable!()
-        };
-        v1::ListBlocksResponse {
-            blocks: vec![block],
-            next_page_token: token.to_owned(),
-            revision: 4,
-            generation,
-        }
-    };
     let list = async |pages: Vec<v1::ListBlocksResponse>| {
         let mut script = Script::of([]);
         script.pages = pages;
@@ -423,4 +424,19 @@ async fn lists_turn_pages_and_refuse_to_go_in_circles() {
     assert!(error.to_string().contains("leads nowhere"), "{error}");
     let error = list(vec![page(0, "1", 2), page(1, "", 3)]).await.expect_err("a reload");
     assert!(error.to_string().contains("changed while it was listed"), "{error}");
+}
+
+#[tokio::test]
+async fn a_list_loses_nothing_when_its_future_is_dropped() {
+    let mut script = Script::of([]);
+    script.pages = vec![page(0, "1", 2), page(1, "", 2)];
+    let daemon = Daemon::start(script).await;
+    let client = Client::connect(&daemon.address()).await.expect("a daemon");
+    let mut pages = client.list_blocks("m", None);
+    for expert in 0..2 {
+        assert!(pages.next().now_or_never().is_none(), "its page is on its way");
+        let block = pages.next().await.expect("the page is asked for again").expect("a block");
+        assert_eq!(block.key, BlockKey::Expert { key: key(expert), layer: 3 });
+    }
+    assert!(pages.next().await.is_none());
 }
