@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use prost::Message as _;
 
-const SERVED: [&str; 5] =
-    ["admin.proto", "block.proto", "expert.proto", "model.proto", "routing.proto"];
+const SERVED: [&str; 6] =
+    ["admin.proto", "block.proto", "expert.proto", "model.proto", "routing.proto", "scope.proto"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");

@@ -106,6 +106,28 @@ pub fn write_config(directory: &Path, experts: u32) {
     std::fs::write(directory.join("config.json"), config).expect("room on disk");
 }
 
+/// What an expert of [`one_layer`] takes.
+pub const ONE_LAYER_EXPERT_BYTES: u64 = 3 * 2 * 256 * 170;
+
+/// Makes a model of one layer with so many experts, one after the other in one
+/// shard.
+///
+/// # Panics
+/// When the directory is there or cannot be written.
+pub fn one_layer(directory: &Path, experts: u32) {
+    std::fs::create_dir(directory).expect("a new directory");
+    write_config(directory, experts);
+    let gate = "model.layers.0.mlp.gate.weight".to_owned();
+    let mut tensors = vec![Planned::new(gate, "BF16", &[u64::from(experts), 256])];
+    for expert in 0..experts {
+        for (part, shape) in [("gate", [170, 256]), ("up", [170, 256]), ("down", [256, 170])] {
+            let name = format!("model.layers.0.mlp.experts.{expert}.{part}_proj.weight");
+            tensors.push(Planned::new(name, "BF16", &shape));
+        }
+    }
+    write(&directory.join("model.safetensors"), &tensors);
+}
+
 #[cfg(test)]
 mod tests {
     use safetensors::SafeTensors;

@@ -18,6 +18,7 @@ mod outage;
 mod pins;
 mod placement;
 mod plan;
+mod prefetch;
 mod pressure;
 mod python;
 mod readme;

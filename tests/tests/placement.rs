@@ -1,6 +1,5 @@
 //! Where tiers are at home, counted by what is read from the store and the disk.
 
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -10,7 +9,7 @@ use tpad_tests::compare::{self, collect};
 use tpad_tests::daemon::Served;
 use tpad_tests::reference::Reference;
 use tpad_tests::scene::{Scene, play};
-use tpad_tests::shards::{self, Planned};
+use tpad_tests::shards;
 use tpad_tests::tap::{Fault, Tap};
 use tpad_tests::weed::Weed;
 
@@ -172,27 +171,10 @@ fn once_warm_each_tier_is_read_from_its_home() {
     });
 }
 
-const EXPERT_BYTES: u64 = 3 * 2 * 256 * 170;
-
-/// A model of one layer with so many experts.
-fn write(directory: &Path, experts: u32) {
-    std::fs::create_dir(directory).expect("a new directory");
-    shards::write_config(directory, experts);
-    let gate = "model.layers.0.mlp.gate.weight".to_owned();
-    let mut tensors = vec![Planned::new(gate, "BF16", &[u64::from(experts), 256])];
-    for expert in 0..experts {
-        for (part, shape) in [("gate", [170, 256]), ("up", [170, 256]), ("down", [256, 170])] {
-            let name = format!("model.layers.0.mlp.experts.{expert}.{part}_proj.weight");
-            tensors.push(Planned::new(name, "BF16", &shape));
-        }
-    }
-    shards::write(&directory.join("model.safetensors"), &tensors);
-}
-
 #[test]
 fn a_cold_tier_of_ten_times_the_memory_pushes_out_nothing_of_a_warm_one() {
     const CAPACITY: u64 = 4 << 20;
-    let cold = u32::try_from(10 * CAPACITY / EXPERT_BYTES + 1).expect("small");
+    let cold = u32::try_from(10 * CAPACITY / shards::ONE_LAYER_EXPERT_BYTES + 1).expect("small");
     let plan = format!(
         "default_tier_set = [\"warm\"]\n\
          [[tiers]]\nid = \"warm\"\nplacement = \"dram\"\n[[tiers.groups]]\nexperts = \"0-7\"\n\
@@ -202,7 +184,7 @@ fn a_cold_tier_of_ten_times_the_memory_pushes_out_nothing_of_a_warm_one() {
     );
     play(async |scene| {
         let directory = scene.directory().join("model");
-        write(&directory, 8 + cold);
+        shards::one_layer(&directory, 8 + cold);
         let checkpoint =
             Checkpoint::import(&directory, Store::S3, scene.directory(), Some(&plan)).await;
         let levels = format!("[levels.dram]\ncapacity = \"{CAPACITY}\"\n");
@@ -221,7 +203,7 @@ fn a_cold_tier_of_ten_times_the_memory_pushes_out_nothing_of_a_warm_one() {
 fn what_does_not_fit_is_said_with_the_numbers_and_served_all_the_same() {
     play(async |scene| {
         let directory = scene.directory().join("model");
-        write(&directory, 24);
+        shards::one_layer(&directory, 24);
         let plan = "default_tier_set = [\"all\"]\n[[tiers]]\nid = \"all\"\nplacement = \"dram\"\n\
                     k_tier = 1\nk_expert = 24\n[[tiers.groups]]\nexperts = \"0-23\"\n";
         let checkpoint =

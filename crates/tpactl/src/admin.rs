@@ -5,6 +5,7 @@ pub(crate) mod drain;
 pub(crate) mod evict;
 pub(crate) mod load;
 pub(crate) mod pin;
+pub(crate) mod prefetch;
 mod scope;
 pub(crate) mod unload;
 pub(crate) mod unpin;

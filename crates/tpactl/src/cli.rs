@@ -56,6 +56,7 @@ pub(crate) enum Command {
     Pin(admin::pin::Args),
     Unpin(admin::unpin::Args),
     Evict(admin::evict::Args),
+    Prefetch(admin::prefetch::Args),
     Completions(completions::Args),
 }
 
@@ -100,6 +101,7 @@ mod tests {
             "tpactl unpin --model m --owner w",
             "tpactl unpin --model m --owner w --tier a",
             "tpactl evict --model m --tier a --level dram",
+            "tpactl prefetch --model m --tier a --layer 3",
             "tpactl completions zsh",
         ] {
             assert!(accepts(line), "{line}");
@@ -130,6 +132,7 @@ mod tests {
             "tpactl pin --model m --owner w --ttl 60 --group a",
             "tpactl pin --model m --owner w --tier a",
             "tpactl evict --model m",
+            "tpactl prefetch --model m",
             "tpactl evict --model m --tier a --level hbm",
             "tpactl load m --origin-of n",
         ] {

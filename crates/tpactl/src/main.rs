@@ -141,6 +141,12 @@ async fn run(
             })
             .await
         }
+        Command::Prefetch(args) => {
+            until(stop, async {
+                admin::prefetch::run(args, &remote.connect(sockets).await?, output).await
+            })
+            .await
+        }
         Command::Drain(args) => {
             until(stop, async {
                 admin::drain::run(args, &remote.connect(sockets).await?, output).await

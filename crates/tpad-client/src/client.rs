@@ -310,7 +310,7 @@ impl Client {
         BlockLimits { max_block_bytes: self.options.max_block_bytes, verify: self.options.verify }
     }
 
-    fn experts(&self) -> ExpertServiceClient<Channel> {
+    pub(crate) fn experts(&self) -> ExpertServiceClient<Channel> {
         ExpertServiceClient::new(self.channel.clone())
             .max_decoding_message_size(FETCH_MESSAGE_BYTES)
     }

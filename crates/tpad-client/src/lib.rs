@@ -47,6 +47,7 @@ mod file;
 mod mask;
 mod model;
 mod options;
+mod prefetch;
 mod request;
 mod router;
 mod stream;
@@ -66,6 +67,7 @@ pub use model::{
     TierView,
 };
 pub use options::{ClientOptions, RetryPolicy};
+pub use prefetch::{Prefetch, Prefetched};
 pub use request::{FetchDense, FetchExperts, FetchRouters};
 pub use router::{Choice, Head, RouteError, Router, TierLogits, Ties};
 pub use stream::{BlockStream, StreamStart};

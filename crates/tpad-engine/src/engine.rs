@@ -42,6 +42,8 @@ pub struct Engine {
     hierarchy: Arc<Hierarchy>,
     levels: Levels,
     ready_when: ReadyWhen,
+    /// Prefetches that read.
+    pub(crate) prefetches: Arc<Semaphore>,
     pins: Arc<Pins>,
     started: Instant,
     readiness: watch::Sender<Readiness>,
@@ -116,6 +118,7 @@ impl Engine {
             loader,
             levels: levels.clone(),
             ready_when,
+            prefetches: crate::prefetch::turns(),
             hierarchy,
             pins,
             started: Instant::now(),

@@ -35,7 +35,7 @@ pub(crate) use self::index::index_range;
 use self::index::{OpenIndex, SegmentKey, SharedSegment};
 pub use self::pages::{ListedBlock, Page, PageRequest};
 use self::report::Report;
-pub(crate) use self::scope::ScopedBlock;
+pub(crate) use self::scope::{ScopeStep, ScopedBlock};
 pub use self::select::{Selected, Selection};
 use self::tally::Tally;
 

@@ -20,6 +20,7 @@ mod metrics;
 mod model;
 mod pins;
 mod placement;
+mod prefetch;
 mod scope;
 mod shelf;
 mod status;
@@ -32,6 +33,7 @@ pub use mask::{GenerationMask, MaskRequest, Residency};
 pub use metrics::EngineMetrics;
 pub use model::{ModelState, ModelView};
 pub use pins::{LONGEST_PIN, PinStatus, Totals};
+pub use prefetch::{Prefetch, Prefetched, PrefetchedBlock};
 pub use scope::Scope;
 pub use status::{
     ModelStatus, Readiness, ResidentBytes, Status, TierReads, TierStatus, WarmState, WarmStatus,

@@ -11,7 +11,9 @@ mod expert;
 mod health;
 mod look_ahead;
 mod model;
+mod prefetch;
 mod routing;
+mod scope;
 mod status;
 mod stream;
 
@@ -96,13 +98,16 @@ pub(crate) fn routes(engine: &Arc<Engine>, options: GrpcOptions, admin: AdminOpt
         .prepare()
 }
 
+const EXPERT_METHODS: &[&str] =
+    &["FetchExperts", "FetchRouters", "FetchDense", "FetchFile", "Prefetch"];
+
 const ADMIN_METHODS: &[&str] =
     &["LoadModel", "ReloadModel", "UnloadModel", "Drain", "Pin", "Unpin", "Evict"];
 
 /// `package.Service/Method` of everything in [`routes`].
 pub(crate) fn methods() -> HashSet<String> {
     let methods = [
-        ("tpad.v1.ExpertService", &["FetchExperts", "FetchRouters", "FetchDense", "FetchFile"][..]),
+        ("tpad.v1.ExpertService", EXPERT_METHODS),
         ("tpad.v1.ModelService", &["ListModels", "DescribeModel", "ListBlocks", "GetStatus"][..]),
         ("tpad.v1.RoutingService", &["GetRoutingMask", "WatchRoutingMask"][..]),
         ("tpad.v1.AdminService", ADMIN_METHODS),

@@ -73,6 +73,7 @@ impl ExpertService for Small {
     type FetchRoutersStream = Parts<v1::FetchRoutersResponse>;
     type FetchDenseStream = Parts<v1::FetchDenseResponse>;
     type FetchFileStream = Parts<v1::FetchFileResponse>;
+    type PrefetchStream = Parts<v1::PrefetchResponse>;
 
     async fn fetch_experts(
         &self,
@@ -138,6 +139,13 @@ impl ExpertService for Small {
         _request: Request<v1::FetchFileRequest>,
     ) -> Result<Response<Self::FetchFileStream>, Status> {
         Err(Status::not_found("no files"))
+    }
+
+    async fn prefetch(
+        &self,
+        _request: Request<v1::PrefetchRequest>,
+    ) -> Result<Response<Self::PrefetchStream>, Status> {
+        Err(Status::unimplemented("not in the script"))
     }
 }
 

@@ -245,6 +245,7 @@ impl ExpertService for Scripted {
     type FetchRoutersStream = Parts<v1::FetchRoutersResponse>;
     type FetchDenseStream = Parts<v1::FetchDenseResponse>;
     type FetchFileStream = Parts<v1::FetchFileResponse>;
+    type PrefetchStream = Parts<v1::PrefetchResponse>;
 
     async fn fetch_experts(
         &self,
@@ -276,6 +277,13 @@ impl ExpertService for Scripted {
         let parts = [Part::Start(start), Part::Payload(bytes.into())];
         let parts = parts.map(|part| Ok(v1::FetchFileResponse { part: Some(part) }));
         Ok(Response::new(stream::iter(parts).boxed()))
+    }
+
+    async fn prefetch(
+        &self,
+        _request: Request<v1::PrefetchRequest>,
+    ) -> Result<Response<Self::PrefetchStream>, Status> {
+        Err(Status::unimplemented("not in the script"))
     }
 }
 

@@ -9,15 +9,13 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
-use tpad_engine::{
-    Engine, Evictions, LONGEST_PIN, LoadOutcome, Loaded, ModelConfig, Scope, Totals,
-};
-use tpad_manifest::{ExpertKey, TierId};
+use tpad_engine::{Engine, Evictions, LONGEST_PIN, LoadOutcome, Loaded, ModelConfig};
 use tpad_proto::v1;
 use tpad_proto::v1::admin_service_server::AdminService;
 use tpad_store::{Medium, OriginOptions};
 
 use super::call::Call;
+use super::scope::{amount, read_scope};
 use super::status;
 use crate::edge::Peer;
 
@@ -26,10 +24,6 @@ const LONGEST_ROOT_BYTES: usize = 4096;
 
 /// Bases that one request may allow.
 const ALLOWED_BASES: usize = 64;
-
-/// Names in one scope: enough for every expert of a layer, few enough to be
-/// looked up at once.
-const SCOPE_ENTRIES: usize = 10_000;
 
 /// The longest name of a pin's owner, in bytes.
 const LONGEST_OWNER_BYTES: usize = 128;
@@ -210,10 +204,6 @@ fn describe(loaded: &Loaded) -> v1::LoadedModel {
     }
 }
 
-fn amount(totals: Totals) -> v1::Amount {
-    v1::Amount { blocks: totals.blocks, bytes: totals.bytes }
-}
-
 fn check_owner(owner: &str, call: &Call) -> Result<(), Status> {
     if (1..=LONGEST_OWNER_BYTES).contains(&owner.len()) && !owner.chars().any(char::is_control) {
         return Ok(());
@@ -221,30 +211,6 @@ fn check_owner(owner: &str, call: &Call) -> Result<(), Status> {
     let problem =
         format!("1 to {LONGEST_OWNER_BYTES} bytes without control characters are expected");
     Err(status::invalid("owner", &problem, call))
-}
-
-fn read_scope(scope: v1::Scope, call: &Call) -> Result<Scope, Status> {
-    let v1::Scope { tiers, groups, experts, layers } = scope;
-    let entries = [tiers.len(), groups.len(), experts.len(), layers.len()];
-    let entries = entries.into_iter().fold(0, usize::saturating_add);
-    if entries > SCOPE_ENTRIES {
-        let problem = format!("{entries} names, at most {SCOPE_ENTRIES} are looked up: name tiers");
-        return Err(status::invalid("scope", &problem, call));
-    }
-    let tier = |text: String| {
-        let id: Result<TierId, _> = text.parse();
-        id.map_err(|error| status::invalid("scope", &error.to_string(), call))
-    };
-    let tiers = tiers.into_iter().map(tier).collect::<Result<Vec<_>, _>>()?;
-    let groups = groups.into_iter().map(|key| Ok((tier(key.tier)?, key.group)));
-    let groups = groups.collect::<Result<Vec<_>, Status>>()?;
-    let expert = |key| {
-        ExpertKey::try_from(key).map_err(|error: tpad_proto::WireError| {
-            status::invalid("scope", &error.to_string(), call)
-        })
-    };
-    let experts = experts.into_iter().map(expert).collect::<Result<Vec<_>, _>>()?;
-    Ok(Scope::new(tiers, groups, experts, layers))
 }
 
 /// As for the configuration's models: names are labels of metrics.

@@ -12,11 +12,13 @@ use tpad_proto::v1::expert_service_server::ExpertService;
 use tpad_proto::v1::{
     BlockPart, FetchDenseRequest, FetchDenseResponse, FetchExpertsRequest, FetchExpertsResponse,
     FetchFileRequest, FetchFileResponse, FetchRoutersRequest, FetchRoutersResponse, FileStart,
-    fetch_file_response::Part as FilePart,
+    PrefetchRequest, PrefetchResponse, fetch_file_response::Part as FilePart,
 };
 
 use super::call::Call;
 use super::look_ahead::Budget;
+use super::prefetch;
+use super::scope::read_scope;
 use super::status;
 use super::stream::{BlockStream, PAYLOAD_BYTES};
 
@@ -53,6 +55,7 @@ impl ExpertService for Experts {
     type FetchRoutersStream = Reply<FetchRoutersResponse>;
     type FetchDenseStream = Reply<FetchDenseResponse>;
     type FetchFileStream = Reply<FetchFileResponse>;
+    type PrefetchStream = Reply<PrefetchResponse>;
 
     async fn fetch_experts(
         &self,
@@ -120,6 +123,18 @@ impl ExpertService for Experts {
         let parts = std::iter::once(start).chain(payload);
         let parts = parts.map(|part| Ok(FetchFileResponse { part: Some(part) }));
         Ok(Response::new(stream::iter(parts).boxed()))
+    }
+
+    async fn prefetch(
+        &self,
+        request: Request<PrefetchRequest>,
+    ) -> Result<Response<Self::PrefetchStream>, Status> {
+        let call = Call::of(&request, self.default_deadline);
+        let PrefetchRequest { model, scope } = request.into_inner();
+        let scope = read_scope(scope.unwrap_or_default(), &call)?;
+        let prefetch = self.engine.prefetch(&model, &scope, call.deadline).await;
+        let prefetch = prefetch.map_err(|error| call.refuse(&error))?;
+        Ok(Response::new(prefetch::answers(prefetch, call)))
     }
 }
 
