@@ -219,6 +219,9 @@ impl Engine {
     pub async fn shutdown(&self) {
         self.drain();
         self.stop.cancel();
+        // Who waits for news of a model holds the engine, and hears of its end
+        // like this alone.
+        self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
         self.tasks.wait().await;
         self.hierarchy.shutdown().await;
     }

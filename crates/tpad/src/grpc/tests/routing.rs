@@ -164,9 +164,14 @@ async fn watches_begin_with_what_is_and_end_with_the_engine() {
     assert_eq!(open(ask("x", None, "")).await.expect_err("unknown").code(), Code::NotFound);
 
     // What another model does is no news.
+    let again = inside.engine.reload("absent", Instant::now() + Duration::from_secs(20)).await;
+    assert_eq!(again.expect_err("it has no revision").reason(), "LOAD_FAILED");
+    tokio::task::yield_now().await;
     assert!(futures::poll!(std::pin::pin!(watch.message())).is_pending());
     inside.engine.shutdown().await;
-    drop(inside);
-    let end = tokio::time::timeout(Duration::from_secs(20), watch.message()).await;
-    assert!(!matches!(end, Ok(Ok(Some(_)))), "no mask follows the engine's end");
+    let end = tokio::time::timeout(Duration::from_secs(5), watch.message()).await;
+    let end = end.expect("the engine's end is told").expect_err("no mask follows it");
+    assert_eq!(end.code(), Code::Unavailable, "{end}");
+    assert_eq!(reason(&end), "STOPPING");
+    assert!(watch.message().await.expect("nothing follows the end").is_none());
 }
