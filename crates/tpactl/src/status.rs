@@ -1,12 +1,16 @@
 //! `tpactl status`: the daemon's own account of itself.
 
+mod summary;
+
 use serde_json::Value;
 use tpad_client::Client;
+
+use self::summary::Summary;
 
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, Tone, printable};
 
-/// Show the daemon's status
+/// Show the daemon's status: models, tiers with their homes, levels
 ///
 /// With --json the daemon's document is printed byte for byte: the same that its HTTP port shows
 /// at /status.
@@ -14,10 +18,15 @@ use crate::output::{Output, Tone, printable};
 #[command(after_help = "\
 Examples:
   tpactl status
+  tpactl status --all
   tpactl --addr http://127.0.0.1:7070 status --json")]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Every field, as an outline
+    #[arg(long)]
+    all: bool,
+}
 
-pub(crate) async fn run(_args: Args, client: &Client, output: &Output) -> Result<(), Failure> {
+pub(crate) async fn run(args: Args, client: &Client, output: &Output) -> Result<(), Failure> {
     let document = client.status().await?;
     if output.is_json() {
         return output.text(document.trim_end());
@@ -26,6 +35,11 @@ pub(crate) async fn run(_args: Args, client: &Client, output: &Output) -> Result
         Failure::new(Exit::Internal, format!("the daemon's status is no JSON: {error}"))
     })?;
     output.text(format_args!("daemon at {}", printable(client.address())))?;
+    if !args.all
+        && let Ok(summary) = serde_json::from_value::<Summary>(status.clone())
+    {
+        return output.text(summary.show(output));
+    }
     let mut lines = Vec::new();
     outline(&status, 0, output, &mut lines);
     output.text(lines.join("\n"))

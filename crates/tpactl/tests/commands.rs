@@ -66,7 +66,7 @@ fn status_as_json_is_the_daemons_document() {
     assert_eq!(text(&output.stdout), format!("{STATUS}\n"));
     let by_environment = command(&["status", "--json"]).env("TPAD_ADDR", &daemon.address).output();
     assert_eq!(by_environment.expect("the binary runs").stdout, output.stdout);
-    let outline = tpactl(&["--addr", &daemon.address, "status"]);
+    let outline = tpactl(&["--addr", &daemon.address, "status", "--all"]);
     assert!(text(&outline.stdout).contains("uptime"), "{}", text(&outline.stdout));
 }
 
