@@ -28,6 +28,15 @@ def main(document: str, directory: str) -> None:
     for file in sorted(pathlib.Path(directory).glob("*.json")):
         for case in json.loads(file.read_text(encoding="utf-8")):
             checked += check(names["route"], file.name, case)
+    mask = {"k_tier": 1, "tiers": [{"tier": "a", "k_group": 1, "k_expert": 1, "groups": [[True]]}]}
+    scoring = {"correction_bias": False, "normalize": False, "scale": 1.0}
+    for function, groups in [("unknown", "max"), ("softmax", "unknown"), ("softmax_after_top_k", "top_two_sum")]:
+        try:
+            names["route"](scoring | {"function": function, "groups": groups}, mask, [{"logits": [0.0]}])
+        except ValueError as error:
+            assert str(error) == "scoring", error
+        else:
+            raise AssertionError(f"{function} with {groups} is routed")
     print(f"{checked} tokens route as the vectors say")
 
 

@@ -69,5 +69,5 @@ pub use model::{
 pub use options::{ClientOptions, RetryPolicy};
 pub use prefetch::{Prefetch, Prefetched};
 pub use request::{FetchDense, FetchExperts, FetchRouters};
-pub use router::{Choice, Head, RouteError, Router, TierLogits, Ties};
+pub use router::{Choice, RouteError, RouteInput, Router, TierLogits, Ties};
 pub use stream::{BlockStream, StreamStart};

@@ -46,25 +46,21 @@
 
 mod candidates;
 mod error;
+mod family;
 mod numeric;
 mod order;
 
-use std::cmp::Ordering;
-
-use tpad_manifest::{
-    ExpertKey, GroupScoring, LayerMask, RoutingMask, Scoring, ScoringFunction, TierIdError,
-    TierMask,
-};
+use tpad_manifest::{ExpertKey, LayerMask, RoutingMask, Scoring, TierIdError, TierMask};
 
 use self::candidates::{Candidate, Group, Tier};
-pub use self::error::{Head, RouteError};
+pub use self::error::{RouteError, RouteInput};
+use self::family::Family;
 pub use self::order::Ties;
 
 /// A router for one model's scoring. It holds no weights and does no I/O.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Router {
-    scoring: Scoring,
-    scale: f32,
+    family: Family,
     ties: Ties,
 }
 
@@ -148,21 +144,10 @@ impl Router {
     /// first in the mask's order ([`Ties::First`]).
     ///
     /// # Errors
-    /// [`RouteError::Scoring`] for a scoring that contradicts itself.
+    /// [`RouteError::Scoring`] for a scoring that is not known or contradicts
+    /// itself.
     pub fn new(scoring: Scoring) -> Result<Self, RouteError> {
-        let Scoring { function, correction_bias, normalize: _, scale, groups } = scoring;
-        let after = function == ScoringFunction::SoftmaxAfterTopK;
-        if after && (correction_bias || groups == GroupScoring::TopTwoSum) {
-            let what = "a softmax of the chosen logits has no scores to correct or to add up";
-            return Err(RouteError::Scoring { what });
-        }
-        // PyTorch multiplies by the factor as f32.
-        #[expect(clippy::cast_possible_truncation, reason = "rounds, and infinity is refused")]
-        let scale = scale as f32;
-        if !scale.is_finite() {
-            return Err(RouteError::Scoring { what: "the scale is no finite f32" });
-        }
-        Ok(Self { scoring, scale, ties: Ties::First })
+        Ok(Self { family: Family::of(scoring)?, ties: Ties::First })
     }
 
     /// The same router with another rule for equal ones.
@@ -217,7 +202,7 @@ impl Router {
         resident: Option<&LayerMask>,
         tiers: &[TierLogits<'_>],
     ) -> Result<Vec<Choice>, RouteError> {
-        let mut tiers = candidates::collect(mask, resident, tiers, self.scoring.correction_bias)?;
+        let mut tiers = candidates::collect(mask, resident, tiers, self.family.corrected)?;
         if tiers.is_empty() {
             return Err(RouteError::NothingAllowed);
         }
@@ -225,7 +210,7 @@ impl Router {
         let mut chosen = Vec::new();
         for tier in self.best(mask, tiers, mask.k_tier, Tier::score, |tier| (tier.place, None)) {
             let of = |group: &Group| (tier.place, Some((group.number, None)));
-            let score = |group: &Group| self.group_score(group);
+            let score = |group: &Group| self.family.group_score(group);
             let groups = self.best(mask, tier.groups, tier.k_group, score, of);
             let mut experts: Vec<Candidate> =
                 groups.into_iter().flat_map(|group| group.experts).collect();
@@ -234,36 +219,22 @@ impl Router {
             chosen.extend(experts);
         }
         self.sort(mask, &mut chosen);
-        Ok(self.weigh(&chosen))
+        let weighed = chosen.iter().zip(self.family.weights(&chosen));
+        let weighed = weighed.map(|(expert, weight)| {
+            let Candidate { tier, group, expert, .. } = *expert;
+            Choice { tier, group, expert, weight }
+        });
+        Ok(weighed.collect())
     }
 
     /// Gives every candidate the family's value and its score for selection.
     fn score(&self, tiers: &mut [Tier]) {
-        let groups = || tiers.iter().flat_map(|tier| &tier.groups);
-        let logits: Vec<f32> =
-            groups().flat_map(|group| &group.experts).map(|expert| expert.logit).collect();
-        let values = match self.scoring.function {
-            ScoringFunction::Softmax => numeric::softmax(&logits),
-            ScoringFunction::SoftmaxAfterTopK => logits,
-            ScoringFunction::Sigmoid => logits.into_iter().map(numeric::sigmoid).collect(),
-            ScoringFunction::SqrtSoftplus => {
-                logits.into_iter().map(numeric::sqrt_softplus).collect()
-            }
-        };
-        let experts = tiers.iter_mut().flat_map(|tier| &mut tier.groups);
-        for (expert, value) in experts.flat_map(|group| &mut group.experts).zip(values) {
+        let experts = tiers.iter().flat_map(|tier| &tier.groups).flat_map(|group| &group.experts);
+        let values = self.family.values(experts.map(|expert| expert.logit).collect());
+        let groups = tiers.iter_mut().flat_map(|tier| &mut tier.groups);
+        for (expert, value) in groups.flat_map(|group| &mut group.experts).zip(values) {
             expert.value = value;
             expert.score = value + expert.bias;
-        }
-    }
-
-    fn group_score(&self, group: &Group) -> f64 {
-        let scores = group.experts.iter().map(|expert| expert.score);
-        match (group.head, self.scoring.groups) {
-            (Some(head), _) => head.into(),
-            (None, GroupScoring::LogSumExp) => group.log_sum_exp(),
-            (None, GroupScoring::Max) => numeric::largest(scores).into(),
-            (None, GroupScoring::TopTwoSum) => numeric::top_two_sum(scores).into(),
         }
     }
 
@@ -289,39 +260,10 @@ impl Router {
     }
 
     fn sort(&self, mask: &RoutingMask, experts: &mut [Candidate]) {
-        experts.sort_by(|a, b| -> Ordering {
+        experts.sort_by(|a, b| {
             order::descending(a.score.into(), b.score.into())
                 .then_with(|| order::descending(a.logit.into(), b.logit.into()))
                 .then_with(|| self.ties.order(mask, a.place(), b.place()))
         });
-    }
-
-    fn weigh(&self, chosen: &[Candidate]) -> Vec<Choice> {
-        let logits = || chosen.iter().map(|expert| expert.logit).collect::<Vec<f32>>();
-        let mut weights = match self.scoring.function {
-            ScoringFunction::SoftmaxAfterTopK => numeric::softmax(&logits()),
-            _ => chosen.iter().map(|expert| expert.value).collect(),
-        };
-        if self.scoring.normalize {
-            let mut sum = numeric::sum(&weights);
-            match self.scoring.function {
-                ScoringFunction::Softmax if sum == 0.0 => weights = numeric::softmax(&logits()),
-                ScoringFunction::Softmax | ScoringFunction::SoftmaxAfterTopK => {
-                    weights.iter_mut().for_each(|weight| *weight /= sum);
-                }
-                ScoringFunction::Sigmoid | ScoringFunction::SqrtSoftplus => {
-                    // What DeepSeek-V3 and its kin add against a division by zero.
-                    sum += 1e-20;
-                    weights.iter_mut().for_each(|weight| *weight /= sum);
-                }
-            }
-        }
-        let weighed = chosen.iter().zip(weights).map(|(expert, weight)| Choice {
-            tier: expert.tier,
-            group: expert.group,
-            expert: expert.expert,
-            weight: weight * self.scale,
-        });
-        weighed.collect()
     }
 }

@@ -116,6 +116,9 @@ pub enum ScoringFunction {
     Sigmoid,
     /// Square root of softplus of each logit, then top-k.
     SqrtSoftplus,
+    /// One that this version does not know. Blocks are served all the same; a
+    /// router must refuse it, since any other function would be a wrong one.
+    Unknown,
 }
 
 /// How a family's router scores a group of experts, before it takes the best
@@ -132,6 +135,8 @@ pub enum GroupScoring {
     /// The sum of its experts' two largest scores for selection, correction
     /// bias included, as DeepSeek-V3 does.
     TopTwoSum,
+    /// In a way that this version does not know; as with the function.
+    Unknown,
 }
 
 impl GroupScoring {
@@ -142,6 +147,7 @@ impl GroupScoring {
             Self::LogSumExp => "log_sum_exp",
             Self::Max => "max",
             Self::TopTwoSum => "top_two_sum",
+            Self::Unknown => "unknown",
         }
     }
 

@@ -144,6 +144,12 @@ fn a_newer_minor_is_read_and_what_it_adds_is_ignored() {
         ["/tiers/0/placement", "/layers/0/kind", "/scoring/function", "/scoring/groups"]
     );
     assert_eq!(loaded.manifest.tiers[0].placement, Placement::ObjectStore);
+    // A worker that is told of this manifest must not take it for a softmax.
+    let told = Manifest::parse(loaded.manifest.to_json().as_bytes()).expect("what was read");
+    for scoring in [loaded.manifest.scoring, told.manifest.scoring] {
+        assert_eq!(scoring.function, ScoringFunction::Unknown);
+        assert_eq!(scoring.groups, GroupScoring::Unknown);
+    }
     assert_eq!(loaded.manifest.tiers[0].compatibility.quantization.as_deref(), Some("q99"));
     assert_eq!(loaded.skipped, BTreeMap::new());
 }

@@ -3,7 +3,7 @@
 use tpad_manifest::{LayerMask, LayerTier, RoutingMask, TierMask};
 
 use super::order::Place;
-use super::{Head, RouteError, TierLogits, numeric};
+use super::{RouteError, RouteInput, TierLogits, numeric};
 
 /// A tier with at least one allowed expert.
 pub(super) struct Tier {
@@ -84,7 +84,7 @@ pub(super) fn collect(
         if groups.is_empty() {
             continue;
         }
-        finite(&known.tier, Head::Tier, input.tier.unwrap_or_default())?;
+        finite(&known.tier, RouteInput::Tier, input.tier.unwrap_or_default())?;
         let (k_group, k_expert) = (known.k_group, known.k_expert);
         tiers.push(Tier { place, k_group, k_expert, groups, head: input.tier });
     }
@@ -133,14 +133,14 @@ fn groups(
             if !allowed || near.is_some_and(|near| !near.has(expert)) {
                 continue;
             }
-            finite(&known.tier, Head::Expert { group, expert }, logit)?;
-            finite(&known.tier, Head::CorrectionBias { group, expert }, bias)?;
+            finite(&known.tier, RouteInput::Expert { group, expert }, logit)?;
+            finite(&known.tier, RouteInput::CorrectionBias { group, expert }, bias)?;
             let (value, score) = (0.0, 0.0);
             experts.push(Candidate { tier: place, group, expert, logit, bias, value, score });
         }
         let head = input.groups.and_then(|heads| heads.get(at)).copied();
         if !experts.is_empty() {
-            finite(&known.tier, Head::Group { group }, head.unwrap_or_default())?;
+            finite(&known.tier, RouteInput::Group { group }, head.unwrap_or_default())?;
             groups.push(Group { number: group, experts, head });
         }
     }
@@ -154,7 +154,7 @@ fn nonzero(what: &'static str, tier: Option<&str>, k: u32) -> Result<(), RouteEr
     }
 }
 
-fn finite(tier: &str, input: Head, value: f32) -> Result<(), RouteError> {
+fn finite(tier: &str, input: RouteInput, value: f32) -> Result<(), RouteError> {
     if value.is_finite() {
         return Ok(());
     }

@@ -7,10 +7,10 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RouteError {
-    /// The manifest's scoring contradicts itself.
+    /// The manifest's scoring is not known or contradicts itself.
     #[error("the manifest's scoring cannot be computed: {what}")]
     Scoring {
-        /// What contradicts what.
+        /// Why.
         what: &'static str,
     },
     /// No expert of any tier is allowed.
@@ -46,7 +46,7 @@ pub enum RouteError {
     },
     /// A correction bias is missing, or is there though the family has none.
     #[error(
-        "tier {tier} {}", 
+        "tier {tier} {}",
         if *expected { "has no correction bias, which the manifest's scoring adds" }
         else { "has a correction bias, which the manifest's scoring does not know" }
     )]
@@ -62,7 +62,7 @@ pub enum RouteError {
         /// The tier.
         tier: String,
         /// Which input.
-        input: Head,
+        input: RouteInput,
         /// What it is.
         value: f32,
     },
@@ -97,7 +97,7 @@ pub enum RouteError {
 /// One number that a router is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Head {
+pub enum RouteInput {
     /// An expert's logit.
     Expert {
         /// The group.
@@ -121,7 +121,7 @@ pub enum Head {
     Tier,
 }
 
-impl fmt::Display for Head {
+impl fmt::Display for RouteInput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Expert { group, expert } => write!(f, "logit of expert {group}/{expert}"),

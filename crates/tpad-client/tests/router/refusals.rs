@@ -1,6 +1,6 @@
 //! What the router refuses, and how it says so.
 
-use tpad_client::{Head, RouteError, Router, TierLogits};
+use tpad_client::{RouteError, RouteInput, Router, TierLogits};
 use tpad_manifest::{
     ExpertBits, GroupScoring, LayerSources, RoutingMask, Scoring, ScoringFunction, SetOrigin,
     Source, TierMask,
@@ -53,7 +53,10 @@ fn what_is_not_finite_is_refused_with_its_place_wherever_it_is_read() {
         let error = Router::new(scoring).expect("it can be computed").route(&mask(), &[biased; 2]);
         assert!(matches!(
             error,
-            Err(RouteError::NotFinite { input: Head::CorrectionBias { group: 0, expert: 2 }, .. })
+            Err(RouteError::NotFinite {
+                input: RouteInput::CorrectionBias { group: 0, expert: 2 },
+                ..
+            })
         ));
         // The fifth expert is masked: nobody looks.
         let mut logits = FINE;
@@ -121,11 +124,13 @@ fn inputs_that_do_not_fit_are_refused() {
 }
 
 #[test]
-fn scorings_that_contradict_themselves_are_refused() {
+fn scorings_that_are_not_known_or_contradict_themselves_are_refused() {
     let after = Scoring { function: ScoringFunction::SoftmaxAfterTopK, ..Scoring::default() };
     let wrong = [
         Scoring { correction_bias: true, ..after },
         Scoring { groups: GroupScoring::TopTwoSum, ..after },
+        Scoring { function: ScoringFunction::Unknown, ..Scoring::default() },
+        Scoring { groups: GroupScoring::Unknown, ..Scoring::default() },
         Scoring { scale: 1e39, ..Scoring::default() },
         Scoring { scale: f64::NAN, ..Scoring::default() },
     ];

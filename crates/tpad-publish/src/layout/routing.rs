@@ -116,6 +116,7 @@ pub(super) fn scoring(
                 ScoringFunction::SoftmaxAfterTopK => "a softmax of the chosen logits",
                 ScoringFunction::Sigmoid => "sigmoid with a correction bias",
                 ScoringFunction::SqrtSoftplus => "the square root of softplus",
+                ScoringFunction::Unknown => "no function",
             },
         ));
     }

@@ -73,11 +73,23 @@ fn known<T: Default>(
     warnings: &mut Vec<Problem>,
     read: impl Fn(&str) -> Option<T>,
 ) -> T {
+    known_or(fields, key, warnings, (T::default(), "the default is taken"), read)
+}
+
+/// As [`known`], with what stands for a name that is not known and what the
+/// warning says of that.
+fn known_or<T: Default>(
+    fields: &mut Fields<'_, '_>,
+    key: &str,
+    warnings: &mut Vec<Problem>,
+    (otherwise, said): (T, &str),
+    read: impl Fn(&str) -> Option<T>,
+) -> T {
     let Some(text) = fields.text(key) else { return T::default() };
     read(text).unwrap_or_else(|| {
-        let message = format!("{text:?} is not known here: the default is taken");
+        let message = format!("{text:?} is not known here: {said}");
         note(warnings, || Problem::new(fields.place(key), message));
-        T::default()
+        otherwise
     })
 }
 
@@ -85,8 +97,11 @@ fn scoring(fields: &mut Fields<'_, '_>, warnings: &mut Vec<Problem>) -> Scoring 
     let default = Scoring::default();
     let Some(mut scoring) = fields.object("scoring") else { return default };
     let scale = scoring.f64("scale").unwrap_or(default.scale);
+    let said = "blocks are served, routers must refuse it";
+    let unknown = (ScoringFunction::Unknown, said);
+    let unknown_groups = (GroupScoring::Unknown, said);
     Scoring {
-        function: known(&mut scoring, "function", warnings, |text| match text {
+        function: known_or(&mut scoring, "function", warnings, unknown, |text| match text {
             "softmax" => Some(ScoringFunction::Softmax),
             "softmax_after_top_k" => Some(ScoringFunction::SoftmaxAfterTopK),
             "sigmoid" => Some(ScoringFunction::Sigmoid),
@@ -96,7 +111,7 @@ fn scoring(fields: &mut Fields<'_, '_>, warnings: &mut Vec<Problem>) -> Scoring 
         correction_bias: scoring.boolean("correction_bias").unwrap_or(default.correction_bias),
         normalize: scoring.boolean("normalize").unwrap_or(default.normalize),
         scale,
-        groups: known(&mut scoring, "groups", warnings, |text| match text {
+        groups: known_or(&mut scoring, "groups", warnings, unknown_groups, |text| match text {
             "log_sum_exp" => Some(GroupScoring::LogSumExp),
             "max" => Some(GroupScoring::Max),
             "top_two_sum" => Some(GroupScoring::TopTwoSum),
