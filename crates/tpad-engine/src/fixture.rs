@@ -49,6 +49,8 @@ pub struct Tier {
     /// How many different experts there are; the others are copies of them, at
     /// any layer and in any tier that has a number here. `None`: no two are equal.
     pub variety: Option<u32>,
+    /// Its home.
+    pub placement: Placement,
 }
 
 /// A checkpoint in a directory of its own, gone when this is dropped.
@@ -71,6 +73,7 @@ impl Tier {
             routers: true,
             index: true,
             requires: Vec::new(),
+            placement: Placement::ObjectStore,
             budget: u64::MAX,
             variety: None,
         }
@@ -351,7 +354,7 @@ fn tier_record(tier: &Tier, index: Option<IndexRef>) -> TierRecord {
         created_at: None,
         parameter_budget: tier.budget,
         groups: tier.groups.iter().map(group).collect(),
-        placement: Placement::ObjectStore,
+        placement: tier.placement,
         routing: Routing::default(),
         compatibility: Compatibility { requires: tier.requires.clone(), ..Default::default() },
         index,
