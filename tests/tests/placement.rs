@@ -160,6 +160,20 @@ fn once_warm_each_tier_is_read_from_its_home() {
         }
         assert_eq!(placed.requests(), before);
 
+        // A restart brings home from disk what is there.
+        let Placed { served, tap, model } = placed;
+        served.stop().await;
+        let before = tap.reads().values().sum::<u64>();
+        let config = format!(
+            "ready_when = \"warm\"\n{}\n{levels}",
+            checkpoint.section_through(&tap.endpoint())
+        );
+        let placed = Placed { served: Served::start(scene, &config).await, tap, model };
+        assert_eq!(placed.tier("disk").await["missing_bytes"], 0);
+        assert_eq!(placed.fetch("disk", &original).await.requests, 0);
+        let again = placed.requests() - before;
+        assert!(again < before / 2, "{again} requests after {before}");
+
         // A tier that lost blocks says so.
         let sum = placed.tier("warm").await["bytes"].clone();
         let scope = Scope { tiers: vec!["warm".to_owned()], ..Scope::default() };

@@ -61,8 +61,8 @@ pub enum ReadyWhen {
     /// it is.
     #[default]
     Loaded,
-    /// When their tiers are at home, too, as far as they fit. A model that was
-    /// once stays ready while another revision of it is brought home.
+    /// When their tiers are at home, too, as far as they fit. Whoever was ready
+    /// stays so while another model or revision is brought home.
     Warm,
 }
 

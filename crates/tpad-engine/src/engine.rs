@@ -241,8 +241,12 @@ impl Engine {
     /// failed.
     pub(crate) fn publish_readiness(&self) {
         self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
-        let now = Readiness::of(&self.models(), self.ready_when);
+        let models = self.models();
         self.readiness.send_if_modified(|known| {
+            // Whoever was ready serves: another model or revision that is still
+            // brought home takes nothing from it.
+            let when = if known.is_ready() { ReadyWhen::Loaded } else { self.ready_when };
+            let now = Readiness::of(&models, when);
             // A model that loads late must not call a draining engine ready.
             let changed = *known != now && !self.draining.load(Ordering::Acquire);
             if changed {

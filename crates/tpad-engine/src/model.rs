@@ -1,6 +1,6 @@
 //! One model: what it serves, and the task that loads it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,8 +19,6 @@ use crate::{BudgetEnforcement, EngineError, ModelConfig, RetryIntervals};
 pub(crate) struct Model {
     pub(crate) config: ModelConfig,
     serving: ArcSwapOption<Generation>,
-    /// A generation of it was brought home.
-    warm: AtomicBool,
     /// Why the last attempt failed; `None` before the first ends and after a
     /// success.
     failure: Mutex<Option<Failure>>,
@@ -68,8 +66,6 @@ pub struct ModelView {
     pub stale: Option<String>,
     /// What it serves.
     pub generation: Option<Arc<Generation>>,
-    /// Whether what fits of this generation, or of one before it, is at home.
-    pub warm: bool,
 }
 
 /// What loading needs besides the model.
@@ -98,7 +94,6 @@ impl Model {
         Self {
             config,
             serving: ArcSwapOption::empty(),
-            warm: AtomicBool::new(false),
             failure: Mutex::new(None),
             loading: tokio::sync::Mutex::new(()),
             end: engine_stop.child_token(),
@@ -129,11 +124,7 @@ impl Model {
         let root = without_password(&self.config.root);
         let name = self.config.name.clone();
         let stale = generation.as_ref().and_then(|generation| generation.stale());
-        if generation.as_ref().is_some_and(|generation| generation.places().is_over()) {
-            self.warm.store(true, Ordering::Relaxed);
-        }
-        let warm = self.warm.load(Ordering::Relaxed);
-        ModelView { name, root, state, reason, stale, generation, warm }
+        ModelView { name, root, state, reason, stale, generation }
     }
 
     /// Loads the model, again and again until what it serves is the store's,

@@ -33,6 +33,7 @@ pub(crate) struct Levels {
 /// Where the tiers of all models are to lie.
 #[derive(Debug)]
 pub(crate) struct Plan {
+    generations: Vec<Arc<Generation>>,
     tiers: Vec<PlannedTier>,
     /// The classes' parts of host memory; `None` where the operator gave them.
     budgets: Option<BTreeMap<String, u64>>,
@@ -99,7 +100,7 @@ impl Plan {
         if !homes.is_empty() {
             homes.push(ROUTERS.into());
         }
-        Self { tiers, budgets, homes }
+        Self { generations: generations.to_vec(), tiers, budgets, homes }
     }
 
     /// Tells the levels and the generations, and the log what does not fit.
@@ -117,14 +118,13 @@ impl Plan {
         if let Some(nvme) = &levels.nvme {
             nvme.set_homes(self.homes.iter().cloned());
         }
-        let mut cycles: BTreeMap<u64, &Arc<Generation>> = BTreeMap::new();
         for PlannedTier { generation, fit, .. } in &self.tiers {
-            cycles.insert(generation.number(), generation);
             generation.places().plan(fit);
         }
         let kept: u64 = dram.classes().iter().map(|usage| usage.budget).sum();
-        for (number, generation) in cycles {
-            let of_this = self.tiers.iter().filter(|tier| tier.generation.number() == number);
+        for generation in &self.generations {
+            let of_this = self.tiers.iter();
+            let of_this = of_this.filter(|tier| Arc::ptr_eq(&tier.generation, generation));
             let mut warnings: Vec<String> = of_this.filter_map(|tier| tier.fit.warning()).collect();
             warnings.extend(token_cycle_warning(token_cycle_bytes(generation.catalog()), kept));
             for warning in generation.places().warn(warnings) {

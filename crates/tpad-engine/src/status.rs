@@ -92,7 +92,10 @@ impl Readiness {
             let failed = named(ModelState::Failed);
             return Self::NotReady(format!("no model could be loaded: {}", failed.join(", ")));
         }
-        let cold = models.iter().filter(|model| model.generation.is_some() && !model.warm);
+        let cold = |model: &&ModelView| {
+            model.generation.as_ref().is_some_and(|generation| !generation.places().is_over())
+        };
+        let cold = models.iter().filter(cold);
         let cold: Vec<&str> = cold.map(|model| model.name.as_str()).collect();
         if when == ReadyWhen::Warm && !cold.is_empty() {
             return Self::NotReady(format!("warming {}", cold.join(", ")));
@@ -103,7 +106,7 @@ impl Readiness {
 
 impl ModelStatus {
     pub(crate) fn of(model: ModelView, levels: &Levels) -> Self {
-        let ModelView { name, root, state, reason, stale, generation, warm: _ } = model;
+        let ModelView { name, root, state, reason, stale, generation } = model;
         let generation = generation.as_deref();
         Self {
             name,

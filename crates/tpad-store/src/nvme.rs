@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tpad_manifest::BlockId;
 
 use self::disk::{Disk, Found};
@@ -93,7 +93,7 @@ struct Inner {
     reads: Arc<Semaphore>,
     writes: Arc<Semaphore>,
     documents: Mutex<Shelf>,
-    scanning: AtomicBool,
+    scanning: watch::Sender<bool>,
     /// The level is gone: a scan ends.
     gone: AtomicBool,
 }
@@ -118,7 +118,7 @@ impl NvmeLevel {
             reads: Arc::new(Semaphore::new(READS)),
             writes: Arc::new(Semaphore::new(WRITES)),
             documents: Mutex::default(),
-            scanning: AtomicBool::new(true),
+            scanning: watch::Sender::new(true),
             gone: AtomicBool::new(false),
         });
         tokio::spawn(keep_opening(Arc::downgrade(&inner)));
@@ -128,7 +128,14 @@ impl NvmeLevel {
     /// Whether what was on disk at the start is still being looked at.
     #[must_use]
     pub fn is_scanning(&self) -> bool {
-        self.inner.scanning.load(Ordering::Acquire)
+        *self.inner.scanning.borrow()
+    }
+
+    /// Returns when that is over.
+    pub async fn scanned(&self) {
+        let mut scanning = self.inner.scanning.subscribe();
+        // The sender lives in `self`, so the channel is open.
+        let _ = scanning.wait_for(|scanning| !scanning).await;
     }
 
     /// Small documents beside the blocks.
@@ -277,12 +284,12 @@ impl Inner {
         let (disk, first) = self.service.open()?;
         if first {
             let (inner, disk) = (Arc::clone(self), Arc::clone(&disk));
-            self.scanning.store(true, Ordering::Release);
+            self.scanning.send_replace(true);
             tokio::task::spawn_blocking(move || {
                 if let Err(error) = inner.scan(&disk) {
                     tracing::warn!(level = "nvme", %error, "not all of the cache directory was read");
                 }
-                inner.scanning.store(false, Ordering::Release);
+                inner.scanning.send_replace(false);
             });
         }
         Ok(disk)
@@ -396,7 +403,7 @@ async fn keep_opening(level: Weak<Inner>) {
             let opened = inner.open();
             if let Err(error) = &opened {
                 inner.service.refused(error.to_string());
-                inner.scanning.store(false, Ordering::Release);
+                inner.scanning.send_replace(false);
             } else {
                 inner.service.wrote();
             }

@@ -23,6 +23,9 @@ const AT_ONCE: usize = 16;
 /// So many blocks in a row that could not be read: the store is away.
 const ENOUGH: u32 = 64;
 
+/// How long a disk may take to say what it has before it is not waited for.
+const SCAN_PATIENCE: Duration = Duration::from_secs(60);
+
 /// How soon what was not brought home is tried again; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// How late at most.
@@ -117,6 +120,10 @@ impl Plan {
         let mut tiers: Vec<&PlannedTier> = self.tiers.iter().collect();
         tiers.retain(|tier| tier.fit.home != Placement::ObjectStore);
         tiers.sort_by_key(|tier| tier.fit.home != Placement::Dram);
+        if let Some(nvme) = &levels.nvme {
+            // What is there is not read from the store again.
+            let _late = tokio::time::timeout(SCAN_PATIENCE, nvme.scanned()).await;
+        }
         let mut pause = FIRST_PAUSE;
         loop {
             let mut left = Left::Nothing;
@@ -129,7 +136,7 @@ impl Plan {
                 left = left.max(of_tier);
             }
             if left < Left::Blocks {
-                self.tiers.iter().for_each(|tier| tier.generation.places().finish());
+                self.generations.iter().for_each(|generation| generation.places().finish());
             }
             if let Some(engine) = engine.upgrade() {
                 engine.publish_readiness();

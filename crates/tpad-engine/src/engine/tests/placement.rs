@@ -128,6 +128,31 @@ async fn a_newer_revision_is_brought_home_and_stays_ready_meanwhile() {
 }
 
 #[tokio::test]
+async fn a_model_with_no_tier_to_serve_is_as_warm_as_it_gets() {
+    let mut unknown = tier("a", Placement::Dram, 8, 5000);
+    unknown.requires = vec!["something of later".to_owned()];
+    let checkpoint = Checkpoint::new(&Shape::of(vec![unknown]));
+    let engine = start(warm_config(vec![model("m", &checkpoint.root())], 8 * MIB));
+    ready(&engine).await;
+    assert!(status_of(&engine, 0, 0).skipped.is_some());
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_model_that_is_added_leaves_the_engine_ready() {
+    let (first, second) = (Checkpoint::new(&Shape::mixed()), Checkpoint::empty());
+    let engine = start(warm_config(vec![model("m", &first.root())], 8 * MIB));
+    ready(&engine).await;
+    let mut readiness = engine.watch_readiness();
+    readiness.mark_unchanged();
+    let mut second = second;
+    second.publish(&Shape::of(vec![tier("a", Placement::Dram, 8, 5000)]));
+    engine.add(model("n", &second.root()), soon()).await.expect("it is there");
+    assert!(!readiness.has_changed().expect("the engine lives"));
+    engine.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_tier_of_copies_is_at_home_where_the_originals_are() {
     let copies = |id| Tier { variety: Some(4), ..tier(id, Placement::Dram, 8, 5000) };
     let checkpoint = Checkpoint::new(&Shape::of(vec![copies("a"), copies("b")]));
