@@ -71,7 +71,8 @@ pub(super) async fn serve_grpc(
     }
     let streams = StreamExecutor::new(limits.progress_deadline, gateway.metrics.clone());
     let stall = Arc::new(Stall::new());
-    let io = TokioIo::new(WatchedIo::new(socket, PREFACE, Arc::clone(&stall)));
+    let io = WatchedIo::new(socket, PREFACE, Arc::clone(&stall));
+    let io = TokioIo::new(io.lingering(closing.drain.clone()));
     let service = ConnectionService::new(gateway, peer);
     let outcome = {
         let connection = http2(&limits, streams.clone()).serve_connection(io, service);

@@ -1,14 +1,20 @@
-//! A connection's socket: TCP or Unix, replaying its preface, watched for writes that stall.
+//! A connection's socket: TCP or Unix, replaying its preface, watched for writes that stall,
+//! and not closed before its peer has read the last of them.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_util::sync::CancellationToken;
 
 use super::stall::Stall;
+
+/// What is read at a time of what nobody wants: peers that only say how much they
+/// have read say 13 bytes.
+const SCRAP: usize = 512;
 
 /// A socket of either family.
 #[derive(Debug)]
@@ -24,6 +30,10 @@ pub(super) struct WatchedIo {
     /// What was read to tell the protocol, and how much of it was replayed.
     preface: &'static [u8],
     stall: Arc<Stall>,
+    /// Once it is cancelled, the end waits for the peer's.
+    linger: Option<CancellationToken>,
+    /// Nothing is written any more.
+    ended: bool,
 }
 
 impl Socket {
@@ -40,7 +50,32 @@ impl Socket {
 impl WatchedIo {
     /// `preface` is handed out before the socket is read.
     pub(super) fn new(socket: Socket, preface: &'static [u8], stall: Arc<Stall>) -> Self {
-        Self { socket, preface, stall }
+        Self { socket, preface, stall, linger: None, ended: false }
+    }
+
+    /// The same, which ends with its peer once `drain` is cancelled.
+    ///
+    /// What was written last may lie with the kernel for long after the last
+    /// write. If the socket were closed then, the next byte from its peer, an
+    /// HTTP/2 client's word on how much it has read, would be answered with a
+    /// reset, and the reset throws away what was not yet read.
+    pub(super) fn lingering(self, drain: CancellationToken) -> Self {
+        Self { linger: Some(drain), ..self }
+    }
+
+    /// Reads and forgets until the peer ends, which it does after it has read
+    /// our end. Who says nothing for long has stalled; the rest is up to the
+    /// drain's deadline.
+    fn poll_peers_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut scrap = [0; SCRAP];
+        loop {
+            let mut scrap = ReadBuf::new(&mut scrap);
+            match ready!(Pin::new(&mut self.socket).poll_read(cx, &mut scrap)) {
+                Ok(()) if !scrap.filled().is_empty() => self.stall.progress(),
+                // A peer that is gone needs nothing any more.
+                Ok(()) | Err(_) => return Poll::Ready(()),
+            }
+        }
     }
 
     fn watch(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -154,6 +189,16 @@ impl AsyncWrite for WatchedIo {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
+        let this = self.get_mut();
+        if !this.ended {
+            ready!(Pin::new(&mut this.socket).poll_shutdown(cx))?;
+            this.ended = true;
+            this.stall.progress();
+        }
+        if this.linger.as_ref().is_some_and(CancellationToken::is_cancelled) {
+            ready!(this.poll_peers_end(cx));
+        }
+        this.stall.clear();
+        Poll::Ready(Ok(()))
     }
 }

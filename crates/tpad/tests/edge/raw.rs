@@ -3,9 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 /// No wait in these tests is longer than this; none that succeeds comes near it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -32,9 +31,9 @@ pub(crate) struct Raw {
     pub(crate) writer: Writer,
 }
 
-pub(crate) struct Reader(OwnedReadHalf);
+pub(crate) struct Reader(Box<dyn AsyncRead + Send + Unpin>);
 
-pub(crate) struct Writer(OwnedWriteHalf);
+pub(crate) struct Writer(Box<dyn AsyncWrite + Send + Unpin>);
 
 /// A frame as it came.
 #[derive(Debug)]
@@ -48,9 +47,16 @@ pub(crate) struct Frame {
 impl Raw {
     /// Connects and says the preface; `window` is every stream's initial window.
     pub(crate) async fn connect(address: SocketAddr, window: u32) -> Self {
-        let socket = TcpStream::connect(address).await.expect("connects");
-        let (reader, writer) = socket.into_split();
-        let mut raw = Self { reader: Reader(reader), writer: Writer(writer) };
+        Self::over(TcpStream::connect(address).await.expect("connects"), window).await
+    }
+
+    /// The same over a socket of any kind.
+    pub(crate) async fn over(
+        socket: impl AsyncRead + AsyncWrite + Send + 'static,
+        window: u32,
+    ) -> Self {
+        let (reader, writer) = tokio::io::split(socket);
+        let mut raw = Self { reader: Reader(Box::new(reader)), writer: Writer(Box::new(writer)) };
         raw.writer.bytes(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
         let mut settings = vec![0, 4];
         settings.extend(window.to_be_bytes());
