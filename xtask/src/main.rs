@@ -5,6 +5,7 @@
 
 mod boundary;
 mod ci;
+mod coverage;
 mod fuzz;
 mod house;
 mod image;

@@ -1,6 +1,7 @@
 //! Running commands.
 
 use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -32,6 +33,31 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
         .stdin(Stdio::null())
         .status()
         .with_context(|| format!("{shown} could not be started"))?;
+    if !status.success() {
+        bail!("{shown}: {status}");
+    }
+    Ok(())
+}
+
+/// Runs a command as [`run`] does, and reads along what it writes to its standard
+/// output, line by line.
+#[expect(clippy::print_stdout, reason = "what the command says is passed on")]
+pub(crate) fn run_reading(command: &mut Command, mut read: impl FnMut(&str)) -> Result<()> {
+    let shown = shown(command);
+    say(&format!("$ {shown}"));
+    let command = command.current_dir(root()).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("{shown} could not be started"))?;
+    if let Some(output) = child.stdout.take() {
+        let mut output = BufReader::new(output);
+        let mut line = Vec::new();
+        while output.read_until(b'\n', &mut line).with_context(|| shown.clone())? > 0 {
+            let text = String::from_utf8_lossy(&line);
+            print!("{text}");
+            read(text.trim_end());
+            line.clear();
+        }
+    }
+    let status = child.wait().with_context(|| shown.clone())?;
     if !status.success() {
         bail!("{shown}: {status}");
     }

@@ -1,17 +1,24 @@
 //! `cargo xtask test`: the tests, with everything they need.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 
-use crate::run::{cargo, run};
-use crate::tools;
+use crate::run::{cargo, run, run_reading};
+use crate::{coverage, tools};
 
 /// Sets the tools up, builds the two programs that the end-to-end tests run,
-/// and runs every test. `extra` goes to `cargo test`.
+/// and runs every test. `extra` goes to `cargo test`; without any, the tests that
+/// the specification's coverage names must have run.
 pub(crate) fn test(extra: &[String]) -> Result<()> {
     let tools = tools::setup()?;
     build()?;
     let test = ["test", "--workspace", "--no-fail-fast"];
-    run(cargo().args(test).args(extra).env("TPAD_TEST_TOOLS", tools))
+    let mut command = cargo();
+    command.args(test).args(extra).env("TPAD_TEST_TOOLS", tools);
+    let mut passed = BTreeSet::new();
+    run_reading(&mut command, |line| passed.extend(coverage::passed(line).map(str::to_owned)))?;
+    if extra.is_empty() { coverage::check(&passed) } else { Ok(()) }
 }
 
 /// One build of everything: the programs with the same features as the tests,
