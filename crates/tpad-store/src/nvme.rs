@@ -53,7 +53,8 @@ const MOST_DOCUMENT_BYTES: u64 = 4 << 30;
 pub struct NvmeConfig {
     /// The cache directory. One process uses it at a time.
     pub path: PathBuf,
-    /// What files may take. Never exceeded.
+    /// What files may take. Never exceeded, but for a document that is being
+    /// replaced: its last version stays until the new one is whole.
     pub capacity_bytes: u64,
     /// What the file system keeps free, whoever else writes to it: before it has
     /// less, blocks go.

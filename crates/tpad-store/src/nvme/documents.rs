@@ -86,7 +86,7 @@ impl Inner {
         let Ok(disk) = self.open() else { return };
         // Held over the writing: documents are small and seldom.
         let mut shelf = self.documents.lock().unwrap_or_else(PoisonError::into_inner);
-        let put = shelf.make_room(&disk, bytes, limit).and_then(|()| {
+        let put = shelf.make_room(&disk, &path(&disk, key), bytes, limit).and_then(|()| {
             let floor = self.config.free_floor_bytes.saturating_add(bytes);
             if disk.free()? < floor {
                 return Err(io::ErrorKind::StorageFull.into());
@@ -102,18 +102,25 @@ impl Inner {
 }
 
 impl Shelf {
-    fn make_room(&mut self, disk: &Disk, needed: u64, limit: u64) -> io::Result<()> {
-        if self.files.is_none() {
-            let files = list(disk.documents())?;
-            self.bytes = files.values().sum();
-            self.files = Some(files);
-        }
+    /// Removes the oldest documents until `needed` more bytes are within `limit`.
+    /// What lies at `path` is about to be replaced: it neither counts nor goes,
+    /// so that it is still there if the new version cannot be written.
+    fn make_room(&mut self, disk: &Disk, path: &Path, needed: u64, limit: u64) -> io::Result<()> {
+        let files = match &mut self.files {
+            Some(files) => files,
+            none => {
+                let files = list(disk.documents())?;
+                self.bytes = files.values().sum();
+                none.insert(files)
+            }
+        };
+        let known = |(_, known): &(SystemTime, PathBuf)| known == path;
+        let replaced = files.iter().find_map(|(file, bytes)| known(file).then_some(*bytes));
+        let needed = needed.saturating_sub(replaced.unwrap_or(0));
         while self.bytes.saturating_add(needed) > limit {
-            let Some(((_, path), bytes)) = self.files.as_mut().and_then(BTreeMap::pop_first) else {
-                return Ok(());
-            };
-            self.bytes = self.bytes.saturating_sub(bytes);
-            disk::remove(&path)?;
+            let Some(oldest) = files.keys().find(|file| !known(file)).cloned() else { break };
+            disk::remove(&oldest.1)?;
+            self.bytes = self.bytes.saturating_sub(files.remove(&oldest).unwrap_or(0));
         }
         Ok(())
     }

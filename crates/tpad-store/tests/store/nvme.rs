@@ -259,6 +259,32 @@ async fn two_processes_do_not_share_a_directory() {
 }
 
 #[tokio::test]
+async fn a_document_takes_the_room_of_the_version_that_it_replaces() {
+    let scratch = tempfile::tempdir().expect("scratch");
+    let level = open(scratch.path(), 8 * MIB, &StoreMetrics::default());
+    scanned(&level).await;
+    let documents = level.documents();
+    // Two of them fill the eighth of the level that is theirs, and no third fits.
+    let version = |of: u8| Bytes::from(vec![of; 500 << 10]);
+    documents.put("old", version(0)).await;
+    documents.put("other", version(1)).await;
+    for of in 2..5 {
+        documents.put("old", version(of)).await;
+        assert_eq!(documents.get("old").await, Some(version(of)));
+        assert_eq!(documents.get("other").await, Some(version(1)), "nothing had to go");
+    }
+    // A version that is larger takes what it needs, from the others alone.
+    documents.put("old", Bytes::from(vec![5; 600 << 10])).await;
+    assert_eq!(documents.get("other").await, None);
+    assert_eq!(documents.get("old").await.map(|found| found.len()), Some(600 << 10));
+    // A version that cannot be written leaves the last one.
+    let unfinished = scratch.path().join("tpad-cache-v1/unfinished");
+    fs::remove_dir(&unfinished).expect("it is empty");
+    documents.put("old", Bytes::from(vec![6; 900 << 10])).await;
+    assert_eq!(documents.get("old").await, Some(Bytes::from(vec![5; 600 << 10])));
+}
+
+#[tokio::test]
 async fn documents_come_back_whole_or_not_at_all() {
     let scratch = tempfile::tempdir().expect("scratch");
     let level = open(scratch.path(), 8 * MIB, &StoreMetrics::default());
