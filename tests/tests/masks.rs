@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tpad_client::{
-    Client, FetchExperts, FetchedMask, GetMask, Kind, MaskEvent, MaskWatch, Residency, WatchMask,
+    Client, FetchExperts, FetchedMask, GetMask, Kind, LoadModel, MaskEvent, MaskWatch, Residency,
+    WatchMask,
 };
 use tpad_manifest::{CostClass, ExpertKey, MaskReason, RoutingMask, SetOrigin, TierSet};
 use tpad_tests::checkpoint::{Checkpoint, Store, fixture, said, tpactl};
@@ -315,7 +316,7 @@ fn a_watch_follows_the_model_and_ends_at_the_drain() {
         assert_eq!((first.revision, newer.revision), (1, 2));
         assert_ne!(newer.etag, first.etag);
         assert!(newer.generation > first.generation);
-        let tiers = newer.mask.expect("it is new").tiers;
+        let tiers = newer.mask.clone().expect("it is new").tiers;
         let ids: Vec<&str> = tiers.iter().map(|tier| &*tier.tier).collect();
         assert_eq!(ids, ["small", "7"]);
 
@@ -326,12 +327,32 @@ fn a_watch_follows_the_model_and_ends_at_the_drain() {
         };
         assert!(message.contains("mixtral"), "{reason}: {message}");
 
+        // One that begins with what its client has gets all of it after such a
+        // while: the client may have forgotten it.
+        let root = checkpoint.root.clone();
+        let load = LoadModel { model: "mixtral".to_owned(), root, ..LoadModel::default() };
+        admin.load_model(load.clone()).await.expect("it is loaded");
+        let back = mask(&mut watch).await;
+        assert_eq!((&back.etag, back.mask.is_some()), (&newer.etag, true));
+        let known = WatchMask {
+            etag: Some(back.etag.clone()),
+            ..WatchMask::of("mixtral", TierSet::Default)
+        };
+        let mut third = client.watch_routing_mask(known).await.expect("it is served");
+        assert_eq!(mask(&mut third).await.mask, None);
+        admin.unload_model("mixtral").await.expect("it is there");
+        assert!(matches!(next(&mut third).await, Some(Ok(MaskEvent::None { .. }))));
+        admin.load_model(load).await.expect("it is loaded");
+        assert_eq!(mask(&mut third).await.mask, back.mask);
+        assert!(matches!(next(&mut watch).await, Some(Ok(MaskEvent::None { .. }))));
+        assert_eq!(mask(&mut watch).await.mask, back.mask);
+
         let stopped = tokio::spawn(served.stop());
         let end = next(&mut watch).await.expect("a drain is told").expect_err("the end");
         assert_eq!(end.kind(), Kind::Unavailable, "{end}");
         assert_eq!(end.refusal().map(|refusal| &*refusal.reason), Some("DRAINING"));
         assert!(next(&mut watch).await.is_none(), "nothing follows the end");
-        drop((watch, second, client, admin));
+        drop((watch, second, third, client, admin));
         tokio::time::timeout(Duration::from_secs(20), stopped)
             .await
             .expect("watches do not hold a drain up")

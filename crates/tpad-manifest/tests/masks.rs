@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 use tpad_manifest::{
-    Catalog, CostClass, LayerGroup, LayerMask, LayerTier, Manifest, MaskError, MaskReason,
-    ResidentMask, RoutingMask, SetOrigin, TierId, TierSet,
+    Catalog, CostClass, ExpertBits, LayerGroup, LayerMask, LayerSources, LayerTier, Manifest,
+    MaskError, MaskReason, MaskedTier, ResidentMask, RoutingMask, SetOrigin, Source, TierId,
+    TierMask, TierSet,
 };
 
 const CASES: u64 = 1000;
@@ -417,6 +418,81 @@ fn equal_masks_have_equal_etags_and_others_do_not() {
     }
     assert_eq!(contents.len(), etags.len(), "equal content has one etag");
     assert!(etags.len() > 900, "{} masks", etags.len());
+}
+
+/// A mask with something in each of its parts.
+fn full() -> RoutingMask {
+    let bits = |set: &[bool]| ExpertBits::of(set.iter().copied());
+    let costs = vec![CostClass::Dram, CostClass::ObjectStore];
+    let group = LayerGroup::of(CostClass::Nvme, costs);
+    let layer = LayerMask { layer: 4, tiers: vec![LayerTier { groups: vec![group] }] };
+    RoutingMask {
+        revision: 3,
+        origin: SetOrigin::Manifest("set".into()),
+        tiers: vec![TierMask {
+            tier: "a".into(),
+            k_group: 1,
+            k_expert: 2,
+            groups: vec![bits(&[true, true])],
+            indexed: true,
+            sources: vec![LayerSources {
+                layers: vec![4],
+                groups: vec![vec![
+                    Source { expert: 5, column: 6 },
+                    Source { expert: 7, column: 8 },
+                ]],
+            }],
+        }],
+        k_tier: 1,
+        masked: vec![MaskedTier {
+            tier: "b".into(),
+            reason: MaskReason::SkippedTier,
+            detail: "why".into(),
+        }],
+        resident: Some(ResidentMask { level: CostClass::Nvme, layers: vec![layer] }),
+    }
+}
+
+#[test]
+fn each_part_of_a_mask_is_in_its_etag() {
+    fn layer(mask: &mut RoutingMask) -> &mut LayerMask {
+        &mut mask.resident.as_mut().expect("it has one").layers[0]
+    }
+    type Change = fn(&mut RoutingMask);
+    let changes: [Change; 24] = [
+        |mask| mask.revision += 1,
+        |mask| mask.origin = SetOrigin::Manifest("sets".into()),
+        |mask| mask.origin = SetOrigin::Configuration("set".into()),
+        |mask| mask.origin = SetOrigin::UpTo("set".into()),
+        |mask| mask.tiers[0].tier = "c".into(),
+        |mask| mask.tiers[0].k_group += 1,
+        |mask| mask.tiers[0].k_expert += 1,
+        |mask| mask.tiers[0].groups[0] = ExpertBits::of([true, false].into_iter()),
+        |mask| mask.tiers[0].groups.push(ExpertBits::all(0)),
+        |mask| mask.tiers[0].indexed = false,
+        |mask| mask.tiers[0].sources[0].layers.push(5),
+        |mask| mask.tiers[0].sources[0].groups[0][1].expert += 1,
+        |mask| mask.tiers[0].sources[0].groups[0][1].column += 1,
+        |mask| mask.tiers[0].sources.clear(),
+        |mask| mask.k_tier += 1,
+        |mask| mask.masked[0].tier = "c".into(),
+        |mask| mask.masked[0].reason = MaskReason::UnavailableBlock,
+        |mask| mask.masked[0].detail = "because".into(),
+        |mask| mask.masked.clear(),
+        |mask| mask.resident.as_mut().expect("it has one").level = CostClass::Dram,
+        |mask| layer(mask).layer += 1,
+        |mask| layer(mask).tiers[0].groups[0].costs[0] = CostClass::Hbm,
+        |mask| layer(mask).tiers[0].groups[0].experts = ExpertBits::all(2),
+        |mask| mask.resident = None,
+    ];
+    let mut seen = BTreeSet::from([full().etag()]);
+    assert!(seen.contains(&full().etag()), "equal masks have equal ones");
+    for (n, change) in changes.into_iter().enumerate() {
+        let mut mask = full();
+        change(&mut mask);
+        assert_ne!(mask, full(), "change {n} is none");
+        assert!(seen.insert(mask.etag()), "change {n} does not show");
+    }
 }
 
 fn small(set: TierSet) -> Result<RoutingMask, MaskError> {
