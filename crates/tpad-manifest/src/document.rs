@@ -1,6 +1,7 @@
 //! The manifest: a checkpoint's tiers, groups and routing in one small JSON
 //! document that stands without its indexes and without any weights.
 
+mod activation;
 mod json;
 mod read;
 mod rules;
@@ -12,6 +13,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use activation::{Activation, MAX_ACTIVATION_BYTES};
 pub use read::{Loaded, MAX_DOCUMENT_BYTES};
 pub use rules::is_tier_set_name;
 pub use version::{FORMAT_VERSION, FormatVersion, ModelVersion, VersionError};

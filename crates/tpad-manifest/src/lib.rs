@@ -24,9 +24,10 @@ pub use block::{BlockRecord, Source};
 pub use catalog::{Catalog, TierError};
 pub use digest::{BlockId, Digest, DigestParseError};
 pub use document::{
-    Compatibility, FORMAT_VERSION, FileRecord, FormatVersion, GroupRecord, GroupScoring, IndexRef,
-    LayerKind, LayerRecord, Loaded, MAX_DOCUMENT_BYTES, Manifest, ModelVersion, Placement, Routing,
-    Scoring, ScoringFunction, TierRecord, VersionError, is_tier_set_name,
+    Activation, Compatibility, FORMAT_VERSION, FileRecord, FormatVersion, GroupRecord,
+    GroupScoring, IndexRef, LayerKind, LayerRecord, Loaded, MAX_ACTIVATION_BYTES,
+    MAX_DOCUMENT_BYTES, Manifest, ModelVersion, Placement, Routing, Scoring, ScoringFunction,
+    TierRecord, VersionError, is_tier_set_name,
 };
 pub use dtype::{Dtype, SizeError};
 pub use id::{TierId, TierIdError};
@@ -41,7 +42,10 @@ pub use mask::{
     MAX_TIER_SET_ENTRIES, MaskError, MaskReason, MaskedTier, ResidentMask, ResolvedSet,
     RoutingMask, SetOrigin, TierMask, TierSet, fold_sources,
 };
-pub use path::{PathError, REVISIONS, check_object_path, index_path, revision_of, revision_path};
+pub use path::{
+    ACTIVATIONS, PathError, REVISIONS, activation_path, check_object_path, index_path, revision_of,
+    revision_path,
+};
 pub use placement::{
     Room, Spread, TierFit, TierNeed, fit, home, token_cycle_bytes, token_cycle_warning,
 };

@@ -5,6 +5,9 @@ use crate::Digest;
 /// Where a checkpoint's revisions lie, relative to its root.
 pub const REVISIONS: &str = "tpad/revisions";
 
+/// Where a checkpoint's activation records lie, relative to its root.
+pub const ACTIVATIONS: &str = "tpad/activations";
+
 /// The longest path that is accepted, in bytes: the limit of object stores.
 const MAX_PATH_BYTES: usize = 1024;
 
@@ -32,7 +35,13 @@ pub fn revision_path(revision: u64) -> String {
     format!("{REVISIONS}/{revision}.json")
 }
 
-/// The revision that a path names, if it is one's document.
+/// The activation record of this number, relative to the root.
+#[must_use]
+pub fn activation_path(activation: u64) -> String {
+    format!("{ACTIVATIONS}/{activation}.json")
+}
+
+/// The number of the revision or activation record whose document a path names.
 #[must_use]
 pub fn revision_of(path: &str) -> Option<u64> {
     let name = path.rsplit('/').next()?.strip_suffix(".json")?;

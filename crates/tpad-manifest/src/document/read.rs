@@ -1,6 +1,7 @@
 //! Reading a manifest: tolerant of what is newer, strict about what is wrong,
 //! and complete about both.
 
+mod activation;
 mod fields;
 mod record;
 
@@ -53,7 +54,7 @@ impl Manifest {
         let mut warnings = Vec::new();
         let mut skipped = BTreeMap::new();
         let mut fields = Fields::new(String::new(), members, &mut problems);
-        understood(&mut fields).map_err(|problem| Rejected(vec![problem]))?;
+        understood(&mut fields, "a manifest").map_err(|problem| Rejected(vec![problem]))?;
         let manifest = record::manifest(&mut fields, &mut warnings, &mut skipped);
         problems.extend(manifest.check());
         problems.sort();
@@ -70,18 +71,20 @@ impl Manifest {
 }
 
 fn tree(document: &[u8]) -> Result<Json, Problem> {
-    if document.len() > MAX_DOCUMENT_BYTES {
-        let message = format!(
-            "the document has {} bytes, at most {MAX_DOCUMENT_BYTES} are read",
-            document.len()
-        );
+    within(document, MAX_DOCUMENT_BYTES)
+}
+
+fn within(document: &[u8], most: usize) -> Result<Json, Problem> {
+    if document.len() > most {
+        let bytes = document.len();
+        let message = format!("the document has {bytes} bytes, at most {most} are read");
         return Err(Problem::new("", message));
     }
     Json::parse(document).map_err(|error| Problem::new("", format!("not JSON: {error}")))
 }
 
-/// Whether this version can make sense of the document at all.
-fn understood(fields: &mut Fields<'_, '_>) -> Result<(), Problem> {
+/// Whether this version can make sense of `what` at all.
+fn understood(fields: &mut Fields<'_, '_>, what: &str) -> Result<(), Problem> {
     let known = FORMAT_VERSION;
     match fields.parsed::<FormatVersion>("format_version") {
         Some(version) if version.major != known.major => {
@@ -99,9 +102,8 @@ fn understood(fields: &mut Fields<'_, '_>) -> Result<(), Problem> {
         Some(_) => {}
         None if fields.has("format_version") => {}
         None => {
-            let message = format!(
-                "missing: a manifest names its version, such as \"{known}\"; is this a manifest?"
-            );
+            let message =
+                format!("missing: {what} names its version, such as \"{known}\"; is this {what}?");
             return Err(Problem::new("/format_version", message));
         }
     }

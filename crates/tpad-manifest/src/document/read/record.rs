@@ -165,7 +165,7 @@ fn tier_id(value: &Json) -> Result<TierId, String> {
     }
 }
 
-fn tier_ids(fields: &mut Fields<'_, '_>, items: Vec<(String, &Json)>) -> Vec<TierId> {
+pub(super) fn tier_ids(fields: &mut Fields<'_, '_>, items: Vec<(String, &Json)>) -> Vec<TierId> {
     let mut ids = Vec::new();
     for (place, item) in items {
         match tier_id(item) {
