@@ -94,6 +94,66 @@ pub fn grow_index(object: &[u8]) -> (Vec<u8>, Value) {
     }
 }
 
+/// What a tensor's description says that nobody knows yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Novelty {
+    /// A projection.
+    Projection,
+    /// A part.
+    Part,
+    /// An element type.
+    Dtype,
+}
+
+impl Novelty {
+    /// The number of the field, and what it says then. As long as what any of
+    /// ours says, so that nothing in the object moves.
+    fn field(self) -> (u64, Vec<u8>) {
+        match self {
+            Self::Projection => (4, written(77)),
+            Self::Part => (5, written(77)),
+            Self::Dtype => (2, b"BF61".to_vec()),
+        }
+    }
+}
+
+/// The index object whose experts' tensors are described with a novelty, and the
+/// reference to it that belongs into the manifest.
+///
+/// # Panics
+/// When the object is no index, or what is replaced is of another length.
+#[must_use]
+pub fn strange_index(object: &[u8], novelty: Novelty) -> (Vec<u8>, Value) {
+    let start = PREAMBLE_BYTES + number(&object[8..PREAMBLE_BYTES]);
+    let (wanted, novel) = novelty.field();
+    let tensor = |message: &[u8]| {
+        rewritten(message, |field| {
+            if field.number == wanted { novel.clone() } else { field.payload.clone() }
+        })
+    };
+    let template = |message: &[u8]| rewritten(message, |field| tensor(&field.payload));
+    let header = rewritten(&object[PREAMBLE_BYTES..start], |field| match field.number {
+        3 => template(&field.payload),
+        _ => field.payload.clone(),
+    });
+    assert_eq!(header.len(), start - PREAMBLE_BYTES, "nothing may move");
+    let mut strange = object.to_vec();
+    strange[PREAMBLE_BYTES..start].copy_from_slice(&header);
+    assert_ne!(strange, object, "there is nothing to replace");
+    let digest = Digest::of(&strange[..start]).to_string();
+    let bytes = strange.len();
+    (strange, json!({"digest": digest, "header_bytes": start, "bytes": bytes}))
+}
+
+fn rewritten(message: &[u8], change: impl Fn(&Field) -> Vec<u8>) -> Vec<u8> {
+    let mut out = Vec::new();
+    for field in fields(message) {
+        let payload = change(&field);
+        write(&mut out, &Field { payload, ..field });
+    }
+    out
+}
+
 /// One field of a message: its payload, a number's in its written form.
 #[derive(Clone, Debug)]
 struct Field {

@@ -12,7 +12,7 @@ use tpad_manifest::ExpertKey;
 use tpad_tests::checkpoint::{Checkpoint, Store, fixture, said, tpactl};
 use tpad_tests::compare::{self, Compared, Tier};
 use tpad_tests::daemon::Served;
-use tpad_tests::newer;
+use tpad_tests::newer::{self, Novelty};
 use tpad_tests::process::Process;
 use tpad_tests::scene::{Scene, play};
 use tpad_tests::tools;
@@ -294,6 +294,79 @@ fn an_unknown_tier_without_its_index_object_does_not_disturb_the_known_ones() {
     });
 }
 
+/// Half of the experts in a tier of its own, as a newer version writes it.
+const GROWN: &str = r#"
+default_tier_set = ["base", "next"]
+
+[[tiers]]
+id = "base"
+[[tiers.groups]]
+experts = "0-3"
+
+[[tiers]]
+id = "next"
+[[tiers.groups]]
+experts = "4-7"
+"#;
+
+#[test]
+fn a_tier_whose_index_says_what_is_unknown_is_skipped_and_the_others_serve_every_byte() {
+    play(async |scene| {
+        for (novelty, words) in [
+            (Novelty::Projection, "projection 77 is unknown"),
+            (Novelty::Part, "part 77 is unknown"),
+            (Novelty::Dtype, "dtype BF61 has no known size"),
+        ] {
+            let directory = scene.directory().join(format!("{novelty:?}"));
+            std::fs::create_dir(&directory).expect("a new directory");
+            let (store, original) = (Store::Directory, fixture("mixtral"));
+            let checkpoint = Checkpoint::import(&original, store, &directory, Some(GROWN)).await;
+            let root = Path::new(&checkpoint.root);
+            let mut document = Document::of(root, 1);
+            let new = &mut document.value;
+            new["format_version"] = json!("1.99");
+            new["tiers"][1]["compatibility"]["dtypes"] = json!([]);
+            replace_index(root, &mut new["tiers"][1]["index"], |object| {
+                newer::strange_index(object, novelty)
+            });
+            document.write();
+            let daemon = serve(scene, &checkpoint.section()).await;
+            let model = status(&daemon, 0);
+            assert_eq!(model["state"], "serving", "{model:#}");
+            let why = model["tiers"][1]["skipped"].as_str().expect("why it is skipped");
+            assert!(why.contains(words) && why.contains("upgrade tpad"), "{why}");
+            assert!(model["tiers"][0]["skipped"].is_null(), "{model:#}");
+
+            let client = connect(&daemon).await;
+            let base = Tier { id: "base", groups: vec![(0..4).collect()] };
+            let found = compare::whole_model(&client, "mixtral", &original, &[base]).await;
+            assert_eq!(found, Compared { experts: 8, routers: 2, dense: 15 });
+            let error = refused(&client, "mixtral", "next").await;
+            assert_eq!(error.kind(), Kind::FailedPrecondition, "{error}");
+            assert_eq!(reason(&error), "TIER_SKIPPED", "{error}");
+            assert!(error.to_string().contains(words), "{error}");
+            // The set names it, and the mask says what became of it.
+            let mask = ask(&daemon, &["mask", "--model", "mixtral", "--json"]);
+            assert!(mask.status.success(), "{}", said(&mask));
+            let mask: Value = serde_json::from_slice(&mask.stdout).expect("JSON");
+            assert_eq!(mask["tiers"][0]["id"], "base", "{mask}");
+            assert_eq!(mask["masked"], json!([{"tier": "next", "reason": "skipped_tier"}]));
+            stop(daemon);
+
+            let checked = check(&checkpoint.root);
+            assert!(checked.status.success(), "{}", said(&checked));
+            assert!(said(&checked).contains(words), "{}", said(&checked));
+            for command in [&["manifest", "show", "--index"][..], &["plan"]] {
+                let output = tpactl().args(command).arg(&checkpoint.root).output();
+                let output = output.expect("tpactl runs");
+                assert!(output.status.success(), "{command:?}: {}", said(&output));
+                let all = String::from_utf8_lossy(&output.stdout).into_owned() + &said(&output);
+                assert!(all.contains("next") && all.contains(words), "{command:?}: {all}");
+            }
+        }
+    });
+}
+
 /// What was found, what is supported, what to do.
 fn assert_words(message: &str) {
     for words in ["2.0", "supports 1.x", "upgrade tpad"] {
@@ -303,11 +376,20 @@ fn assert_words(message: &str) {
 
 /// Replaces an index object by a grown one.
 fn grow_index(root: &Path, reference: &mut Value) {
+    replace_index(root, reference, newer::grow_index);
+}
+
+/// Replaces an index object, which is named by what it says.
+fn replace_index(
+    root: &Path,
+    reference: &mut Value,
+    change: impl FnOnce(&[u8]) -> (Vec<u8>, Value),
+) {
     let directory = root.join("tpad/index");
     let digest = reference["digest"].as_str().expect("a digest");
     let object = std::fs::read(directory.join(digest)).expect("the index");
     std::fs::remove_file(directory.join(digest)).expect("it can be deleted");
-    let (object, grown) = newer::grow_index(&object);
+    let (object, grown) = change(&object);
     assert_ne!(grown["digest"], reference["digest"]);
     let digest = grown["digest"].as_str().expect("a digest");
     std::fs::write(directory.join(digest), object).expect("room");

@@ -112,13 +112,20 @@ pub(crate) async fn run(
 /// The manifest with the headers of what this version serves.
 async fn catalog(revision: &Revision) -> Result<Catalog, Failure> {
     let url = revision.url();
-    let loaded =
+    let mut loaded =
         revision.manifest().clone().map_err(|Rejected(problems)| refuse(&url, &problems))?;
     let mut tiers = BTreeMap::new();
     for tier in &loaded.manifest.tiers {
         let index = tier.index.as_ref().filter(|_| !loaded.skipped.contains_key(&tier.id));
-        if let Some(index) = index {
-            tiers.insert(tier.id.clone(), Arc::new(revision.header(index).await?));
+        let Some(index) = index else { continue };
+        match revision.header(index).await {
+            Ok(header) => {
+                tiers.insert(tier.id.clone(), Arc::new(header));
+            }
+            Err(error) if error.is_newer() => {
+                loaded.skipped.insert(tier.id.clone(), error.to_string());
+            }
+            Err(error) => return Err(error.into()),
         }
     }
     let dense = match &loaded.manifest.dense {

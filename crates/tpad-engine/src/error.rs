@@ -324,6 +324,7 @@ impl EngineError {
             Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
             Self::Index { source, .. } => match &**source {
                 IndexProblem::Origin(error) => promised(error.kind()),
+                IndexProblem::Content(error) if error.is_newer() => ErrorKind::FailedPrecondition,
                 IndexProblem::Content(_) => ErrorKind::DataLoss,
                 IndexProblem::Interrupted => ErrorKind::Internal,
             },

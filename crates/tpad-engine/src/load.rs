@@ -124,6 +124,7 @@ impl LoadError {
                     ErrorKind::NotFound => ErrorKind::DataLoss,
                     other => other,
                 },
+                IndexProblem::Content(error) if error.is_newer() => ErrorKind::FailedPrecondition,
                 IndexProblem::Content(_) => ErrorKind::DataLoss,
                 IndexProblem::Interrupted => ErrorKind::Internal,
             },
@@ -185,7 +186,7 @@ async fn attempt(
         find(model, &place, &root, kept, shared).await?;
     let text = document.clone();
     let loaded = apart(shared, move || Manifest::parse(&text)).await;
-    let loaded = loaded
+    let mut loaded = loaded
         .ok_or_else(|| LoadError::Interrupted { path: path.clone() })?
         .map_err(|source| LoadError::Rejected { path: path.clone(), source })?;
     if revision.is_some_and(|revision| loaded.manifest.revision != revision) {
@@ -199,7 +200,7 @@ async fn attempt(
         }
     };
     let deadline = Instant::now() + shared.bounds.load_deadline;
-    let (tiers, dense) = headers(&root, &loaded, deadline, shared).await?;
+    let (tiers, dense) = headers(&root, &mut loaded, deadline, shared).await?;
     let warnings = loaded.warnings.clone();
     let catalog = apart(shared, move || Catalog::new(loaded, tiers, dense)).await;
     let catalog = catalog
@@ -303,10 +304,11 @@ fn open(url: &str, model: &ModelConfig, shared: &Shared) -> Result<Arc<ObjectOri
 type Headers = (BTreeMap<TierId, Arc<IndexHeader>>, Option<Arc<IndexHeader>>);
 
 /// The headers of the indexes that are served. A skipped tier's stays closed:
-/// whatever this version does not understand may be in it.
+/// whatever this version does not understand may be in it. A tier whose header
+/// turns out to say what this version does not know is skipped from then on.
 async fn headers(
     root: &Arc<ObjectOrigin>,
-    loaded: &Loaded,
+    loaded: &mut Loaded,
     deadline: Instant,
     shared: &Shared,
 ) -> Result<Headers, LoadError> {
@@ -315,10 +317,17 @@ async fn headers(
         if let Some(reference) = &tier.index
             && !loaded.skipped.contains_key(&tier.id)
         {
-            let header = header(root, reference, deadline, shared).await;
-            let header = header
-                .map_err(|source| LoadError::Index { of: format!("tier {}", tier.id), source })?;
-            tiers.insert(tier.id.clone(), header);
+            match header(root, reference, deadline, shared).await {
+                Ok(header) => {
+                    tiers.insert(tier.id.clone(), header);
+                }
+                Err(IndexProblem::Content(error)) if error.is_newer() => {
+                    loaded.skipped.insert(tier.id.clone(), error.to_string());
+                }
+                Err(source) => {
+                    return Err(LoadError::Index { of: format!("tier {}", tier.id), source });
+                }
+            }
         }
     }
     let dense = match &loaded.manifest.dense {
@@ -349,15 +358,25 @@ async fn header(
         let header = apart(shared, move || decode_header(&prefix, &reference)).await;
         header.ok_or(IndexProblem::Interrupted)?.map_err(IndexProblem::from)
     };
-    if let Some(prefix) = shared.kept.get(&key).await
-        && let Ok(header) = check(prefix).await
-    {
-        return Ok(Arc::new(header));
+    // One of a newer version is what was promised, and skips its tier also while
+    // the store is away.
+    let whole = |checked: &Result<IndexHeader, IndexProblem>| match checked {
+        Ok(_) => true,
+        Err(IndexProblem::Content(error)) => error.is_newer(),
+        Err(_) => false,
+    };
+    if let Some(prefix) = shared.kept.get(&key).await {
+        let checked = check(prefix).await;
+        if whole(&checked) {
+            return checked.map(Arc::new);
+        }
     }
     let prefix = index_range(root, &path, 0, reference.header_bytes, deadline).await?;
-    let header = check(prefix.clone()).await?;
-    shared.kept.put(&key, prefix).await;
-    Ok(Arc::new(header))
+    let checked = check(prefix.clone()).await;
+    if whole(&checked) {
+        shared.kept.put(&key, prefix).await;
+    }
+    checked.map(Arc::new)
 }
 
 /// Checks what a store sent where it holds up nothing else: the worst of it

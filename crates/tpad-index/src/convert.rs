@@ -9,6 +9,9 @@ use tpad_manifest::{
 
 use crate::wire;
 
+/// Characters of an unknown dtype that an error shows.
+const SHOWN_DTYPE: usize = 32;
+
 /// Pairs of a value and its number on the wire; both directions read one table.
 const PROJECTIONS: &[(Projection, u32)] = &[
     (Projection::Gate, 1),
@@ -34,13 +37,44 @@ const ORIENTATIONS: &[(Orientation, u32)] =
 const GATE_UPS: &[(GateUp, u32)] =
     &[(GateUp::Unknown, 0), (GateUp::Concatenated, 1), (GateUp::Interleaved, 2)];
 
+/// Why a message is not an index's.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Misread {
+    /// Where in the part.
+    pub(crate) place: Option<String>,
+    /// What does not read.
+    pub(crate) detail: String,
+    /// A newer version may have written it; otherwise no version does.
+    pub(crate) newer: bool,
+}
+
+impl Misread {
+    fn newer(detail: String) -> Self {
+        Self { place: None, detail, newer: true }
+    }
+
+    fn at(self, place: String) -> Self {
+        Self { place: Some(place), ..self }
+    }
+}
+
+impl From<String> for Misread {
+    fn from(detail: String) -> Self {
+        Self { place: None, detail, newer: false }
+    }
+}
+
 fn number<T: PartialEq>(table: &[(T, u32)], value: &T) -> u32 {
     table.iter().find(|(known, _)| known == value).map_or(0, |(_, number)| *number)
 }
 
-fn value<T: Copy>(table: &[(T, u32)], number: u32, what: &str) -> Result<T, String> {
-    let found = table.iter().find(|(_, known)| *known == number);
-    found.map(|(value, _)| *value).ok_or_else(|| format!("{what} {number} is unknown"))
+fn value<T: Copy>(table: &[(T, u32)], number: u32, what: &str) -> Result<T, Misread> {
+    match table.iter().find(|(_, known)| *known == number) {
+        Some((value, _)) => Ok(*value),
+        // Nothing was written, which every version does.
+        None if number == 0 => Err(format!("{what} 0 is unknown").into()),
+        None => Err(Misread::newer(format!("{what} {number} is unknown"))),
+    }
 }
 
 pub(crate) fn header(header: &IndexHeader) -> wire::IndexHeader {
@@ -129,17 +163,19 @@ fn bytes32(bytes: &[u8], what: &str) -> Result<[u8; 32], String> {
     bytes.try_into().map_err(|_| format!("{what} has {} bytes, 32 are expected", bytes.len()))
 }
 
-pub(crate) fn read_header(header: wire::IndexHeader) -> Result<IndexHeader, String> {
+pub(crate) fn read_header(header: wire::IndexHeader) -> Result<IndexHeader, Misread> {
     let wire::IndexHeader { tier, objects, templates, segments } = header;
     let objects = objects
         .into_iter()
         .map(|object| ObjectRecord { path: object.path.into(), bytes: object.bytes })
         .collect();
-    let templates: Result<Vec<BlockTemplate>, String> = templates
+    let templates: Result<Vec<BlockTemplate>, Misread> = templates
         .into_iter()
-        .map(|block| {
-            let tensors: Result<_, String> = block.tensors.into_iter().map(read_tensor).collect();
-            Ok(BlockTemplate { tensors: tensors? })
+        .enumerate()
+        .map(|(n, block)| {
+            let tensors: Result<_, Misread> = block.tensors.into_iter().map(read_tensor).collect();
+            let tensors = tensors.map_err(|misread| misread.at(format!("template {n}")))?;
+            Ok(BlockTemplate { tensors })
         })
         .collect();
     let segments: Result<Vec<SegmentEntry>, String> =
@@ -159,12 +195,18 @@ fn read_entry(entry: wire::SegmentEntry) -> Result<SegmentEntry, String> {
     Ok(SegmentEntry { layer, offset, bytes, digest, blocks, image_bytes, parameters })
 }
 
-fn read_tensor(tensor: wire::TensorTemplate) -> Result<TensorTemplate, String> {
+fn read_tensor(tensor: wire::TensorTemplate) -> Result<TensorTemplate, Misread> {
     if tensor.values_per_element == 0 {
-        return Err(format!("tensor {} holds 0 values per element", tensor.name));
+        return Err(format!("tensor {} holds 0 values per element", tensor.name).into());
+    }
+    let dtype = Dtype::from(&*tensor.dtype);
+    if let Dtype::Unknown(name) = &dtype {
+        let name: String = name.chars().take(SHOWN_DTYPE).collect();
+        let detail = format!("dtype {name} has no known size");
+        return Err(if name.is_empty() { detail.into() } else { Misread::newer(detail) });
     }
     Ok(TensorTemplate {
-        dtype: Dtype::from(&*tensor.dtype),
+        dtype,
         role: Role {
             projection: value(PROJECTIONS, tensor.projection, "projection")?,
             part: value(PARTS, tensor.part, "part")?,
@@ -178,10 +220,12 @@ fn read_tensor(tensor: wire::TensorTemplate) -> Result<TensorTemplate, String> {
     })
 }
 
-pub(crate) fn read_segment(segment: wire::IndexSegment) -> Result<Segment, String> {
+pub(crate) fn read_segment(segment: wire::IndexSegment) -> Result<Segment, Misread> {
     let groups = segment.groups.iter();
-    let loose: Result<Vec<LooseBlock>, String> =
-        segment.loose.into_iter().map(read_loose).collect();
+    let read =
+        |(n, block)| read_loose(block).map_err(|misread| misread.at(format!("loose block {n}")));
+    let loose: Result<Vec<LooseBlock>, Misread> =
+        segment.loose.into_iter().enumerate().map(read).collect();
     Ok(Segment {
         layer: segment.layer,
         groups: groups
@@ -196,13 +240,13 @@ pub(crate) fn read_segment(segment: wire::IndexSegment) -> Result<Segment, Strin
     })
 }
 
-fn read_loose(block: wire::LooseBlock) -> Result<LooseBlock, String> {
+fn read_loose(block: wire::LooseBlock) -> Result<LooseBlock, Misread> {
     let id = BlockId::from_bytes(bytes32(&block.block_id, "a block id")?);
-    let tensors: Result<Vec<LooseTensor>, String> = block
+    let tensors: Result<Vec<LooseTensor>, Misread> = block
         .tensors
         .into_iter()
         .map(|loose| {
-            let tensor = loose.tensor.ok_or("a tensor has ranges alone")?;
+            let tensor = loose.tensor.ok_or_else(|| "a tensor has ranges alone".to_owned())?;
             let ranges = loose.ranges.iter().map(|range| LooseRange {
                 object: range.object,
                 offset: range.offset,
@@ -212,4 +256,53 @@ fn read_loose(block: wire::LooseBlock) -> Result<LooseBlock, String> {
         })
         .collect();
     Ok(LooseBlock { id, tensors: tensors? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template() -> wire::TensorTemplate {
+        wire::TensorTemplate {
+            name: "w".into(),
+            dtype: "BF16".into(),
+            shape: vec![2, 2],
+            projection: 1,
+            part: 1,
+            orientation: 0,
+            gate_up: 0,
+            values_per_element: 1,
+            sliced: false,
+        }
+    }
+
+    #[test]
+    fn what_a_newer_version_may_write_is_told_apart_from_nonsense() {
+        type Change = fn(&mut wire::TensorTemplate);
+        let unknown: [(Change, &str); 5] = [
+            (|t| t.projection = 77, "projection 77 is unknown"),
+            (|t| t.part = 77, "part 77 is unknown"),
+            (|t| t.orientation = 77, "orientation 77 is unknown"),
+            (|t| t.gate_up = 77, "gate_up 77 is unknown"),
+            (|t| t.dtype = "F3".into(), "dtype F3 has no known size"),
+        ];
+        let malformed: [(Change, &str); 4] = [
+            (|t| t.dtype.clear(), "dtype  has no known size"),
+            (|t| t.projection = 0, "projection 0 is unknown"),
+            (|t| t.part = 0, "part 0 is unknown"),
+            (|t| t.values_per_element = 0, "tensor w holds 0 values per element"),
+        ];
+        assert!(read_tensor(template()).is_ok());
+        let read = |change: Change| {
+            let mut tensor = template();
+            change(&mut tensor);
+            read_tensor(tensor).expect_err("it cannot be read")
+        };
+        for (change, words) in unknown {
+            assert_eq!(read(change), Misread::newer(words.to_owned()));
+        }
+        for (change, words) in malformed {
+            assert_eq!(read(change), Misread::from(words.to_owned()));
+        }
+    }
 }

@@ -4,7 +4,8 @@ use bytes::{Buf, Bytes};
 use prost::Message;
 use tpad_manifest::{Digest, IndexHeader, IndexRef, Problem, Segment, SegmentEntry};
 
-use crate::{MAGIC, PREAMBLE_BYTES, bound, convert, wire};
+use crate::convert::{self, Misread};
+use crate::{MAGIC, PREAMBLE_BYTES, bound, wire};
 
 /// The largest header that is read. It lists shards, templates and layers,
 /// never blocks, so an honest one has a few hundred kilobytes at most.
@@ -59,6 +60,14 @@ pub enum IndexError {
         /// What does not parse.
         detail: String,
     },
+    /// The index is of a newer version, which says more than this one knows.
+    #[error("the {what} has what this version does not know: {detail}; upgrade tpad to read it")]
+    Unknown {
+        /// Header or segment.
+        what: String,
+        /// What is not known.
+        detail: String,
+    },
     /// The index contradicts itself or its manifest.
     #[error("{}", .0.iter().map(Problem::to_string).collect::<Vec<_>>().join("; "))]
     Problems(Vec<Problem>),
@@ -92,7 +101,7 @@ pub fn decode_header(prefix: &[u8], expected: &IndexRef) -> Result<IndexHeader, 
     bound::header(message).map_err(malformed)?;
     let header =
         wire::IndexHeader::decode(message).map_err(|error| malformed(error.to_string()))?;
-    let header = convert::read_header(header).map_err(malformed)?;
+    let header = convert::read_header(header).map_err(|misread| misread.of(what()))?;
     let mut problems = header.check();
     let mut end = expected.header_bytes;
     for entry in &header.segments {
@@ -132,9 +141,31 @@ pub fn decode_segment(
     bound::segment(&bytes).map_err(malformed)?;
     let segment =
         wire::IndexSegment::decode(bytes).map_err(|error| malformed(error.to_string()))?;
-    let segment = convert::read_segment(segment).map_err(malformed)?;
+    let segment = convert::read_segment(segment).map_err(|misread| misread.of(what()))?;
     let problems = segment.check(header, entry);
     if problems.is_empty() { Ok(segment) } else { Err(IndexError::Problems(problems)) }
+}
+
+impl Misread {
+    fn of(self, what: String) -> IndexError {
+        let Self { place, detail, newer } = self;
+        let what = match place {
+            Some(place) => format!("{what}, {place}"),
+            None => what,
+        };
+        match newer {
+            true => IndexError::Unknown { what, detail },
+            false => IndexError::Malformed { what, detail },
+        }
+    }
+}
+
+impl IndexError {
+    /// Whether a newer version may read it.
+    #[must_use]
+    pub const fn is_newer(&self) -> bool {
+        matches!(self, Self::Unknown { .. })
+    }
 }
 
 fn verify(bytes: &[u8], expected: Digest, what: impl Fn() -> String) -> Result<(), IndexError> {

@@ -161,6 +161,11 @@ async fn open(
     for (reference, tier, place) in tiers.chain(dense) {
         match revision.header(&reference).await {
             Ok(header) => opened.push(Opened { reference, header: Arc::new(header), tier }),
+            Err(error) if error.is_newer() && tier.is_some() => {
+                let tier = tier.and_then(|n| manifest.tiers.get(n));
+                checked.skipped.extend(tier.map(|tier| (tier.id.clone(), error.to_string())));
+                continue;
+            }
             Err(error) => {
                 checked.problems.push(Problem::new(place, decided(error)?));
                 continue;

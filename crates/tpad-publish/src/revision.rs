@@ -56,8 +56,16 @@ impl RevisionError {
         match self {
             Self::Origin(error) => error.kind(),
             Self::None { .. } => ErrorKind::NotFound,
+            Self::Index { source, .. } if source.is_newer() => ErrorKind::FailedPrecondition,
             Self::Index { .. } => ErrorKind::DataLoss,
         }
+    }
+
+    /// Whether the index is of a newer version: its tier is then skipped, as one
+    /// that requires what this version does not know.
+    #[must_use]
+    pub const fn is_newer(&self) -> bool {
+        matches!(self, Self::Index { source, .. } if source.is_newer())
     }
 }
 

@@ -78,7 +78,14 @@ pub(super) async fn show(args: &Show, revision: &Revision, output: &Output) -> R
             output.note(format_args!("note: tier {} is skipped: {reason}", tier.id));
             continue;
         }
-        let header = Arc::new(revision.header(index).await?);
+        let header = match revision.header(index).await {
+            Ok(header) => Arc::new(header),
+            Err(error) if error.is_newer() => {
+                output.note(format_args!("note: tier {} is skipped: {error}", tier.id));
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         for entry in &header.segments {
             if args.layer.is_none_or(|layer| layer == entry.layer) {
                 let segment = revision.segment(index, &header, entry).await?;
