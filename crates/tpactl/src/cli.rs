@@ -3,7 +3,9 @@
 use clap::{Parser, Subcommand};
 
 use crate::remote::Remote;
-use crate::{admin, completions, fetch, import, manifest, mask, models, plan, status, synth};
+use crate::{
+    activation, admin, completions, fetch, import, manifest, mask, models, plan, status, synth,
+};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -46,6 +48,9 @@ pub(crate) enum Command {
     Synth(synth::Args),
     Manifest(manifest::Args),
     Plan(plan::Args),
+    Activate(activation::activate::Args),
+    Rollback(activation::rollback::Args),
+    Revisions(activation::revisions::Args),
     Fetch(fetch::Args),
     Models(models::Args),
     Mask(mask::Args),
@@ -101,6 +106,9 @@ mod tests {
             "tpactl unpin --model m --owner w",
             "tpactl unpin --model m --owner w --tier a",
             "tpactl evict --model m --tier a --level dram",
+            "tpactl activate /m --revision 3 --tiers a,b --reason x",
+            "tpactl rollback /m",
+            "tpactl revisions /m --json",
             "tpactl prefetch --model m --tier a --layer 3",
             "tpactl completions zsh",
         ] {
@@ -132,6 +140,7 @@ mod tests {
             "tpactl pin --model m --owner w --ttl 60 --group a",
             "tpactl pin --model m --owner w --tier a",
             "tpactl evict --model m",
+            "tpactl activate /m --tiers a --manifest-tiers",
             "tpactl prefetch --model m",
             "tpactl evict --model m --tier a --level hbm",
             "tpactl load m --origin-of n",

@@ -4,6 +4,7 @@
 //! process ends; every command is a module with its `Args` and a `run` that
 //! reports through [`output::Output`] and fails with a [`failure::Failure`].
 
+mod activation;
 mod admin;
 mod bar;
 mod cli;
@@ -93,6 +94,15 @@ async fn run(
         Command::Synth(args) => synth::run(args, output, stop).await,
         Command::Manifest(args) => manifest::run(args, surroundings, output, stop).await,
         Command::Plan(args) => until(stop, plan::run(args, surroundings, output)).await,
+        Command::Activate(args) => {
+            until(stop, activation::activate::run(args, surroundings, output)).await
+        }
+        Command::Rollback(args) => {
+            until(stop, activation::rollback::run(args, surroundings, output)).await
+        }
+        Command::Revisions(args) => {
+            until(stop, activation::revisions::run(args, surroundings, output)).await
+        }
         Command::Completions(args) => completions::run(args, output),
         // These leave nothing behind when they are dropped.
         Command::Fetch(args) => {

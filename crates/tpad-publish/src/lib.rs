@@ -5,6 +5,7 @@
 //! No weight is ever rewritten: an import reads every byte once, to know its
 //! digest, and writes indexes and one small document.
 
+mod activation;
 mod blocking;
 mod check;
 mod digest;
@@ -19,6 +20,10 @@ mod shard;
 mod survey;
 mod synth;
 
+pub use activation::{
+    Activate, ActivationError, DefaultTiers, History, PublishedRevision, activate, history,
+    rollback,
+};
 pub use check::{CheckError, Checked, check};
 pub use import::{ImportError, ImportOptions, ImportOutcome, Imported, import};
 pub use layout::{

@@ -200,11 +200,22 @@ struct Part<'a> {
 
 /// The highest revision's number; `None` when there is none.
 pub(crate) async fn newest_number(root: &ObjectOrigin) -> Result<Option<u64>, OriginError> {
-    let entries = root.list(REVISIONS).await?;
-    let numbers = entries.iter().filter_map(|entry| {
-        revision_of(&entry.path).filter(|number| revision_path(*number) == entry.path)
-    });
-    Ok(numbers.max())
+    Ok(numbers(root, REVISIONS, revision_path).await?.last().copied())
+}
+
+/// The numbers of the documents in a directory of numbered ones, ascending.
+pub(crate) async fn numbers(
+    root: &ObjectOrigin,
+    directory: &str,
+    path: fn(u64) -> String,
+) -> Result<Vec<u64>, OriginError> {
+    let entries = root.list(directory).await?;
+    let numbers = entries
+        .iter()
+        .filter_map(|entry| revision_of(&entry.path).filter(|number| path(*number) == entry.path));
+    let mut numbers: Vec<u64> = numbers.collect();
+    numbers.sort_unstable();
+    Ok(numbers)
 }
 
 /// The root in `url`, and the revision if it names one.
