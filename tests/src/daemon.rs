@@ -46,7 +46,10 @@ impl Served {
             origin: OriginOptions::default(),
             disk_bytes: tpad::disk_bytes,
         };
-        let config = Config::from_toml(&format!("{config}\n{listen}"), &surroundings)
+        // Whoever tests it asks for it: looks at a store that is away are logged.
+        let follow =
+            if config.contains("follow_interval") { "" } else { "follow_interval = \"0s\"\n" };
+        let config = Config::from_toml(&format!("{follow}{config}\n{listen}"), &surroundings)
             .expect("the test's configuration is right");
         let daemon = Daemon::start(config).await.expect("the daemon starts");
         let address = daemon.grpc_addr().expect("it listens");

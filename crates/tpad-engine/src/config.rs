@@ -19,6 +19,9 @@ pub struct EngineConfig {
     pub budget_enforcement: BudgetEnforcement,
     /// When the engine says that it is ready.
     pub ready_when: ReadyWhen,
+    /// How often roots are looked at for a newer revision or activation; `None`:
+    /// when a reload is asked for.
+    pub follow: Option<Duration>,
     /// How often a model that cannot be loaded is tried again.
     pub retry: RetryIntervals,
     /// Bounds on memory and on single requests.
@@ -104,6 +107,7 @@ impl EngineConfig {
             nvme: None,
             budget_enforcement: BudgetEnforcement::default(),
             ready_when: ReadyWhen::default(),
+            follow: Some(Duration::from_secs(30)),
             retry: RetryIntervals::default(),
             bounds: Bounds::default(),
         }

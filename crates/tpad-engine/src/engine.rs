@@ -6,8 +6,8 @@ mod roster;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -35,6 +35,8 @@ const FILES_AT_ONCE: usize = 2;
 /// Loads models and reads their blocks. Stops its tasks in
 /// [`Engine::shutdown`].
 pub struct Engine {
+    /// For its tasks: an engine that is dropped without a shutdown goes.
+    me: Weak<Self>,
     models: Roster,
     /// One model is added at a time.
     adding: tokio::sync::Mutex<()>,
@@ -79,8 +81,16 @@ impl Engine {
         metrics: EngineMetrics,
         store_metrics: StoreMetrics,
     ) -> Result<Arc<Self>, StartError> {
-        let EngineConfig { models, store, nvme, budget_enforcement, ready_when, retry, bounds } =
-            config;
+        let EngineConfig {
+            models,
+            store,
+            nvme,
+            budget_enforcement,
+            ready_when,
+            follow,
+            retry,
+            bounds,
+        } = config;
         let divided = !store.dram.class_budgets.is_empty();
         let mut names = BTreeSet::new();
         if let Some(twice) = models.iter().find(|model| !names.insert(model.name.clone())) {
@@ -106,13 +116,19 @@ impl Engine {
         let levels = Levels { hierarchy: Arc::clone(&hierarchy), nvme, divided };
         let pins = Pins::new(Arc::clone(&hierarchy), shared.metrics.clone());
         tasks.spawn(Arc::clone(&pins).expire(stop.clone()));
-        let loader =
-            Loader { enforcement: budget_enforcement, retry, shared, swaps: Arc::default() };
+        let loader = Loader {
+            enforcement: budget_enforcement,
+            follow,
+            retry,
+            shared,
+            swaps: Arc::default(),
+        };
         let models = models.into_iter().map(|model| Arc::new(Model::new(model, &stop)));
         let models: Vec<Arc<Model>> = models.collect();
         let views: Vec<ModelView> = models.iter().map(|model| model.view()).collect();
         let (readiness, _) = watch::channel(Readiness::of(&views, ready_when));
-        let engine = Arc::new(Self {
+        let engine = Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
             models: Roster::new(models.clone()),
             adding: tokio::sync::Mutex::new(()),
             loader,
@@ -128,17 +144,7 @@ impl Engine {
             stop,
             tasks: tasks.clone(),
         });
-        for model in models {
-            // Weak, so that an engine that is dropped without a shutdown goes.
-            let weak = Arc::downgrade(&engine);
-            let changed = move || {
-                if let Some(engine) = weak.upgrade() {
-                    engine.publish_readiness();
-                }
-            };
-            let run = Arc::clone(&model).run(engine.loader.clone(), changed);
-            tasks.spawn(model.track(run));
-        }
+        models.iter().for_each(|model| engine.drive(model));
         let changes = engine.changes.subscribe();
         let weak = Arc::downgrade(&engine);
         tasks.spawn(keep_placing(weak, levels, changes, engine.stop.clone()));
@@ -228,6 +234,18 @@ impl Engine {
 
     pub(crate) fn model(&self, name: &str) -> Result<Arc<Model>, EngineError> {
         self.models.find(name).ok_or_else(|| self.unknown(name))
+    }
+
+    /// Loads a model and follows its root in a task of its own.
+    fn drive(&self, model: &Arc<Model>) {
+        let me = Weak::clone(&self.me);
+        let changed = move || {
+            if let Some(engine) = me.upgrade() {
+                engine.publish_readiness();
+            }
+        };
+        let run = Arc::clone(model).run(self.loader.clone(), changed);
+        self.tasks.spawn(model.track(run));
     }
 
     fn unknown(&self, name: &str) -> EngineError {

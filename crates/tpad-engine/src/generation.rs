@@ -12,6 +12,7 @@ mod select;
 mod tally;
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -45,6 +46,9 @@ pub struct Generation {
     number: u64,
     /// BLAKE3 of the manifest document.
     document: Digest,
+    /// The number of the activation record that chose it, 0 for none. Another one
+    /// that says the same takes its place.
+    activation: AtomicU64,
     catalog: Catalog,
     warnings: Vec<String>,
     /// One for each tier of the manifest; `None` where it is not served.
@@ -89,6 +93,7 @@ pub(crate) struct Parts {
     pub(crate) model: Arc<str>,
     pub(crate) number: u64,
     pub(crate) document: Digest,
+    pub(crate) activation: Option<u64>,
     pub(crate) catalog: Catalog,
     pub(crate) warnings: Vec<String>,
     pub(crate) root: Arc<ObjectOrigin>,
@@ -110,12 +115,14 @@ pub struct Block {
 
 impl Generation {
     pub(crate) fn new(parts: Parts, shared: Shared) -> Self {
-        let Parts { model, number, document, catalog, warnings, root, objects, stale } = parts;
+        let Parts { model, number, document, activation, catalog, warnings, root, objects, stale } =
+            parts;
         let shelf = (shared.tasks.clone(), shared.stop.clone());
         Self {
             model,
             number,
             document,
+            activation: AtomicU64::new(activation.unwrap_or(0)),
             tiers: index::of_tiers(&catalog),
             dense: index::of_dense(&catalog),
             tally: Tally::of(&catalog),
@@ -151,7 +158,20 @@ impl Generation {
         self.manifest().revision
     }
 
-    /// BLAKE3 of the manifest document: equal documents are equal generations.
+    /// The activation record that chose the revision; `None` when it is pinned or
+    /// the highest.
+    #[must_use]
+    pub fn activation(&self) -> Option<u64> {
+        Some(self.activation.load(Ordering::Relaxed)).filter(|number| *number > 0)
+    }
+
+    /// Whether `other` serves the same to everybody.
+    pub(crate) fn says_the_same(&self, other: &Self) -> bool {
+        let (one, two) = (self.manifest(), other.manifest());
+        self.document == other.document && one.default_tier_set == two.default_tier_set
+    }
+
+    /// BLAKE3 of the manifest document.
     #[must_use]
     pub fn document(&self) -> &Digest {
         &self.document
@@ -189,8 +209,9 @@ impl Generation {
         self.stale.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The store has the same document. Says whether that is news.
-    pub(crate) fn confirm(&self) -> bool {
+    /// The store has the same, as `newer` found. Says whether that is news.
+    pub(crate) fn confirm(&self, newer: &Self) -> bool {
+        self.activation.store(newer.activation.load(Ordering::Relaxed), Ordering::Relaxed);
         self.stale.lock().unwrap_or_else(PoisonError::into_inner).take().is_some()
     }
 
@@ -215,6 +236,11 @@ impl Generation {
     /// How far its tiers are on their way home.
     pub(crate) fn places(&self) -> &Places {
         &self.places
+    }
+
+    /// Where its indexes, its revision and its successors lie.
+    pub(crate) fn root(&self) -> &Arc<ObjectOrigin> {
+        &self.root
     }
 
     /// How long what is done in the background waits for one thing.

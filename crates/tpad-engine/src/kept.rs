@@ -44,6 +44,11 @@ pub(crate) fn manifest_key(root: &str) -> String {
     format!("manifest {root}")
 }
 
+/// The activation record that chose it; empty when there was none.
+pub(crate) fn activation_key(root: &str) -> String {
+    format!("activation {root}")
+}
+
 /// An index's header: named by its content, wherever it is from.
 pub(crate) fn header_key(index: &IndexRef) -> String {
     format!("index {}", index.digest)

@@ -11,6 +11,7 @@ mod engine;
 mod error;
 #[cfg(any(test, feature = "fixture"))]
 pub mod fixture;
+mod follow;
 mod generation;
 mod kept;
 mod load;

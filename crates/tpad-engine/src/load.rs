@@ -7,16 +7,17 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tpad_index::{IndexError, MAX_HEADER_BYTES, decode_header};
 use tpad_manifest::{
-    Catalog, Digest, IndexHeader, IndexRef, Loaded, MAX_DOCUMENT_BYTES, Manifest, Problem,
-    Rejected, TierId, index_path, revision_path,
+    Activation, Catalog, Digest, IndexHeader, IndexRef, Loaded, MAX_ACTIVATION_BYTES,
+    MAX_DOCUMENT_BYTES, Manifest, Problem, Rejected, TierId, activation_path, index_path,
+    revision_path,
 };
 use tpad_store::{ErrorKind, ObjectOrigin, Origin, OriginError};
 
 use crate::base::{BaseError, check_base};
 use crate::error::IndexProblem;
 use crate::generation::{Generation, Parts, Shared, index_range};
-use crate::kept::{header_key, is_away, manifest_key};
-use crate::locate::{Place, highest_revision};
+use crate::kept::{activation_key, header_key, is_away, manifest_key};
+use crate::locate::{Latest, Place, latest};
 use crate::{BudgetEnforcement, ModelConfig};
 
 /// Why a model was not loaded.
@@ -182,7 +183,7 @@ async fn attempt(
 ) -> Result<Generation, LoadError> {
     let place = Place::of(&model.root);
     let root = open(&place.root, model, shared)?;
-    let Found { path, revision, document, stale } =
+    let Found { path, revision, document, activation, stale } =
         find(model, &place, &root, kept, shared).await?;
     let text = document.clone();
     let loaded = apart(shared, move || Manifest::parse(&text)).await;
@@ -191,6 +192,17 @@ async fn attempt(
         .map_err(|source| LoadError::Rejected { path: path.clone(), source })?;
     if revision.is_some_and(|revision| loaded.manifest.revision != revision) {
         return Err(LoadError::Misnamed { path, found: loaded.manifest.revision });
+    }
+    let activated = activation.as_ref().map(|record| record.number);
+    if let Some(Record { path, activation, .. }) = &activation {
+        let problems = activation.check(&loaded.manifest);
+        if !problems.is_empty() {
+            return Err(LoadError::Rejected { path: path.clone(), source: Rejected(problems) });
+        }
+        // What is in force; the document stays what it is.
+        if let Some(tiers) = &activation.default_tier_set {
+            loaded.manifest.default_tier_set.clone_from(tiers);
+        }
     }
     let objects = match &loaded.manifest.objects_base {
         None => Arc::clone(&root),
@@ -228,11 +240,14 @@ async fn attempt(
     if stale.is_none() {
         // Only what can be served is worth coming back to.
         shared.kept.put(&manifest_key(&model.root), document.clone()).await;
+        let record = activation.map(|record| record.document).unwrap_or_default();
+        shared.kept.put(&activation_key(&model.root), record).await;
     }
     let parts = Parts {
         model: model.name.as_str().into(),
         number: number(),
         document: Digest::of(&document),
+        activation: activated,
         catalog,
         warnings,
         root,
@@ -248,8 +263,18 @@ struct Found {
     /// The number that it must say; `None` of one that was kept.
     revision: Option<u64>,
     document: Bytes,
+    /// The activation record that chose it.
+    activation: Option<Record>,
     /// Why it is the last good one and not the store's.
     stale: Option<String>,
+}
+
+/// An activation record as it was read.
+struct Record {
+    path: String,
+    number: u64,
+    document: Bytes,
+    activation: Activation,
 }
 
 /// The document to serve: the store's or, while that is away, the last good one.
@@ -273,26 +298,56 @@ async fn find(
     match shared.kept.get(&manifest_key(&model.root)).await {
         Some(document) => {
             let (path, stale) = ("the revision kept on disk".to_owned(), Some(error.to_string()));
-            Ok(Found { path, revision: None, document, stale })
+            let record = shared.kept.get(&activation_key(&model.root)).await;
+            let record = record.filter(|record| !record.is_empty());
+            let record = record.map(|record| read_record("the activation kept on disk", record));
+            let activation = record.transpose()?;
+            Ok(Found { path, revision: None, document, activation, stale })
         }
         None => Err(error),
     }
 }
 
 async fn ask(place: &Place, root: &Arc<ObjectOrigin>) -> Result<Found, LoadError> {
-    let revision = match place.pinned {
-        Some(revision) => revision,
+    let (revision, activation) = match place.pinned {
+        Some(revision) => (revision, None),
         None => {
-            let highest = highest_revision(root).await;
+            let listed = latest(root).await;
             let listed =
-                highest.map_err(|source| LoadError::List { root: root.url().into(), source })?;
-            listed.ok_or_else(|| LoadError::NoRevision { root: root.url().into() })?
+                listed.map_err(|source| LoadError::List { root: root.url().into(), source })?;
+            match listed.ok_or_else(|| LoadError::NoRevision { root: root.url().into() })? {
+                Latest::Revision(revision) => (revision, None),
+                Latest::Activation(number) => {
+                    let record = record(root, number).await?;
+                    (record.activation.revision, Some(record))
+                }
+            }
         }
     };
     let path = revision_path(revision);
     let document = root.get(&path, MAX_DOCUMENT_BYTES as u64).await;
     let document = document.map_err(|source| LoadError::Read { path: path.clone(), source })?;
-    Ok(Found { path, revision: Some(revision), document, stale: None })
+    Ok(Found { path, revision: Some(revision), document, activation, stale: None })
+}
+
+async fn record(root: &ObjectOrigin, number: u64) -> Result<Record, LoadError> {
+    let path = activation_path(number);
+    let document = root.get(&path, MAX_ACTIVATION_BYTES as u64).await;
+    let document = document.map_err(|source| LoadError::Read { path: path.clone(), source })?;
+    let record = read_record(&path, document)?;
+    if record.number != number {
+        let problem = Problem::new("/activation", format!("{} is said", record.number));
+        return Err(LoadError::Rejected { path, source: Rejected(vec![problem]) });
+    }
+    Ok(record)
+}
+
+fn read_record(path: &str, document: Bytes) -> Result<Record, LoadError> {
+    let path = path.to_owned();
+    match Activation::parse(&document) {
+        Ok(activation) => Ok(Record { path, number: activation.activation, document, activation }),
+        Err(source) => Err(LoadError::Rejected { path, source }),
+    }
 }
 
 fn open(url: &str, model: &ModelConfig, shared: &Shared) -> Result<Arc<ObjectOrigin>, LoadError> {

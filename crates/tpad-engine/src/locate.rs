@@ -1,6 +1,6 @@
 //! Where a model's manifest is: a root and the revision to read there.
 
-use tpad_manifest::{REVISIONS, revision_of, revision_path};
+use tpad_manifest::{ACTIVATIONS, REVISIONS, activation_path, revision_of, revision_path};
 use tpad_store::{ObjectOrigin, OriginError};
 
 /// What a model's `root` means.
@@ -31,13 +31,34 @@ impl Place {
     }
 }
 
-/// The highest revision under `origin`; `None` when there is none.
-pub(crate) async fn highest_revision(origin: &ObjectOrigin) -> Result<Option<u64>, OriginError> {
-    let entries = origin.list(REVISIONS).await?;
-    let numbers = entries.iter().filter_map(|entry| {
-        let number = revision_of(&entry.path)?;
-        (entry.path == revision_path(number)).then_some(number)
-    });
+/// The newest of what a root has to say of the revision to serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Latest {
+    /// This activation record.
+    Activation(u64),
+    /// There is none: this revision, the highest.
+    Revision(u64),
+}
+
+/// The last activation record under `origin`, or the highest revision; `None` when
+/// there is neither.
+pub(crate) async fn latest(origin: &ObjectOrigin) -> Result<Option<Latest>, OriginError> {
+    if let Some(activation) = highest(origin, ACTIVATIONS, activation_path).await? {
+        return Ok(Some(Latest::Activation(activation)));
+    }
+    let revision = highest(origin, REVISIONS, revision_path).await?;
+    Ok(revision.map(Latest::Revision))
+}
+
+async fn highest(
+    origin: &ObjectOrigin,
+    directory: &str,
+    path: fn(u64) -> String,
+) -> Result<Option<u64>, OriginError> {
+    let entries = origin.list(directory).await?;
+    let numbers = entries
+        .iter()
+        .filter_map(|entry| revision_of(&entry.path).filter(|number| path(*number) == entry.path));
     Ok(numbers.max())
 }
 

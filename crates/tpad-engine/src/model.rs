@@ -12,6 +12,7 @@ use tracing::Instrument as _;
 
 use crate::generation::{Generation, Shared};
 use crate::load::{LoadError, load};
+use crate::locate::Place;
 use crate::{BudgetEnforcement, EngineError, ModelConfig, RetryIntervals};
 
 /// A model: configured, or added at run time.
@@ -66,12 +67,16 @@ pub struct ModelView {
     pub stale: Option<String>,
     /// What it serves.
     pub generation: Option<Arc<Generation>>,
+    /// Whether it stays on its revision whatever its root says.
+    pub pinned: bool,
 }
 
 /// What loading needs besides the model.
 #[derive(Clone)]
 pub(crate) struct Loader {
     pub(crate) enforcement: BudgetEnforcement,
+    /// How often roots are looked at.
+    pub(crate) follow: Option<Duration>,
     pub(crate) retry: RetryIntervals,
     pub(crate) shared: Shared,
     /// Counts generations over all models.
@@ -124,18 +129,27 @@ impl Model {
         let root = without_password(&self.config.root);
         let name = self.config.name.clone();
         let stale = generation.as_ref().and_then(|generation| generation.stale());
-        ModelView { name, root, state, reason, stale, generation }
+        let pinned = Place::of(&self.config.root).pinned.is_some();
+        ModelView { name, root, state, reason, stale, generation, pinned }
+    }
+
+    /// Loads the model, and follows its root until the model ends.
+    pub(crate) async fn run(self: Arc<Self>, loader: Loader, changed: impl Fn() + Send) {
+        self.settle(&loader, &changed).await;
+        if let Some(interval) = loader.follow {
+            self.follow(&loader, interval, &changed).await;
+        }
     }
 
     /// Loads the model, again and again until what it serves is the store's,
     /// someone else has done it, or the model ends.
-    pub(crate) async fn run(self: Arc<Self>, loader: Loader, changed: impl Fn() + Send) {
+    async fn settle(&self, loader: &Loader, changed: &(impl Fn() + Send)) {
         let mut pause = loader.retry.first;
         while !self.settled() {
-            match self.attempt(&loader).await {
+            match self.attempt(loader).await {
                 Ok(_) => changed(),
                 Err(error) => {
-                    self.failed(&error, pause, &loader.shared);
+                    self.failed(&error, pause, &loader.shared, "model not loaded");
                     changed();
                 }
             }
@@ -200,10 +214,10 @@ impl Model {
     fn swap(&self, generation: Generation, shared: &Shared) -> Attempt {
         let (revision, number) = (generation.revision(), generation.number());
         let known = self.serving.load_full();
-        let same = known.filter(|known| known.document() == generation.document());
+        let same = known.filter(|known| known.says_the_same(&generation));
         let attempt = match same {
             Some(known) => {
-                if generation.stale().is_none() && known.confirm() {
+                if generation.stale().is_none() && known.confirm(&generation) {
                     tracing::info!(revision, "the store answers: it has the same revision");
                 }
                 Attempt::Same(known)
@@ -240,15 +254,31 @@ impl Model {
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
     }
 
-    fn failed(&self, error: &LoadError, pause: Duration, shared: &Shared) {
+    pub(crate) fn failed(&self, error: &LoadError, pause: Duration, shared: &Shared, what: &str) {
         shared.metrics.failed(&self.config.name);
         let (reason, topic) = (error.to_string(), error.topic());
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         // Once for each topic, not once for each attempt.
         if failure.as_ref().is_none_or(|known| known.topic != topic) {
-            tracing::warn!(reason, retry_seconds = pause.as_secs_f64(), "model not loaded");
+            let (model, retry_seconds) = (&self.config.name, pause.as_secs_f64());
+            tracing::warn!(model, reason, retry_seconds, "{what}");
         }
         *failure = Some(Failure { reason, topic });
+    }
+
+    /// What was wrong is over. Says whether anything was.
+    pub(crate) fn recovered(&self) -> bool {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take().is_some()
+    }
+
+    /// Until the model ends.
+    pub(crate) async fn ended(&self) {
+        self.end.cancelled().await;
+    }
+
+    /// What the model serves, if it does.
+    pub(crate) fn serving(&self) -> Option<Arc<Generation>> {
+        self.serving.load_full()
     }
 
     fn reason(&self) -> Option<String> {

@@ -51,6 +51,13 @@ pub struct ModelStatus {
     /// The daemon's count of swaps when it was loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
+    /// The activation record that chose the revision; absent where it is the highest
+    /// or pinned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activation: Option<u64>,
+    /// Whether it stays on its revision whatever its root says: it was given by the
+    /// revision's URL.
+    pub pinned: bool,
     /// Its tiers, in manifest order.
     pub tiers: Vec<TierStatus>,
     /// What is odd about the manifest but does not stop it, and which tiers do not
@@ -106,7 +113,7 @@ impl Readiness {
 
 impl ModelStatus {
     pub(crate) fn of(model: ModelView, levels: &Levels) -> Self {
-        let ModelView { name, root, state, reason, stale, generation } = model;
+        let ModelView { name, root, state, reason, stale, generation, pinned } = model;
         let generation = generation.as_deref();
         Self {
             name,
@@ -116,6 +123,8 @@ impl ModelStatus {
             stale,
             revision: generation.map(Generation::revision),
             generation: generation.map(Generation::number),
+            activation: generation.and_then(Generation::activation),
+            pinned,
             tiers: generation.map(|g| tier::tiers(g, levels)).unwrap_or_default(),
             warnings: generation.map(warnings).unwrap_or_default(),
         }

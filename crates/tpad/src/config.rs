@@ -74,6 +74,8 @@ pub struct Config {
     pub budget_enforcement: BudgetEnforcement,
     /// When it says that it is ready.
     pub ready_when: ReadyWhen,
+    /// How often roots are looked at; `None`: only when a load is asked for.
+    pub follow_interval: Option<Duration>,
     /// What is logged, and how.
     pub log: Log,
     /// Bounds of the edge.

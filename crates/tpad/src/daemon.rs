@@ -56,6 +56,7 @@ impl Daemon {
             nvme,
             budget_enforcement,
             ready_when,
+            follow_interval,
             log: _,
             limits,
             deadlines,
@@ -92,6 +93,7 @@ impl Daemon {
                 config::ReadyWhen::Loaded => tpad_engine::ReadyWhen::Loaded,
                 config::ReadyWhen::Warm => tpad_engine::ReadyWhen::Warm,
             },
+            follow: follow_interval,
             nvme: nvme.map(disk),
             ..EngineConfig::new(models.into_iter().map(model).collect(), hierarchy(&dram))
         };

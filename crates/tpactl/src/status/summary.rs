@@ -28,6 +28,8 @@ struct Model {
     stale: Option<String>,
     revision: Option<u64>,
     generation: Option<u64>,
+    activation: Option<u64>,
+    pinned: bool,
     tiers: Vec<Tier>,
     warnings: Vec<String>,
 }
@@ -132,8 +134,14 @@ impl Summary {
         let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
         let mut rows = Vec::new();
         for model in &self.models {
-            let Model { name, root, state, revision, generation, .. } = model;
-            let cells = [state.clone(), number(*revision), number(*generation), root.clone()];
+            let Model { name, root, state, revision, generation, activation, .. } = model;
+            let chosen = match activation {
+                Some(number) => format!("activation {number}"),
+                None if model.pinned => "pinned".to_owned(),
+                None => "highest".to_owned(),
+            };
+            let (revision, generation) = (number(*revision), number(*generation));
+            let cells = [state.clone(), revision, chosen, generation, root.clone()];
             rows.push([name.clone()].into_iter().chain(cells).collect());
             let said = [("failed", &model.reason), ("stale", &model.stale)];
             let said = said.into_iter().filter_map(|(what, why)| Some((what, why.as_ref()?)));
@@ -142,7 +150,7 @@ impl Summary {
                 reasons.push(format!("{}: {what}: {}", printable(name), printable(why)));
             }
         }
-        output.table(&["MODEL", "STATE", "REVISION", "GENERATION", "ROOT"], &rows)
+        output.table(&["MODEL", "STATE", "REVISION", "CHOSEN BY", "GENERATION", "ROOT"], &rows)
     }
 
     fn tiers(&self, output: &Output, reasons: &mut Vec<String>) -> String {

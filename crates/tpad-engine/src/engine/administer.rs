@@ -91,6 +91,7 @@ impl Engine {
         let (generation, _) = self.attempt(&model, deadline).await.inspect_err(|_| {
             self.loader.shared.metrics.unloaded(&model.config.name);
         })?;
+        self.drive(&model);
         self.models.add(model);
         self.publish_readiness();
         Ok(Loaded { generation, outcome: LoadOutcome::Loaded })

@@ -1,4 +1,5 @@
 mod administer;
+mod follow;
 mod placement;
 
 use std::time::Duration;

@@ -41,6 +41,7 @@ pub(super) fn resolve(
         allow_plaintext,
         budget_enforcement,
         ready_when,
+        follow_interval,
         listen,
         models,
         levels: mirror::Levels { dram, nvme },
@@ -74,6 +75,13 @@ pub(super) fn resolve(
             ReadyWhen::Loaded
         }
     };
+    let follow_interval = duration(
+        "follow_interval",
+        follow_interval,
+        Duration::from_secs(30),
+        Duration::ZERO..=hours(24),
+        &mut problems,
+    );
     let log = resolve_log(log, &mut problems);
     let deadlines = resolve_deadlines(deadlines, &mut problems);
     let drain_deadline = duration(
@@ -94,6 +102,7 @@ pub(super) fn resolve(
             nvme,
             budget_enforcement,
             ready_when,
+            follow_interval: Some(follow_interval).filter(|interval| !interval.is_zero()),
             log,
             limits,
             deadlines,
