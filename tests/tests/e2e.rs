@@ -1,5 +1,6 @@
 //! The end-to-end tests, one module for each promise.
 
+mod activate;
 mod admin;
 mod cli;
 mod coalesce;
