@@ -2,8 +2,10 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use tpad_manifest::BlockId;
@@ -15,6 +17,9 @@ use crate::{BlockBytes, SlotMut};
 /// alone, and a downgrade finds its own.
 const LAYOUT: &str = "tpad-cache-v1";
 
+/// The file whose lock says that a process uses the directory.
+const LOCK: &str = "lock";
+
 /// A cache directory that this process alone uses.
 #[derive(Debug)]
 pub(super) struct Disk {
@@ -24,9 +29,10 @@ pub(super) struct Disk {
     /// Whether files are read and written past the page cache.
     direct: bool,
     next: AtomicU64,
+    root: PathBuf,
     /// Locked as long as it is open: the kernel lets go of it however the
     /// process ends.
-    _lock: File,
+    lock: Mutex<File>,
 }
 
 impl Disk {
@@ -39,19 +45,7 @@ impl Disk {
         for directory in [&blocks, &unfinished, &documents] {
             fs::create_dir_all(directory)?;
         }
-        let path = root.join("lock");
-        // Not kept open for writing, which would keep an operator from making the
-        // file system read-only.
-        drop(File::options().create(true).append(true).open(&path)?);
-        let lock = File::open(&path)?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let problem = format!("{} is in use by another process", root.display());
-                return Err(io::Error::new(io::ErrorKind::ResourceBusy, problem));
-            }
-            Err(error) => return Err(error.into()),
-        }
+        let lock = Mutex::new(locked(&root)?);
         for entry in fs::read_dir(&unfinished)? {
             remove(&entry?.path())?;
         }
@@ -61,7 +55,8 @@ impl Disk {
             documents,
             direct: true,
             next: AtomicU64::new(0),
-            _lock: lock,
+            root,
+            lock,
         };
         disk.direct = disk.probe()?;
         Ok(disk)
@@ -94,8 +89,29 @@ impl Disk {
         &self.documents
     }
 
+    /// Makes what somebody removed under us: people empty caches like that. If the
+    /// lock went too it is taken anew, unless another process has it by now.
+    fn restore(&self) -> io::Result<()> {
+        {
+            let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+            let held = lock.metadata()?;
+            let there = fs::metadata(self.root.join(LOCK)).ok();
+            if there.is_none_or(|there| (there.dev(), there.ino()) != (held.dev(), held.ino())) {
+                fs::create_dir_all(&self.root)?;
+                *lock = locked(&self.root)?;
+            }
+        }
+        for directory in [&self.blocks, &self.unfinished, &self.documents] {
+            if !directory.is_dir() {
+                fs::create_dir_all(directory)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Bytes that may still be written.
     pub(super) fn free(&self) -> io::Result<u64> {
+        self.restore()?;
         let stat = rustix::fs::statvfs(&self.blocks)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
@@ -178,6 +194,23 @@ impl Disk {
         let name = id.to_string();
         // Two levels: a directory with a million files is slow to list.
         self.blocks.join(name.get(..2).unwrap_or("00")).join(name)
+    }
+}
+
+/// The lock of a directory that no other process uses.
+fn locked(root: &Path) -> io::Result<File> {
+    let path = root.join(LOCK);
+    // Not kept open for writing, which would keep an operator from making the
+    // file system read-only.
+    drop(File::options().create(true).append(true).open(&path)?);
+    let lock = File::open(&path)?;
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let problem = format!("{} is in use by another process", root.display());
+            Err(io::Error::new(io::ErrorKind::ResourceBusy, problem))
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
