@@ -4,7 +4,8 @@ use clap::{Parser, Subcommand};
 
 use crate::remote::Remote;
 use crate::{
-    activation, admin, completions, fetch, import, manifest, mask, models, plan, status, synth,
+    activation, admin, completions, fetch, import, manifest, mask, models, plan, publish, status,
+    synth, tier,
 };
 
 const AFTER_HELP: &str = "\
@@ -45,6 +46,8 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Import(import::Args),
+    Tier(tier::Args),
+    Publish(publish::Args),
     Synth(synth::Args),
     Manifest(manifest::Args),
     Plan(plan::Args),
@@ -97,6 +100,13 @@ mod tests {
             "tpactl mask --model m --up-to A --resident object_store --layers 0,2",
             "tpactl plan /models/m --json",
             "tpactl plan s3://b/m --dram 64GiB --hbm 80GiB --nvme 2TB --origin-rate 2GB/s",
+            "tpactl tier add s3://b/m --id 10 --from f --budget 10B --placement nvme --k-expert 2",
+            "tpactl tier add m --id t --from f --plan p --budget 1K --placement dram --k-tier 2 \
+             --k-group 1 --k-expert 2 --retention 30 --dry-run --json",
+            "tpactl tier set-placement m t hbm",
+            "tpactl tier set-budget m t 12B --dry-run",
+            "tpactl publish m m.json --major --json",
+            "tpactl manifest diff /m/tpad/revisions/1.json /m --json",
             "tpactl load m /models/m --json",
             "tpactl load m s3://b/m --origin-of n --allow-base s3://b/base",
             "tpactl load m",
@@ -135,6 +145,13 @@ mod tests {
             "tpactl mask --model m --layers 1",
             "tpactl mask --model m --resident unavailable",
             "tpactl mask --model m --resident dram --watch",
+            "tpactl tier add m --from f --budget 10B --placement nvme --k-expert 2",
+            "tpactl tier add m --id t --from f --placement nvme --k-expert 2",
+            "tpactl tier add m --id t --from f --budget 10B --k-expert 2",
+            "tpactl tier add m --id t --from f --budget 10GB --placement nvme --k-expert 2",
+            "tpactl tier set-placement m t ssd",
+            "tpactl publish m",
+            "tpactl manifest diff /m",
             "tpactl load",
             "tpactl pin --model m --owner w --ttl 60",
             "tpactl pin --model m --owner w --ttl 60 --group a",

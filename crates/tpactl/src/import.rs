@@ -110,7 +110,8 @@ fn name(text: &str) -> Result<String, String> {
     Err("1 to 256 bytes without white space and control characters are expected".to_owned())
 }
 
-fn read_plan(path: &std::path::Path) -> Result<Plan, Failure> {
+/// A plan from a file.
+pub(crate) fn read_plan(path: &std::path::Path) -> Result<Plan, Failure> {
     let shown = path.display();
     let text = std::fs::read_to_string(path)
         .map_err(|error| Failure::local(format!("{shown}: {error}")))?;

@@ -18,11 +18,13 @@ mod models;
 mod output;
 mod plan;
 mod progress;
+mod publish;
 mod remote;
 mod size;
 mod status;
 mod surroundings;
 mod synth;
+mod tier;
 
 use std::process::ExitCode;
 
@@ -92,6 +94,8 @@ async fn run(
         // These tidy up when `stop` is cancelled.
         Command::Import(args) => import::run(args, surroundings, output, stop).await,
         Command::Synth(args) => synth::run(args, output, stop).await,
+        Command::Tier(args) => tier::run(args, surroundings, output, stop).await,
+        Command::Publish(args) => publish::run(args, surroundings, output, stop).await,
         Command::Manifest(args) => manifest::run(args, surroundings, output, stop).await,
         Command::Plan(args) => until(stop, plan::run(args, surroundings, output)).await,
         Command::Activate(args) => {

@@ -1,6 +1,7 @@
 //! `tpactl manifest`.
 
 mod blocks;
+pub(crate) mod diff;
 
 use clap::Subcommand;
 use serde::Serialize;
@@ -13,7 +14,7 @@ use crate::failure::{Exit, Failure};
 use crate::output::{Output, Tone, human_bytes, printable};
 use crate::surroundings::{StoreArgs, Surroundings};
 
-/// Show or check a published revision
+/// Show, check or compare published revisions
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -24,6 +25,7 @@ pub(crate) struct Args {
 enum Command {
     Show(Show),
     Check(Check),
+    Diff(diff::Args),
 }
 
 /// Print a revision's document, or the blocks that its indexes list
@@ -77,6 +79,10 @@ pub(crate) async fn run(
     match args.command {
         Command::Show(args) => {
             let work = run_show(&args, surroundings, output);
+            stop.run_until_cancelled(work).await.unwrap_or_else(|| Err(Failure::interrupted()))
+        }
+        Command::Diff(args) => {
+            let work = diff::run(&args, surroundings, output);
             stop.run_until_cancelled(work).await.unwrap_or_else(|| Err(Failure::interrupted()))
         }
         Command::Check(args) => run_check(&args, surroundings, output, stop).await,

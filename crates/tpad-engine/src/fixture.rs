@@ -25,6 +25,11 @@ pub struct Shape {
     pub files: Vec<(&'static str, Vec<u8>)>,
     /// Where the shards go instead of the root.
     pub objects_base: Option<PathBuf>,
+    /// The revision whose bytes these are; `None`: its own, unlike any other's.
+    pub bytes_of: Option<u64>,
+    /// The model's major version; `None`: the revision's number, since other
+    /// bytes break whoever used the ones before.
+    pub major: Option<u32>,
 }
 
 /// One tier of a checkpoint.
@@ -84,7 +89,15 @@ impl Shape {
     /// These tiers at revision 1, nothing else.
     #[must_use]
     pub fn of(tiers: Vec<Tier>) -> Self {
-        Self { revision: 1, tiers, dense: Vec::new(), files: Vec::new(), objects_base: None }
+        Self {
+            revision: 1,
+            tiers,
+            dense: Vec::new(),
+            files: Vec::new(),
+            objects_base: None,
+            bytes_of: None,
+            major: None,
+        }
     }
 
     /// Three unequal tiers, dense tensors and a file.
@@ -139,7 +152,8 @@ impl Checkpoint {
     pub fn publish(&mut self, shape: &Shape) -> Manifest {
         self.blocks.clear();
         let base = shape.objects_base.clone().unwrap_or_else(|| self.path().to_owned());
-        let mut writer = Writer { revision: shape.revision, blocks: &mut self.blocks };
+        let bytes_of = shape.bytes_of.unwrap_or(shape.revision);
+        let mut writer = Writer { revision: shape.revision, bytes_of, blocks: &mut self.blocks };
         let mut indexes = Vec::new();
         let mut tiers = Vec::new();
         let mut shards: Vec<Shard> = Vec::new();
@@ -176,9 +190,10 @@ impl Checkpoint {
             write(&self.path().join(index_path(&reference.digest)), &bytes);
         }
         let layer = |layer| LayerRecord { layer, kind: LayerKind::Moe };
+        let major = shape.major.or(shape.revision.try_into().ok()).expect("a small number");
         let manifest = Manifest {
             format_version: FormatVersion { major: 1, minor: 1 },
-            model_version: ModelVersion { major: 1, minor: 0 },
+            model_version: ModelVersion { major, minor: 0 },
             model: "fixture".to_owned(),
             revision: shape.revision,
             parent: None,
@@ -224,6 +239,7 @@ struct Shard {
 
 struct Writer<'a> {
     revision: u64,
+    bytes_of: u64,
     blocks: &'a mut BTreeMap<BlockKey, Vec<u8>>,
 }
 
@@ -302,7 +318,7 @@ impl Writer<'_> {
         let mut image = Vec::new();
         let mut records = Vec::new();
         for (place, (name, bytes)) in tensors.into_iter().enumerate() {
-            let noise = noise(&format!("{content} {place} {}", self.revision), bytes);
+            let noise = noise(&format!("{content} {place} {}", self.bytes_of), bytes);
             let offset = shard.bytes.len() as u64;
             shard.bytes.extend_from_slice(&noise);
             image.extend_from_slice(&noise);

@@ -9,6 +9,7 @@ mod pages;
 mod report;
 mod scope;
 mod select;
+mod succession;
 mod tally;
 
 use std::fmt;
@@ -58,6 +59,8 @@ pub struct Generation {
     root: Arc<ObjectOrigin>,
     /// Where shards and files lie.
     objects: Arc<dyn Origin>,
+    /// The document's own default tiers, which an activation may replace.
+    published_default: Vec<TierId>,
     segments: Arc<Shelf<SegmentKey, SharedSegment>>,
     files: Arc<Shelf<Digest, Bytes>>,
     report: Report,
@@ -98,6 +101,8 @@ pub(crate) struct Parts {
     pub(crate) warnings: Vec<String>,
     pub(crate) root: Arc<ObjectOrigin>,
     pub(crate) objects: Arc<dyn Origin>,
+    /// The document's own default tiers, which an activation may replace.
+    pub(crate) published_default: Vec<TierId>,
     /// Why the document is the last good one and not the store's.
     pub(crate) stale: Option<String>,
 }
@@ -115,8 +120,18 @@ pub struct Block {
 
 impl Generation {
     pub(crate) fn new(parts: Parts, shared: Shared) -> Self {
-        let Parts { model, number, document, activation, catalog, warnings, root, objects, stale } =
-            parts;
+        let Parts {
+            model,
+            number,
+            document,
+            activation,
+            catalog,
+            warnings,
+            root,
+            objects,
+            published_default,
+            stale,
+        } = parts;
         let shelf = (shared.tasks.clone(), shared.stop.clone());
         Self {
             model,
@@ -130,6 +145,7 @@ impl Generation {
             warnings,
             root,
             objects,
+            published_default,
             segments: Shelf::new(shared.bounds.segment_bytes, shelf.clone()),
             files: Shelf::new(shared.bounds.file_bytes, shelf),
             report: Report::default(),

@@ -18,7 +18,7 @@ use crate::error::IndexProblem;
 use crate::generation::{Generation, Parts, Shared, index_range};
 use crate::kept::{activation_key, header_key, is_away, manifest_key};
 use crate::locate::{Latest, Place, latest};
-use crate::{BudgetEnforcement, ModelConfig};
+use crate::{BudgetEnforcement, EngineError, ModelConfig};
 
 /// Why a model was not loaded.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +100,28 @@ pub(crate) enum LoadError {
         /// One entry for each tier.
         over: Vec<String>,
     },
+    /// It breaks what is served, and its version does not say so.
+    #[error(
+        "revision {found} would break workers of revision {serving}, which is served, and has the \
+         same major version: {}; publish it with `tpactl publish --major`",
+        .problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("; ")
+    )]
+    Breaking {
+        /// What is served.
+        serving: u64,
+        /// What was to take its place.
+        found: u64,
+        /// Each breaking change.
+        problems: Vec<Problem>,
+    },
+    /// What is served and what was loaded cannot be compared.
+    #[error("revision {found} cannot be compared with what is served: {source}")]
+    Comparison {
+        /// What was to take its place.
+        found: u64,
+        /// Why.
+        source: EngineError,
+    },
     /// The check did not finish: the daemon is stopping, or it has a defect.
     #[error("the check of {path} did not finish")]
     Interrupted {
@@ -133,7 +155,9 @@ impl LoadError {
             | Self::Misnamed { .. }
             | Self::Base(_)
             | Self::Contradiction { .. }
+            | Self::Breaking { .. }
             | Self::OverBudget { .. } => ErrorKind::FailedPrecondition,
+            Self::Comparison { source, .. } => source.kind(),
             Self::Deadline(_) => ErrorKind::DeadlineExceeded,
             Self::Interrupted { .. } => ErrorKind::Internal,
         }
@@ -194,6 +218,7 @@ async fn attempt(
         return Err(LoadError::Misnamed { path, found: loaded.manifest.revision });
     }
     let activated = activation.as_ref().map(|record| record.number);
+    let published_default = loaded.manifest.default_tier_set.clone();
     if let Some(Record { path, activation, .. }) = &activation {
         let problems = activation.check(&loaded.manifest);
         if !problems.is_empty() {
@@ -252,9 +277,24 @@ async fn attempt(
         warnings,
         root,
         objects,
+        published_default,
         stale,
     };
     Ok(Generation::new(parts, shared.clone()))
+}
+
+/// Refuses what may not take the place of `serving`.
+pub(crate) async fn check_succession(
+    serving: &Generation,
+    loaded: &Generation,
+) -> Result<(), LoadError> {
+    let found = loaded.revision();
+    let deadline = Instant::now() + loaded.patience();
+    match loaded.broken_promises(serving, deadline).await {
+        Ok(problems) if problems.is_empty() => Ok(()),
+        Ok(problems) => Err(LoadError::Breaking { serving: serving.revision(), found, problems }),
+        Err(source) => Err(LoadError::Comparison { found, source }),
+    }
 }
 
 /// A revision's document.

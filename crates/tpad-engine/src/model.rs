@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use crate::generation::{Generation, Shared};
-use crate::load::{LoadError, load};
+use crate::load::{LoadError, check_succession, load};
 use crate::locate::Place;
 use crate::{BudgetEnforcement, EngineError, ModelConfig, RetryIntervals};
 
@@ -181,6 +181,9 @@ impl Model {
             let kept = self.serving.load().is_none();
             let loaded =
                 load(&self.config, loader.enforcement, number, kept, &loader.shared).await?;
+            if let Some(serving) = self.serving.load_full() {
+                check_succession(&serving, &loaded).await?;
+            }
             if self.end.is_cancelled() {
                 return Ok(Attempt::Ended);
             }

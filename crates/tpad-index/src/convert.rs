@@ -20,6 +20,8 @@ const PROJECTIONS: &[(Projection, u32)] = &[
     (Projection::GateUp, 4),
     (Projection::Router, 5),
     (Projection::Other, 6),
+    (Projection::TierHead, 7),
+    (Projection::GroupHeads, 8),
 ];
 const PARTS: &[(Part, u32)] = &[
     (Part::Weight, 1),

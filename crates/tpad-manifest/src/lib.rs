@@ -7,6 +7,7 @@
 
 mod block;
 mod catalog;
+mod diff;
 mod digest;
 mod document;
 mod dtype;
@@ -22,6 +23,7 @@ mod tensor;
 
 pub use block::{BlockRecord, Source};
 pub use catalog::{Catalog, TierError};
+pub use diff::{Change, Changes, Effect};
 pub use digest::{BlockId, Digest, DigestParseError};
 pub use document::{
     Activation, Compatibility, FORMAT_VERSION, FileRecord, FormatVersion, GroupRecord,

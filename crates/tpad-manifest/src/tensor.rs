@@ -17,6 +17,10 @@ pub enum Projection {
     GateUp,
     /// The router.
     Router,
+    /// What scores a whole tier, where the tier brings it.
+    TierHead,
+    /// What scores the groups of a tier, where the tier brings it.
+    GroupHeads,
     /// Anything else, dense tensors among them.
     Other,
 }

@@ -36,6 +36,8 @@ both_ways!(Projection {
     GateUp <=> GateUp,
     Router <=> Router,
     Other <=> Other,
+    TierHead <=> TierHead,
+    GroupHeads <=> GroupHeads,
 } missing: "projection");
 
 both_ways!(Part {

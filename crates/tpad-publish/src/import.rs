@@ -6,8 +6,8 @@
 //! content's names, and the revision is created last: whatever happens before,
 //! a reader sees the checkpoint as it was.
 
-mod blocks;
-mod document;
+pub(crate) mod blocks;
+pub(crate) mod document;
 mod error;
 mod publish;
 

@@ -168,6 +168,13 @@ pub fn recognise(
     })
 }
 
+/// Dense blocks of tensors among which there are no experts.
+pub(crate) fn dense(tensors: &[ShardTensor], config: &serde_json::Value) -> Vec<DraftBlock> {
+    let others = tensors.iter().map(|tensor| (&*tensor.name, tensor)).collect();
+    let survey = Survey { sites: Vec::new(), others, unknown: BTreeSet::new() };
+    dense::blocks(&survey, Config::new(config))
+}
+
 /// A layout's name, for people.
 fn family(site: &Site<'_>) -> &'static str {
     match site.form {

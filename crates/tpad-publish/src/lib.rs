@@ -7,8 +7,10 @@
 
 mod activation;
 mod blocking;
+mod changes;
 mod check;
 mod digest;
+mod grow;
 mod import;
 mod layout;
 mod ledger;
@@ -24,7 +26,11 @@ pub use activation::{
     Activate, ActivationError, DefaultTiers, History, PublishedRevision, activate, history,
     rollback,
 };
+pub use changes::changes;
 pub use check::{CheckError, Checked, check};
+pub use grow::{
+    AmendOptions, Amended, Amendment, GrowError, GrowOptions, GrowOutcome, Grown, add_tier, amend,
+};
 pub use import::{ImportError, ImportOptions, ImportOutcome, Imported, import};
 pub use layout::{
     Checkpoint, DraftBlock, ExpertSize, LayoutError, MoeLayer, RouterTensor, recognise,

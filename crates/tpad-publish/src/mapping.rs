@@ -1,7 +1,7 @@
 //! Mappings: a checkpoint's experts sorted into tiers and groups.
 
 mod planned;
-mod rows;
+pub(crate) mod rows;
 
 use std::collections::BTreeMap;
 

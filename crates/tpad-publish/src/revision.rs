@@ -39,6 +39,14 @@ pub enum RevisionError {
         /// The root.
         root: String,
     },
+    /// Its document is refused.
+    #[error("{url} is refused: {problems}")]
+    Rejected {
+        /// The document.
+        url: String,
+        /// What is wrong with it.
+        problems: Rejected,
+    },
     /// An index object is not what the manifest names.
     #[error("index {digest}: {source}")]
     Index {
@@ -57,6 +65,7 @@ impl RevisionError {
             Self::Origin(error) => error.kind(),
             Self::None { .. } => ErrorKind::NotFound,
             Self::Index { source, .. } if source.is_newer() => ErrorKind::FailedPrecondition,
+            Self::Rejected { .. } => ErrorKind::FailedPrecondition,
             Self::Index { .. } => ErrorKind::DataLoss,
         }
     }
@@ -125,6 +134,19 @@ impl Revision {
     /// What the document says, or why it is refused.
     pub const fn manifest(&self) -> &Result<Loaded, Rejected> {
         &self.manifest
+    }
+
+    /// What the document says.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn accepted(&self) -> Result<&Manifest, RevisionError> {
+        match &self.manifest {
+            Ok(loaded) => Ok(&loaded.manifest),
+            Err(problems) => {
+                Err(RevisionError::Rejected { url: self.url(), problems: problems.clone() })
+            }
+        }
     }
 
     /// Where the shards are: the root, or the base that the manifest names.

@@ -182,6 +182,8 @@ fn projection(projection: Projection) -> &'static str {
         Projection::Down => "down",
         Projection::GateUp => "gate_up",
         Projection::Router => "router",
+        Projection::TierHead => "tier_head",
+        Projection::GroupHeads => "group_heads",
         Projection::Other => "other",
     }
 }

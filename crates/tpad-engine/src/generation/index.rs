@@ -122,6 +122,11 @@ pub(super) fn describe_runs(numbers: impl Iterator<Item = u32>) -> String {
 }
 
 impl SharedSegment {
+    /// The segment and the header that its columns need.
+    pub(super) fn parts(&self) -> (&IndexHeader, &Segment) {
+        (&self.0.header, &self.0.segment)
+    }
+
     pub(super) fn groups(&self) -> &[GroupRun] {
         &self.0.segment.groups
     }
@@ -228,6 +233,12 @@ impl Generation {
             return Err(EngineError::UnknownExpert { tier, group, expert, experts });
         }
         Ok(())
+    }
+
+    /// The layers at which the tier has blocks.
+    pub(super) fn index_layers(&self, tier: u32) -> Vec<u32> {
+        let index = self.index(IndexNumber::Tier(tier));
+        index.map(|index| index.layers().collect()).unwrap_or_default()
     }
 
     pub(super) fn no_layer(&self, tier: u32, layer: u32) -> EngineError {

@@ -21,7 +21,7 @@ pub const MAX_DOCUMENT_BYTES: usize = 16 << 20;
 const SHOWN_REQUIREMENTS: usize = 8;
 
 /// What a document's `requires` may ask of this version.
-pub(super) const KNOWN_REQUIREMENTS: &[&str] = &[];
+pub(super) const KNOWN_REQUIREMENTS: &[&str] = &["group_heads", "tier_head"];
 
 /// A manifest that can be served.
 #[derive(Clone, Debug, PartialEq)]

@@ -27,17 +27,17 @@ pub(super) struct Blocks {
 }
 
 /// A tier: what the plan says of it, and its blocks.
-pub(super) struct Tier {
+pub(crate) struct Tier {
     /// The draft; its layers were moved out.
-    pub(super) draft: TierDraft,
-    pub(super) layers: Vec<Layer>,
+    pub(crate) draft: TierDraft,
+    pub(crate) layers: Vec<Layer>,
 }
 
 /// One tier's blocks at one layer.
-pub(super) struct Layer {
-    pub(super) layer: u32,
-    pub(super) size: ExpertSize,
-    pub(super) groups: Vec<Vec<BlockRecord>>,
+pub(crate) struct Layer {
+    pub(crate) layer: u32,
+    pub(crate) size: ExpertSize,
+    pub(crate) groups: Vec<Vec<BlockRecord>>,
     router: Option<BlockRecord>,
 }
 
@@ -60,27 +60,17 @@ impl Blocks {
             tier_sets,
             dense: dense.into_iter().map(record).collect(),
         };
-        for tensor in blocks.iter().flat_map(|block| &block.tensors) {
-            tensor
-                .bytes()
-                .and_then(|_| tensor.parameters())
-                .map_err(|source| ImportError::Size { name: tensor.name.clone(), source })?;
-        }
+        check_sizes(blocks.iter())?;
         Ok(blocks)
     }
 
     /// All blocks in an order that [`Self::set_ids`] shares.
     fn iter(&self) -> impl Iterator<Item = &BlockRecord> {
-        let layers = self.tiers.iter().flat_map(|tier| &tier.layers);
-        let tiers = layers.flat_map(|layer| layer.groups.iter().flatten().chain(&layer.router));
-        tiers.chain(&self.dense)
+        self.tiers.iter().flat_map(Tier::iter).chain(&self.dense)
     }
 
     fn iter_mut(&mut self) -> impl Iterator<Item = &mut BlockRecord> {
-        let layers = self.tiers.iter_mut().flat_map(|tier| &mut tier.layers);
-        let tiers =
-            layers.flat_map(|layer| layer.groups.iter_mut().flatten().chain(&mut layer.router));
-        tiers.chain(&mut self.dense)
+        self.tiers.iter_mut().flat_map(Tier::iter_mut).chain(&mut self.dense)
     }
 
     /// Logical parameters of each tier's experts.
@@ -90,14 +80,7 @@ impl Blocks {
 
     /// What to read for each block, in the blocks' order.
     pub(super) fn images(&self) -> Result<Vec<BlockFetch>, ImportError> {
-        let class = CacheClass::from("import");
-        self.iter()
-            .map(|block| {
-                let name = || block.tensors.first().map_or_else(|| "".into(), |t| t.name.clone());
-                BlockFetch::of(block, class.clone())
-                    .map_err(|source| ImportError::Size { name: name(), source })
-            })
-            .collect()
+        images(self.iter())
     }
 
     /// Gives the blocks their ids, in their order.
@@ -112,19 +95,7 @@ impl Blocks {
         &self,
         shards: &BTreeMap<Arc<str>, ObjectEntry>,
     ) -> Result<Indexes, ImportError> {
-        let mut tiers = Vec::with_capacity(self.tiers.len());
-        for tier in &self.tiers {
-            let mut builder = IndexBuilder::for_tier(&tier.draft.id);
-            for layer in &tier.layers {
-                builder.push_layer(layer.layer, &layer.groups, layer.router.as_ref())?;
-            }
-            let blocks = tier
-                .layers
-                .iter()
-                .flat_map(|layer| layer.groups.iter().flatten().chain(&layer.router));
-            note_sizes(&mut builder, blocks, shards)?;
-            tiers.push(encode(&builder.finish()));
-        }
+        let tiers: Result<_, _> = self.tiers.iter().map(|tier| tier.index(shards)).collect();
         let dense = match &*self.dense {
             [] => None,
             dense => {
@@ -134,8 +105,34 @@ impl Blocks {
                 Some(encode(&builder.finish()))
             }
         };
-        Ok(Indexes { tiers, dense })
+        Ok(Indexes { tiers: tiers?, dense })
     }
+}
+
+/// What to read for each block.
+pub(crate) fn images<'a>(
+    blocks: impl Iterator<Item = &'a BlockRecord>,
+) -> Result<Vec<BlockFetch>, ImportError> {
+    let class = CacheClass::from("import");
+    let image = |block: &BlockRecord| {
+        let name = || block.tensors.first().map_or_else(|| "".into(), |t| t.name.clone());
+        BlockFetch::of(block, class.clone())
+            .map_err(|source| ImportError::Size { name: name(), source })
+    };
+    blocks.map(image).collect()
+}
+
+/// Refuses tensors that have no size.
+pub(crate) fn check_sizes<'a>(
+    blocks: impl Iterator<Item = &'a BlockRecord>,
+) -> Result<(), ImportError> {
+    for tensor in blocks.flat_map(|block| &block.tensors) {
+        tensor
+            .bytes()
+            .and_then(|_| tensor.parameters())
+            .map_err(|source| ImportError::Size { name: tensor.name.clone(), source })?;
+    }
+    Ok(())
 }
 
 /// Notes the sizes of the shards that blocks point into, and of no others: an
@@ -160,12 +157,38 @@ fn note_sizes<'a>(
 }
 
 impl Tier {
-    fn of(mut draft: TierDraft) -> Self {
+    pub(crate) fn of(mut draft: TierDraft) -> Self {
         let layers = std::mem::take(&mut draft.layers).into_iter().map(Layer::of).collect();
         Self { draft, layers }
     }
 
-    fn parameters(&self) -> Result<u64, ImportError> {
+    /// Experts by group, then the router, layer by layer.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &BlockRecord> {
+        let layers = self.layers.iter();
+        layers.flat_map(|layer| layer.groups.iter().flatten().chain(&layer.router))
+    }
+
+    /// The same in the same order.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut BlockRecord> {
+        let layers = self.layers.iter_mut();
+        layers.flat_map(|layer| layer.groups.iter_mut().flatten().chain(&mut layer.router))
+    }
+
+    /// The index over the tier's blocks. Objects that are not among `shards` end
+    /// with the last tensor in them.
+    pub(crate) fn index(
+        &self,
+        shards: &BTreeMap<Arc<str>, ObjectEntry>,
+    ) -> Result<EncodedIndex, BuildError> {
+        let mut builder = IndexBuilder::for_tier(&self.draft.id);
+        for layer in &self.layers {
+            builder.push_layer(layer.layer, &layer.groups, layer.router.as_ref())?;
+        }
+        note_sizes(&mut builder, self.iter(), shards)?;
+        Ok(encode(&builder.finish()))
+    }
+
+    pub(crate) fn parameters(&self) -> Result<u64, ImportError> {
         let experts = self.layers.iter().flat_map(|layer| layer.groups.iter().flatten());
         let mut sum = 0u64;
         for (expert, tensor) in

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use tpad_manifest::{
-    Compatibility, Dtype, FORMAT_VERSION, FileRecord, GroupRecord, Manifest, ModelVersion,
-    TierRecord,
+    Compatibility, Dtype, FORMAT_VERSION, FileRecord, GroupRecord, IndexRef, Manifest,
+    ModelVersion, Projection, TierRecord,
 };
 
 use super::ImportOptions;
@@ -25,21 +26,9 @@ impl Draft<'_> {
     /// and times against what is published already.
     pub(super) fn manifest(&self, blocks: &Blocks, indexes: Option<&Indexes>) -> Manifest {
         let now = Some(self.options.now);
-        let tier = |(n, tier): (usize, &Tier)| TierRecord {
-            id: tier.draft.id.clone(),
-            created_at: now,
-            parameter_budget: tier.draft.parameter_budget.unwrap_or(self.parameters[n]),
-            groups: groups(tier),
-            placement: tier.draft.placement,
-            routing: tier.draft.routing,
-            compatibility: Compatibility {
-                // Indexes came with this version.
-                format_version: FORMAT_VERSION,
-                requires: Vec::new(),
-                dtypes: dtypes(tier),
-                quantization: tier.draft.quantization.clone(),
-            },
-            index: indexes.and_then(|indexes| indexes.tiers.get(n)).map(|index| index.reference),
+        let tier = |(n, tier): (usize, &Tier)| {
+            let index = indexes.and_then(|indexes| indexes.tiers.get(n));
+            record(tier, self.parameters[n], now, index.map(|index| index.reference))
         };
         Manifest {
             format_version: FORMAT_VERSION,
@@ -59,6 +48,42 @@ impl Draft<'_> {
             tiers: blocks.tiers.iter().enumerate().map(tier).collect(),
         }
     }
+}
+
+/// What a manifest says of a tier.
+pub(crate) fn record(
+    tier: &Tier,
+    parameters: u64,
+    now: Option<Timestamp>,
+    index: Option<IndexRef>,
+) -> TierRecord {
+    TierRecord {
+        id: tier.draft.id.clone(),
+        created_at: now,
+        parameter_budget: tier.draft.parameter_budget.unwrap_or(parameters),
+        groups: groups(tier),
+        placement: tier.draft.placement,
+        routing: tier.draft.routing,
+        compatibility: Compatibility {
+            // Indexes came with this version.
+            format_version: FORMAT_VERSION,
+            requires: requirements(tier),
+            dtypes: dtypes(tier),
+            quantization: tier.draft.quantization.clone(),
+        },
+        index,
+    }
+}
+
+/// What the tier's heads ask of its readers.
+fn requirements(tier: &Tier) -> Vec<String> {
+    let has = |projection| {
+        let mut tensors = tier.iter().flat_map(|block| &block.tensors);
+        tensors.any(|tensor| tensor.role.projection == projection)
+    };
+    let named = [(Projection::GroupHeads, "group_heads"), (Projection::TierHead, "tier_head")];
+    let asked = named.iter().filter(|(projection, _)| has(*projection));
+    asked.map(|(_, name)| (*name).to_owned()).collect()
 }
 
 /// The groups, whose sizes are those of the tier's layers where these agree.

@@ -30,7 +30,7 @@ pub(super) fn place(projection: Projection) -> u8 {
         Projection::Up => 1,
         Projection::GateUp => 2,
         Projection::Down => 3,
-        Projection::Router | Projection::Other => 4,
+        Projection::Router | Projection::TierHead | Projection::GroupHeads | Projection::Other => 4,
     }
 }
 

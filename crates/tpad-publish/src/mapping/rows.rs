@@ -6,7 +6,7 @@ use crate::layout::RouterTensor;
 
 /// The router's tensor with these rows alone, in this order; `None` when its
 /// rows cannot be cut out as bytes. Rows that follow one another share a range.
-pub(super) fn cut(router: &RouterTensor, columns: &[u32]) -> Option<TensorRecord> {
+pub(crate) fn cut(router: &RouterTensor, columns: &[u32]) -> Option<TensorRecord> {
     let Some(rows) = router.rows else {
         return router.cuttable.then(|| router.record.clone());
     };

@@ -203,6 +203,8 @@ fn record(record: &TensorRecord, tensors: &[ShardTensor]) -> String {
             Projection::Down => "down",
             Projection::GateUp => "gate_up",
             Projection::Router => "router",
+            Projection::TierHead => "tier_head",
+            Projection::GroupHeads => "group_heads",
             Projection::Other => "other",
         }
         .into(),

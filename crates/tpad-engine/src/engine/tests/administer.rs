@@ -56,6 +56,74 @@ async fn a_reload_that_fails_changes_nothing_and_the_status_says_why() {
     engine.shutdown().await;
 }
 
+/// Which problems a reload of revision 2 meets, of the shape of revision 1 as
+/// `edit` leaves it. Whatever they are, reads go on.
+async fn succession(edit: impl FnOnce(&mut Shape)) -> Option<String> {
+    let mut checkpoint = Checkpoint::new(&Shape::mixed());
+    let engine = start(config(vec![model("m", &checkpoint.root())]));
+    let first = serving(&engine, "m").await;
+    let mut shape = Shape { revision: 2, bytes_of: Some(1), major: Some(1), ..Shape::mixed() };
+    edit(&mut shape);
+    checkpoint.publish(&shape);
+    let reload = engine.reload("m", soon()).await;
+    let view = engine.view("m").expect("it is configured");
+    let refused = match reload {
+        Ok(loaded) => {
+            assert_eq!((view.reason, loaded.generation.revision()), (None, 2));
+            None
+        }
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::FailedPrecondition, "{error}");
+            assert!(Arc::ptr_eq(&engine.open("m").expect("it is served"), &first));
+            assert_eq!(view.state, ModelState::Serving);
+            view.reason
+        }
+    };
+    engine.shutdown().await;
+    refused
+}
+
+#[tokio::test]
+async fn a_revision_that_breaks_the_served_one_is_refused_with_every_violation() {
+    let refused = succession(|shape| {
+        shape.bytes_of = None;
+        shape.tiers[1].groups = vec![3, 1];
+        shape.files[0].1.push(b' ');
+    });
+    let refused = refused.await.expect("it breaks what is served");
+    for violation in [
+        "revision 2 would break workers of revision 1",
+        "tier 7, group 1: the group is new",
+        "expert tier_1b/0/0, layer 1: its bytes differ",
+        "expert tier_10b/2/1, layer 5: its bytes differ",
+        "expert 7/1/0, layer 2: it is new",
+        "router of tier 7, layer 5: its bytes differ",
+        "dense tensor model.norm.weight: its bytes differ",
+        "files \"config.json\": its bytes differ",
+        "tpactl publish --major",
+    ] {
+        assert!(refused.contains(violation), "{violation}: {refused}");
+    }
+    // The same with the version that announces it.
+    let announced = succession(|shape| (shape.bytes_of, shape.major) = (None, Some(2)));
+    assert_eq!(announced.await, None);
+}
+
+#[tokio::test]
+async fn growth_and_blocks_that_only_moved_are_served() {
+    // Every index has another name: its shards have.
+    assert_eq!(succession(|_| {}).await, None);
+    let grown = |shape: &mut Shape| shape.tiers.push(tier("new", &[2], &[1, 2, 5]));
+    assert_eq!(succession(grown).await, None);
+    let first = |shape: &mut Shape| shape.tiers.insert(0, tier("new", &[2], &[1, 2, 5]));
+    let refused = succession(first).await.expect("TierSets up to a tier would grow");
+    assert!(refused.contains("tiers: the order"), "{refused}");
+}
+
+fn tier(id: &str, groups: &[u32], layers: &[u32]) -> crate::fixture::Tier {
+    crate::fixture::Tier::new(id, groups, layers)
+}
+
 #[tokio::test]
 async fn models_are_added_when_they_can_be_read_and_not_before() {
     let (one, mut two) = (Checkpoint::new(&Shape::mixed()), Checkpoint::empty());
