@@ -309,7 +309,11 @@ fn a_watch_follows_the_model_and_ends_at_the_drain() {
 
         // A reload that changes nothing is no news: what comes next is revision 2.
         admin.reload_model("mixtral").await.expect("it is loaded");
-        publish(&checkpoint, 2, |document| document["default_tier_set"] = json!(["small", 7]));
+        publish(&checkpoint, 2, |document| {
+            document["default_tier_set"] = json!(["small", 7]);
+            // Requests without a TierSet route otherwise.
+            document["model_version"] = json!("2.0");
+        });
         admin.reload_model("mixtral").await.expect("it is loaded");
         let newer = mask(&mut watch).await;
         assert_eq!(mask(&mut second).await, newer);

@@ -179,6 +179,7 @@ impl Stage {
         let document = from.get("tpad/revisions/1.json", 1 << 20).await.expect("it is there");
         let mut document: Value = serde_json::from_slice(&document).expect("JSON");
         document["revision"] = json!(2);
+        document["model_version"] = json!("2.0");
         document["objects_base"] = json!(self.next.root);
         for index in from.list("tpad/index").await.expect("its indexes") {
             let bytes = from.get(&index.path, 1 << 20).await.expect("an index");
