@@ -159,6 +159,9 @@ fn a_watching_worker_is_told_within_a_second_and_a_rollback_stays() {
             }
         };
         assert_eq!(told().await, 1);
+        let mut model = served.client().watch_model("mixtral").await.expect("a watch");
+        let mut now = async || model.next().await.expect("it goes on").expect("it is well");
+        assert_eq!(now().await.activation, 1);
         let run = |args: &[&str]| {
             let output = tpactl().args(args).output().expect("it runs");
             assert!(output.status.success(), "{}", said(&output));
@@ -167,15 +170,23 @@ fn a_watching_worker_is_told_within_a_second_and_a_rollback_stays() {
         run(&["activate", &checkpoint.root, "--revision", "2", "--tiers", "base"]);
         let revision = tokio::time::timeout(second, told()).await.expect("within a second");
         assert_eq!(revision, 2);
+        let summary = tokio::time::timeout(second, now()).await.expect("within a second");
+        assert_eq!((summary.revision, summary.activation, summary.pinned), (2, 2, false));
         run(&["rollback", &checkpoint.root, "--reason", "slow"]);
         let revision = tokio::time::timeout(second, told()).await.expect("within a second");
         assert_eq!(revision, 1);
+        let summary = tokio::time::timeout(second, now()).await.expect("within a second");
+        assert_eq!((summary.revision, summary.activation), (1, 3));
         // Many looks later.
         tokio::time::sleep(Duration::from_millis(300)).await;
         let status = served.status().await["models"][0].clone();
         assert_eq!((&status["revision"], &status["activation"]), (&1.into(), &3.into()));
         let mask = served.client().routing_mask(GetMask::of("mixtral", TierSet::Default)).await;
         assert_eq!(mask.expect("a mask").revision, 1);
+        served.client().admin().unload_model("mixtral").await.expect("it is there");
+        let end = model.next().await.expect("it says why").expect_err("it ends");
+        assert_eq!(end.kind(), tpad_client::Kind::NotFound);
+        assert!(model.next().await.is_none());
         served.stop().await;
     });
 }

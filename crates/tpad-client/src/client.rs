@@ -315,7 +315,7 @@ impl Client {
             .max_decoding_message_size(FETCH_MESSAGE_BYTES)
     }
 
-    fn models(&self) -> ModelServiceClient<Channel> {
+    pub(crate) fn models(&self) -> ModelServiceClient<Channel> {
         ModelServiceClient::new(self.channel.clone()).max_decoding_message_size(MODEL_MESSAGE_BYTES)
     }
 }

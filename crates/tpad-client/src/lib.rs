@@ -51,6 +51,7 @@ mod prefetch;
 mod request;
 mod router;
 mod stream;
+mod watch;
 
 pub use address::{Address, SocketPaths};
 pub use admin::{
@@ -71,3 +72,4 @@ pub use prefetch::{Prefetch, Prefetched};
 pub use request::{FetchDense, FetchExperts, FetchRouters};
 pub use router::{Choice, RouteError, RouteInput, Router, TierLogits, Ties};
 pub use stream::{BlockStream, StreamStart};
+pub use watch::ModelWatch;

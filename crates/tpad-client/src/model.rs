@@ -26,7 +26,7 @@ pub enum ModelState {
 }
 
 /// One configured model.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ModelSummary {
     /// The name that requests use.
     pub name: String,
@@ -44,6 +44,10 @@ pub struct ModelSummary {
     pub tiers: Vec<String>,
     /// The tiers of a request that names none.
     pub default_tier_set: Vec<String>,
+    /// The activation record that chose the revision; 0 for none.
+    pub activation: u64,
+    /// Whether it stays on its revision whatever its root says.
+    pub pinned: bool,
 }
 
 /// One model in full.
@@ -219,6 +223,8 @@ impl From<v1::ModelSummary> for ModelSummary {
             generation: model.generation,
             tiers: model.tiers,
             default_tier_set: model.default_tier_set,
+            activation: model.activation,
+            pinned: model.pinned,
         }
     }
 }

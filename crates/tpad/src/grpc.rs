@@ -16,6 +16,7 @@ mod routing;
 mod scope;
 mod status;
 mod stream;
+mod watch;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -101,6 +102,9 @@ pub(crate) fn routes(engine: &Arc<Engine>, options: GrpcOptions, admin: AdminOpt
 const EXPERT_METHODS: &[&str] =
     &["FetchExperts", "FetchRouters", "FetchDense", "FetchFile", "Prefetch"];
 
+const MODEL_METHODS: &[&str] =
+    &["ListModels", "WatchModel", "DescribeModel", "ListBlocks", "GetStatus"];
+
 const ADMIN_METHODS: &[&str] =
     &["LoadModel", "ReloadModel", "UnloadModel", "Drain", "Pin", "Unpin", "Evict"];
 
@@ -108,7 +112,7 @@ const ADMIN_METHODS: &[&str] =
 pub(crate) fn methods() -> HashSet<String> {
     let methods = [
         ("tpad.v1.ExpertService", EXPERT_METHODS),
-        ("tpad.v1.ModelService", &["ListModels", "DescribeModel", "ListBlocks", "GetStatus"][..]),
+        ("tpad.v1.ModelService", MODEL_METHODS),
         ("tpad.v1.RoutingService", &["GetRoutingMask", "WatchRoutingMask"][..]),
         ("tpad.v1.AdminService", ADMIN_METHODS),
         ("grpc.health.v1.Health", &["Check", "Watch"][..]),

@@ -151,6 +151,15 @@ impl ExpertService for Small {
 
 #[tonic::async_trait]
 impl ModelService for Lists {
+    type WatchModelStream = Parts<v1::WatchModelResponse>;
+
+    async fn watch_model(
+        &self,
+        _request: Request<v1::WatchModelRequest>,
+    ) -> Result<Response<Self::WatchModelStream>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+
     async fn list_models(
         &self,
         _request: Request<v1::ListModelsRequest>,

@@ -289,6 +289,15 @@ impl ExpertService for Scripted {
 
 #[tonic::async_trait]
 impl ModelService for Scripted {
+    type WatchModelStream = Parts<v1::WatchModelResponse>;
+
+    async fn watch_model(
+        &self,
+        _request: Request<v1::WatchModelRequest>,
+    ) -> Result<Response<Self::WatchModelStream>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+
     async fn list_models(
         &self,
         _request: Request<v1::ListModelsRequest>,

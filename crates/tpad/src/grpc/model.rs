@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::stream::BoxStream;
 use prost::Message as _;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
@@ -14,6 +15,7 @@ use tpad_proto::v1::{self, ListBlocksRequest, ListBlocksResponse};
 use super::call::Call;
 use super::status;
 use super::stream::medium;
+use super::watch;
 use crate::edge::Held;
 
 /// Blocks on a page when the request does not say.
@@ -69,6 +71,18 @@ impl ModelService for Models {
     ) -> Result<Response<v1::ListModelsResponse>, Status> {
         let models = self.engine.models().into_iter().map(summary).collect();
         Ok(Response::new(v1::ListModelsResponse { models }))
+    }
+
+    type WatchModelStream = BoxStream<'static, Result<v1::WatchModelResponse, Status>>;
+
+    async fn watch_model(
+        &self,
+        request: Request<v1::WatchModelRequest>,
+    ) -> Result<Response<Self::WatchModelStream>, Status> {
+        let call = Call::of(&request, self.default_deadline);
+        let model = request.into_inner().model;
+        self.engine.view(&model).map_err(|error| call.refuse(&error))?;
+        Ok(Response::new(watch::model(Arc::clone(&self.engine), model, call)))
     }
 
     async fn describe_model(
@@ -152,7 +166,7 @@ impl ModelService for Models {
     }
 }
 
-fn summary(view: ModelView) -> v1::ModelSummary {
+pub(super) fn summary(view: ModelView) -> v1::ModelSummary {
     let manifest = view.generation.as_deref().map(Generation::manifest);
     let texts = |ids: &[tpad_manifest::TierId]| ids.iter().map(ToString::to_string).collect();
     let state = match view.state {
@@ -164,6 +178,8 @@ fn summary(view: ModelView) -> v1::ModelSummary {
         state: state.into(),
         revision: view.generation.as_deref().map_or(0, Generation::revision),
         generation: view.generation.as_deref().map_or(0, Generation::number),
+        activation: view.generation.as_deref().and_then(Generation::activation).unwrap_or(0),
+        pinned: view.pinned,
         tiers: manifest
             .map(|m| m.tiers.iter().map(|tier| tier.id.to_string()).collect())
             .unwrap_or_default(),
