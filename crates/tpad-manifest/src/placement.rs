@@ -4,6 +4,8 @@
 //! A tier's bytes fill its home first and what is slower after it. Tiers with a
 //! faster home go first, and of one home those that the manifest has first.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::{Catalog, IndexHeader, LayerKind, Placement, TierRecord};
@@ -29,7 +31,7 @@ pub struct TierNeed {
     /// What its blocks take there.
     pub bytes: u64,
     /// Its own part of host memory, where an operator gave it one; what is the
-    /// room's is then the others'.
+    /// room's is then the others'. Tiers of one name have it together.
     pub dram: Option<u64>,
 }
 
@@ -85,11 +87,16 @@ pub const fn home(placement: Placement, room: &Room) -> (Placement, Option<&'sta
 #[must_use]
 pub fn fit(needs: &[TierNeed], room: &Room) -> Vec<TierFit> {
     let mut left = *room;
+    let mut own: BTreeMap<&str, u64> = BTreeMap::new();
     let mut order: Vec<usize> = (0..needs.len()).collect();
     order.sort_by_key(|n| needs.get(*n).map(|need| speed(need.placement)));
     let mut fits: Vec<(usize, TierFit)> = order
         .into_iter()
-        .filter_map(|n| needs.get(n).map(|need| (n, place(need, &mut left))))
+        .filter_map(|n| {
+            let need = needs.get(n)?;
+            let own = need.dram.map(|part| own.entry(&need.tier).or_insert(part));
+            Some((n, place(need, own, &mut left)))
+        })
         .collect();
     fits.sort_by_key(|(n, _)| *n);
     fits.into_iter().map(|(_, fit)| fit).collect()
@@ -105,11 +112,10 @@ const fn speed(placement: Placement) -> u8 {
     }
 }
 
-fn place(need: &TierNeed, left: &mut Room) -> TierFit {
+fn place(need: &TierNeed, mut own: Option<&mut u64>, left: &mut Room) -> TierFit {
     let (home, home_reason) = home(need.placement, left);
     let mut spread = Spread::default();
     let mut rest = need.bytes;
-    let mut own = need.dram;
     let mut take = |room: &mut u64| {
         let taken = rest.min(*room);
         *room -= taken;
@@ -118,7 +124,7 @@ fn place(need: &TierNeed, left: &mut Room) -> TierFit {
     };
     let offered = match home {
         Placement::Hbm => left.hbm,
-        Placement::Dram => Some(own.unwrap_or(left.dram)),
+        Placement::Dram => Some(own.as_deref().copied().unwrap_or(left.dram)),
         Placement::Nvme => left.nvme,
         Placement::ObjectStore => None,
     };
@@ -126,7 +132,7 @@ fn place(need: &TierNeed, left: &mut Room) -> TierFit {
         spread.hbm = left.hbm.as_mut().map_or(0, &mut take);
     }
     if matches!(home, Placement::Hbm | Placement::Dram) {
-        spread.dram = take(own.as_mut().unwrap_or(&mut left.dram));
+        spread.dram = take(own.as_deref_mut().unwrap_or(&mut left.dram));
     }
     if home != Placement::ObjectStore {
         spread.nvme = left.nvme.as_mut().map_or(0, &mut take);

@@ -40,6 +40,15 @@ fn a_tier_with_a_part_of_its_own_takes_nothing_of_the_others() {
 }
 
 #[test]
+fn tiers_of_one_name_have_its_part_together() {
+    let room = Room { hbm: None, dram: 10, nvme: Some(100) };
+    let own = || TierNeed { dram: Some(6), ..need("own", Placement::Dram, 4) };
+    let fits = fit(&[own(), own()], &room);
+    assert_eq!((fits[0].spread, fits[1].spread), (spread(0, 4, 0, 0), spread(0, 2, 2, 0)));
+    assert_eq!(fits[1].offered, Some(2));
+}
+
+#[test]
 fn a_spread_of_what_images_take_is_one_of_the_images() {
     let whole = spread(0, 1100, 0, 0).of_images(1000, 1100);
     assert_eq!(whole, spread(0, 1000, 0, 0));
