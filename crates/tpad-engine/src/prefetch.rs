@@ -2,7 +2,7 @@
 //! after all demand.
 //!
 //! A guess may be wrong, so it is bounded: so many calls at once, so many blocks
-//! of each on their way, never more of a class than its budget keeps, nothing
+//! of each on their way, never more than the budgets of its classes keep, nothing
 //! that would have to wait for memory. Dropping it ends it; blocks on their way
 //! arrive.
 
@@ -102,8 +102,9 @@ struct Walk {
     generation: Arc<Generation>,
     steps: VecDeque<ScopeStep>,
     blocks: VecDeque<ScopedBlock>,
-    /// What each class may still keep of this call.
-    left: BTreeMap<CacheClass, u64>,
+    /// What each budget may still keep of this call: a class's own, or what the
+    /// classes without one share.
+    left: BTreeMap<Option<CacheClass>, u64>,
     deadline: Instant,
     _turn: OwnedSemaphorePermit,
 }
@@ -122,8 +123,9 @@ impl Walk {
         let block = self.blocks.pop_front()?;
         let class = self.generation.class(&block.key);
         let hierarchy = Arc::clone(self.generation.hierarchy());
-        let left = self.left.entry(class);
-        let left = left.or_insert_with_key(|class| hierarchy.dram().kept_of(class).capacity);
+        let dram = hierarchy.dram();
+        let budget = dram.kept_of(&class).capacity;
+        let left = self.left.entry(dram.has_budget(&class).then_some(class)).or_insert(budget);
         let rest = slot_bytes(block.bytes).and_then(|bytes| left.checked_sub(bytes));
         *left = rest.unwrap_or(*left);
         let (generation, deadline) = (Arc::clone(&self.generation), self.deadline);

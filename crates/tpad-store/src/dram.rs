@@ -160,6 +160,24 @@ impl DramLevel {
         LevelUsage { blocks: account.blocks, bytes: account.bytes, capacity }
     }
 
+    /// Whether the class has a budget of its own.
+    #[must_use]
+    pub fn has_budget(&self, class: &CacheClass) -> bool {
+        self.policy().budgets().own(class).is_some()
+    }
+
+    /// Keeps a block that is at home here, in the place of what its budget keeps
+    /// and nobody wanted for the longest time, though it was wanted more often.
+    pub(crate) fn settle_in(&self, id: &BlockId, class: &CacheClass, bytes: &BlockBytes) -> bool {
+        let slot_bytes = bytes.padded().len() as u64;
+        let policy = self.policy();
+        if slot_bytes <= policy.budget(class) {
+            policy.make_room(class, slot_bytes, &self.shared);
+        }
+        drop(policy);
+        self.keep(id, class, bytes, false)
+    }
+
     fn policy(&self) -> RwLockReadGuard<'_, Policy> {
         self.policy.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -201,6 +219,10 @@ impl Level for DramLevel {
         let (bytes, class) = found?;
         self.policy().touch(id, &class);
         Some(bytes)
+    }
+
+    fn settle(&self, id: &BlockId) -> bool {
+        self.in_place(id).is_some()
     }
 
     async fn read(&self, id: &BlockId, mut slot: SlotMut) -> Result<LevelRead, LevelError> {

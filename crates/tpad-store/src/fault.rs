@@ -179,6 +179,10 @@ impl Level for FaultyLevel {
         self.inner.contains(id)
     }
 
+    fn settle(&self, id: &BlockId) -> bool {
+        self.inner.settle(id)
+    }
+
     fn in_place(&self, id: &BlockId) -> Option<BlockBytes> {
         self.inner.in_place(id)
     }

@@ -28,7 +28,7 @@ use tpad_manifest::BlockId;
 
 pub use config::{DramConfig, FetchTuning, HierarchyConfig, home_bytes};
 pub use error::{ReadError, StoreError};
-pub use stage::Staged;
+pub use stage::{Claim, Staged};
 pub use status::{LevelStatus, Lookups, StoreStatus};
 
 use self::flight::{Boarding, Flight, Flights, Purpose, Stage};
@@ -227,6 +227,16 @@ impl Hierarchy {
             return self.inner.dram.contains(id);
         }
         self.inner.lower.iter().any(|level| level.medium() == medium && level.offers(id))
+    }
+
+    /// Whether this level has the block now, counted as a use so that what is no
+    /// one's home goes before it.
+    #[must_use]
+    pub fn settled(&self, medium: Medium, id: &BlockId) -> bool {
+        if medium == Medium::Dram {
+            return self.inner.dram.settle(id);
+        }
+        self.inner.lower.iter().any(|level| level.medium() == medium && level.settles(id))
     }
 
     /// The host-memory level: its budgets can be changed, its blocks removed.

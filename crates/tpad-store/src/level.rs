@@ -23,6 +23,12 @@ pub trait Level: Send + Sync + 'static {
     /// use nor blocks.
     fn contains(&self, id: &BlockId) -> bool;
 
+    /// Whether it holds the block, counted as a use where the level counts them.
+    /// Does not block.
+    fn settle(&self, id: &BlockId) -> bool {
+        self.contains(id)
+    }
+
     /// The block in the level's own memory, if that is where it is and readers
     /// may share it: no slot and no copy are needed then. Counts as a use.
     fn in_place(&self, _id: &BlockId) -> Option<BlockBytes> {

@@ -29,8 +29,8 @@ pub use dram::{ClassUsage, DramLevel};
 pub use fetch::{BlockFetch, CacheClass, FetchPart, Medium, ReadOptions, Urgency};
 pub use footprint::Footprint;
 pub use hierarchy::{
-    DramConfig, Evicted, FetchTuning, Hierarchy, HierarchyConfig, LevelStatus, Lookups, ReadError,
-    Served, Staged, StoreError, StoreStatus, home_bytes,
+    Claim, DramConfig, Evicted, FetchTuning, Hierarchy, HierarchyConfig, LevelStatus, Lookups,
+    ReadError, Served, Staged, StoreError, StoreStatus, home_bytes,
 };
 pub use kind::ErrorKind;
 pub use level::{Check, Health, Level, LevelError, LevelRead, LevelUsage, crc64_nvme};

@@ -184,6 +184,10 @@ impl Level for NvmeLevel {
         self.inner.table().contains(id)
     }
 
+    fn settle(&self, id: &BlockId) -> bool {
+        self.inner.table().touch(id)
+    }
+
     async fn read(&self, id: &BlockId, mut slot: SlotMut) -> Result<LevelRead, LevelError> {
         if !self.inner.table().touch(id) {
             return Ok(LevelRead::Miss(slot));

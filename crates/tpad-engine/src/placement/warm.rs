@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tpad_manifest::{BlockKey, Placement};
-use tpad_store::{BlockFetch, CacheClass, ErrorKind, Medium, NvmeLevel, Staged, slot_bytes};
+use tpad_store::{BlockFetch, CacheClass, Claim, ErrorKind, Medium, NvmeLevel, Staged, slot_bytes};
 
 use super::place::Place;
 use super::{Levels, Plan, PlannedTier};
@@ -120,12 +120,13 @@ impl Plan {
         let mut tiers: Vec<&PlannedTier> = self.tiers.iter().collect();
         tiers.retain(|tier| tier.fit.home != Placement::ObjectStore);
         tiers.sort_by_key(|tier| tier.fit.home != Placement::Dram);
-        if let Some(nvme) = &levels.nvme {
-            // What is there is not read from the store again.
-            let _late = tokio::time::timeout(SCAN_PATIENCE, nvme.scanned()).await;
-        }
         let mut pause = FIRST_PAUSE;
         loop {
+            if let Some(nvme) = &levels.nvme {
+                // What is there is not read from the store again, also of a disk that
+                // could not be opened at first.
+                let _late = tokio::time::timeout(SCAN_PATIENCE, nvme.scanned()).await;
+            }
             let mut left = Left::Nothing;
             let mut again = Vec::new();
             for tier in tiers {
@@ -241,10 +242,11 @@ impl PlannedTier {
         patience: Duration,
     ) -> Outcome {
         let Some(goal) = goal else { return Outcome::NoRoom };
-        if levels.hierarchy.holds(goal, &block.id) {
+        if levels.hierarchy.settled(goal, &block.id) {
             return Outcome::There(goal);
         }
-        let staged = self.generation.stage(&block.key, goal, Instant::now() + patience).await;
+        let staged =
+            self.generation.stage(&block.key, goal, self.claim(), Instant::now() + patience).await;
         match staged {
             Ok(Staged::There) => Outcome::There(goal),
             Ok(Staged::Refused) => Outcome::NoRoom,
@@ -252,6 +254,11 @@ impl PlannedTier {
             Err(error) if passes(&error) => Outcome::Later(error),
             Err(error) => Outcome::Lost(error),
         }
+    }
+
+    /// A part of a tier does not push out another part that is wanted more.
+    const fn claim(&self) -> Claim {
+        if self.fit.spread.dram < self.fit.bytes { Claim::Loose } else { Claim::Firm }
     }
 
     fn note(&self, outcome: &Outcome, bytes: u64) {
@@ -317,12 +324,14 @@ impl Generation {
         &self,
         key: &BlockKey,
         home: Medium,
+        claim: Claim,
         deadline: Instant,
     ) -> Result<Staged, EngineError> {
         let record = self.record(key, deadline).await?;
         let fetch = BlockFetch::of(&record, self.class(key))
             .map_err(|source| EngineError::BlockSize { key: key.clone(), source })?;
-        let staged = self.hierarchy().stage(self.objects(), &Arc::new(fetch), home, deadline).await;
+        let staged =
+            self.hierarchy().stage(self.objects(), &Arc::new(fetch), home, claim, deadline).await;
         staged.map_err(|error| EngineError::Block { key: key.clone(), source: Arc::new(error) })
     }
 }

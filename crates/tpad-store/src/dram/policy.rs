@@ -129,10 +129,18 @@ impl Policy {
         // the others: a little more is given up, so as not to come back for each.
         let pinned = self.pinned(class, shared) > 0;
         let slack = if pinned { self.budget(class) / SLACK_PART } else { 0 };
+        self.make_room(class, slack, shared);
+    }
+
+    /// Gives up what was used longest ago until there is room for `more` bytes.
+    pub(super) fn make_room(&self, class: &CacheClass, more: u64, shared: &Shared) {
+        if !self.is_over(class, more, shared) {
+            return;
+        }
         let own = self.budgets.own(class).is_some();
         let oldest = shared.table().by_age();
         for (id, other, generation, _) in oldest {
-            if !self.is_over(class, slack, shared) {
+            if !self.is_over(class, more, shared) {
                 return;
             }
             let same = if own { other == *class } else { self.budgets.own(&other).is_none() };

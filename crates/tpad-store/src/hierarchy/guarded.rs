@@ -60,6 +60,11 @@ impl Guarded {
         !self.rests() && self.level.contains(id)
     }
 
+    /// Likewise, and as a use: others go before it.
+    pub(super) fn settles(&self, id: &BlockId) -> bool {
+        !self.rests() && self.level.settle(id)
+    }
+
     /// Whether a block is worth reading for the level.
     pub(super) fn takes(&self) -> bool {
         !self.rests() && self.level.takes()

@@ -21,6 +21,16 @@ pub enum Staged {
     OutOfService,
 }
 
+/// What a block may take of a budget that is used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// The place of what nobody wanted for the longest time: for one of blocks
+    /// that fit in all, so that what they push out has no home there.
+    Firm,
+    /// The place of what is wanted less often, if there is any.
+    Loose,
+}
+
 impl Hierarchy {
     /// Brings a block to `home`, host memory or a level below it, unless it is
     /// there: after every demand read, and without waiting for memory. On its way
@@ -33,16 +43,20 @@ impl Hierarchy {
         origin: &Arc<dyn Origin>,
         fetch: &Arc<BlockFetch>,
         home: Medium,
+        claim: Claim,
         deadline: Instant,
     ) -> Result<Staged, ReadError> {
-        if self.holds(home, &fetch.id) {
+        if self.settled(home, &fetch.id) {
             return Ok(Staged::There);
         }
         let options = ReadOptions { deadline, urgency: Urgency::Prefetch };
         let inner = &self.inner;
         if home == Medium::Dram {
-            inner.read(origin, fetch, options, Purpose::Home).await?;
-            let there = inner.dram.contains(&fetch.id);
+            let served = inner.read(origin, fetch, options, Purpose::Home).await?;
+            // Blocks of a revision that is gone were read often, this one never.
+            let there = inner.dram.contains(&fetch.id)
+                || claim == Claim::Firm
+                    && inner.dram.settle_in(&fetch.id, &fetch.class, &served.bytes);
             return Ok(if there { Staged::There } else { Staged::Refused });
         }
         let level = inner.lower.iter().find(|level| level.medium() == home);

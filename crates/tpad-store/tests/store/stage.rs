@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use tpad_store::fault::{Fault, Faults, FaultyLevel};
 use tpad_store::testing::MemoryLevel;
 use tpad_store::{
-    DramConfig, Hierarchy, HierarchyConfig, Level, Medium, Origin, ReadOptions, Staged,
-    StoreMetrics, Urgency,
+    CacheClass, Claim, DramConfig, Hierarchy, HierarchyConfig, Level, Medium, NvmeConfig,
+    NvmeLevel, Origin, ReadOptions, Staged, StoreMetrics, Urgency,
 };
 
 use crate::model::{Block, MIB, Model, check, config, metric};
@@ -30,7 +30,8 @@ impl Scene {
 
     async fn stage(&self, block: &Block, home: Medium) -> Staged {
         let deadline = Instant::now() + Duration::from_secs(60);
-        let staged = self.hierarchy.stage(&self.origin, &block.fetch, home, deadline).await;
+        let staged =
+            self.hierarchy.stage(&self.origin, &block.fetch, home, Claim::Firm, deadline).await;
         staged.expect("the origin is well")
     }
 
@@ -162,4 +163,61 @@ async fn a_cold_class_of_ten_times_the_memory_pushes_out_nothing_of_a_warm_one()
         assert_eq!(left.count(), warm.blocks.len(), "cold blocks of {sizes:?} bytes");
         scene.hierarchy.shutdown().await;
     }
+}
+
+#[tokio::test]
+async fn what_nobody_has_at_home_any_more_goes_before_what_was_found_there() {
+    let scratch = tempfile::tempdir().expect("scratch");
+    // Seven eighths of it: ten blocks and no more.
+    let config_of_disk = NvmeConfig {
+        path: scratch.path().to_owned(),
+        capacity_bytes: 1_250_000,
+        free_floor_bytes: 0,
+    };
+    let disk = NvmeLevel::open(config_of_disk, StoreMetrics::default()).expect("sound bounds");
+    disk.scanned().await;
+    disk.set_homes([CacheClass::from("a")]);
+    let model = Model::new(10, "a", vec![100_000; 15]);
+    let (kept, rest) = model.blocks.split_at(5);
+    let (gone, new) = rest.split_at(5);
+    let scene = Scene::new(config(16 * MIB), vec![Arc::clone(&disk) as Arc<dyn Level>], &model);
+    for block in kept.iter().chain(gone) {
+        assert_eq!(scene.stage(block, Medium::Nvme).await, Staged::There);
+    }
+    for block in kept.iter().chain(new) {
+        assert_eq!(scene.stage(block, Medium::Nvme).await, Staged::There);
+    }
+    let there = |block: &&Block| scene.hierarchy.holds(Medium::Nvme, &block.fetch.id);
+    assert_eq!(kept.iter().chain(new).filter(there).count(), 10);
+    assert_eq!(gone.iter().filter(there).count(), 0);
+    scene.hierarchy.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_firm_claim_takes_the_place_of_what_was_read_often_and_a_loose_one_does_not() {
+    let model = Model::new(11, "a", vec![100_000; 45]);
+    let scene = Scene::new(config(4 * MIB), vec![], &model);
+    let (often, new) = model.blocks.split_at(25);
+    for _ in 0..20 {
+        for block in often {
+            check(&scene.hierarchy, &scene.origin, block).await;
+        }
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let stage = async |block: &Block, claim| {
+        let staged =
+            scene.hierarchy.stage(&scene.origin, &block.fetch, Medium::Dram, claim, deadline);
+        staged.await.expect("the origin is well")
+    };
+    let mut refused = 0;
+    for block in &new[..10] {
+        refused += u32::from(stage(block, Claim::Loose).await == Staged::Refused);
+    }
+    assert!(refused > 0, "memory was not full");
+    for block in new {
+        assert_eq!(stage(block, Claim::Firm).await, Staged::There);
+    }
+    assert!(new.iter().all(|block| scene.hierarchy.holds(Medium::Dram, &block.fetch.id)));
+    let usage = scene.hierarchy.status().levels[0].usage;
+    assert!(usage.bytes <= usage.capacity, "{usage:?}");
 }

@@ -3,8 +3,10 @@
 use tpad_manifest::Placement;
 use tpad_store::Medium;
 
+use futures::StreamExt as _;
+
 use super::*;
-use crate::{ReadyWhen, TierStatus, WarmState};
+use crate::{Prefetched, ReadyWhen, Scope, TierStatus, WarmState};
 
 const MIB: u64 = 1 << 20;
 
@@ -162,5 +164,76 @@ async fn a_tier_of_copies_is_at_home_where_the_originals_are() {
         let status = status_of(&engine, 0, n);
         assert_eq!((status.warm.state, status.missing_bytes), (WarmState::Warm, 0), "{status:?}");
     }
+    engine.shutdown().await;
+}
+
+/// Until every tier of the first model is warm.
+async fn warm(engine: &Engine) {
+    let brought = async {
+        while engine.status().models[0].tiers.iter().any(|t| t.warm.state != WarmState::Warm) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), brought).await.expect("it is brought home");
+}
+
+#[tokio::test]
+async fn what_a_revision_that_is_gone_left_behind_makes_way_however_often_it_was_read() {
+    let shape = Shape::of(vec![tier("a", Placement::Dram, 32, 100_000)]);
+    let mut checkpoint = Checkpoint::new(&shape);
+    let engine = start(warm_config(vec![model("m", &checkpoint.root())], 8 * MIB));
+    ready(&engine).await;
+    let generation = serving(&engine, "m").await;
+    for _ in 0..20 {
+        for key in checkpoint.blocks.keys() {
+            generation.read(key.clone(), ReadOptions::demand(soon())).await.expect("it is there");
+        }
+    }
+    drop(generation);
+    // Other bytes under the same keys.
+    checkpoint.publish(&Shape { revision: 2, ..shape });
+    engine.reload("m", soon()).await.expect("it is there");
+    warm(&engine).await;
+    let generation = serving(&engine, "m").await;
+    for key in checkpoint.blocks.keys() {
+        let block = generation.read(key.clone(), ReadOptions::demand(soon())).await;
+        assert_eq!(block.expect("it is there").served.medium, Medium::Dram, "{key}");
+    }
+    assert_eq!(status_of(&engine, 0, 0).missing_bytes, 0);
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn tiers_of_one_name_share_the_operators_budget() {
+    let shape = || Shape::of(vec![tier("own", Placement::Dram, 8, 100_000)]);
+    let (first, second) =
+        (Checkpoint::new(&shape()), Checkpoint::new(&Shape { revision: 2, ..shape() }));
+    let models = vec![model("first", &first.root()), model("second", &second.root())];
+    let mut config = warm_config(models, 8 * MIB);
+    config.store.dram.class_budgets = [("own".to_owned(), MIB)].into();
+    let engine = start(config);
+    ready(&engine).await;
+    let missing: u64 = (0..2).map(|model| status_of(&engine, model, 0).missing_bytes).sum();
+    let resident = status_of(&engine, 0, 0).resident_bytes.dram;
+    assert!(resident <= MIB && missing >= 2 * 8 * 100_000 - MIB, "{missing} of {resident}");
+    let warnings = engine.status().models[1].warnings.clone();
+    assert!(warnings.iter().any(|w| w.starts_with("tier own is")), "{warnings:?}");
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_guess_brings_no_more_than_tiers_that_share_a_budget_keep_together() {
+    let cold = |id| tier(id, Placement::ObjectStore, 64, 100_000);
+    let checkpoint = Checkpoint::new(&Shape::of(vec![cold("a"), cold("b"), cold("c")]));
+    let engine = start(warm_config(vec![model("m", &checkpoint.root())], 8 * MIB));
+    ready(&engine).await;
+    let tiers = ["a", "b", "c"].map(|tier| tier.parse().expect("an id"));
+    let prefetch = engine.prefetch("m", &Scope::of_tiers(tiers), soon()).await.expect("accepted");
+    let fetched = prefetch
+        .blocks
+        .filter(|block| futures::future::ready(matches!(block.outcome, Prefetched::Fetched)));
+    let bytes: u64 = fetched.map(|block| block.bytes).fold(0, async |sum, more| sum + more).await;
+    let rest: u64 = engine.hierarchy().dram().classes().iter().map(|usage| usage.budget).sum();
+    assert!(bytes > 0 && bytes <= rest, "{bytes} of {rest}");
     engine.shutdown().await;
 }
