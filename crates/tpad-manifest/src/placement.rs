@@ -112,7 +112,7 @@ const fn speed(placement: Placement) -> u8 {
     }
 }
 
-fn place(need: &TierNeed, mut own: Option<&mut u64>, left: &mut Room) -> TierFit {
+fn place(need: &TierNeed, own: Option<&mut u64>, left: &mut Room) -> TierFit {
     let (home, home_reason) = home(need.placement, left);
     let mut spread = Spread::default();
     let mut rest = need.bytes;
@@ -132,7 +132,7 @@ fn place(need: &TierNeed, mut own: Option<&mut u64>, left: &mut Room) -> TierFit
         spread.hbm = left.hbm.as_mut().map_or(0, &mut take);
     }
     if matches!(home, Placement::Hbm | Placement::Dram) {
-        spread.dram = take(own.as_deref_mut().unwrap_or(&mut left.dram));
+        spread.dram = take(own.unwrap_or(&mut left.dram));
     }
     if home != Placement::ObjectStore {
         spread.nvme = left.nvme.as_mut().map_or(0, &mut take);
