@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn every_meaning_survives_the_wire() {
-        assert_round_trip!(Projection, 6);
+        assert_round_trip!(Projection, 8);
         assert_round_trip!(Part, 9);
         assert_round_trip!(Orientation, 3);
         assert_round_trip!(GateUp, 3);
