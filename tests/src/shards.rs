@@ -128,6 +128,33 @@ pub fn one_layer(directory: &Path, experts: u32) {
     write(&directory.join("model.safetensors"), &tensors);
 }
 
+/// Makes a checkpoint that brings a tier: for each layer so many experts in each
+/// group, named as `docs/tiers.md` says.
+///
+/// # Panics
+/// When the directory is there or cannot be written.
+pub fn tier(directory: &Path, id: &str, layers: &[u32], groups: &[u32], [hidden, inner]: [u64; 2]) {
+    std::fs::create_dir(directory).expect("a new directory");
+    let mut tensors = Vec::new();
+    for layer in layers {
+        let at = format!("tpad_tiers.{id}.layers.{layer}");
+        let mut expert = 0u32;
+        for (group, experts) in groups.iter().enumerate() {
+            for _ in 0..*experts {
+                let parts = [("gate", [inner, hidden]), ("up", [inner, hidden])];
+                for (part, shape) in parts.into_iter().chain([("down", [hidden, inner])]) {
+                    let name = format!("{at}.groups.{group}.experts.{expert}.{part}_proj.weight");
+                    tensors.push(Planned::new(name, "BF16", &shape));
+                }
+                expert += 1;
+            }
+        }
+        let shape = [u64::from(expert), hidden];
+        tensors.push(Planned::new(format!("{at}.router.weight"), "BF16", &shape));
+    }
+    write(&directory.join("model.safetensors"), &tensors);
+}
+
 #[cfg(test)]
 mod tests {
     use safetensors::SafeTensors;

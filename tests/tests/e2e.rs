@@ -2,6 +2,7 @@
 
 mod activate;
 mod admin;
+mod arrival;
 mod cli;
 mod coalesce;
 mod corrupt;

@@ -10,6 +10,7 @@ use tonic::transport::Channel;
 use tpad_manifest::ExpertKey;
 use tpad_proto::v1;
 use tpad_proto::v1::admin_service_client::AdminServiceClient;
+use tpad_proto::v1::reload_model_request::Target;
 
 use crate::call::Call;
 use crate::{Client, Error};
@@ -179,7 +180,28 @@ impl Admin {
     /// # Errors
     /// The daemon's refusal; the model serves what it served then.
     pub async fn reload_model(&self, model: &str) -> Result<LoadedModel, Error> {
-        let message = v1::ReloadModelRequest { model: model.to_owned() };
+        self.reload(model, None).await
+    }
+
+    /// Has the daemon serve this revision of the model's root, whatever the root
+    /// names, until [`Admin::follow_root`] or the daemon's end.
+    ///
+    /// # Errors
+    /// The daemon's refusal; the model serves what it served then.
+    pub async fn stay_on(&self, model: &str, revision: u64) -> Result<LoadedModel, Error> {
+        self.reload(model, Some(Target::Revision(revision))).await
+    }
+
+    /// Has the daemon serve what the model's configured root names, and follow it.
+    ///
+    /// # Errors
+    /// The daemon's refusal; the model serves what it served then.
+    pub async fn follow_root(&self, model: &str) -> Result<LoadedModel, Error> {
+        self.reload(model, Some(Target::Follow(v1::Follow {}))).await
+    }
+
+    async fn reload(&self, model: &str, target: Option<Target>) -> Result<LoadedModel, Error> {
+        let message = v1::ReloadModelRequest { model: model.to_owned(), target };
         let send = |call: &Call| {
             let (mut service, message) = (self.service(), call.request(message.clone()));
             async move { service.reload_model(message).await }

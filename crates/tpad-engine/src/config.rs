@@ -22,6 +22,9 @@ pub struct EngineConfig {
     /// How often roots are looked at for a newer revision or activation; `None`:
     /// when a reload is asked for.
     pub follow: Option<Duration>,
+    /// How long the tiers that a revision adds may take to come home before it is
+    /// served all the same; zero serves it at once.
+    pub swap_patience: Duration,
     /// How often a model that cannot be loaded is tried again.
     pub retry: RetryIntervals,
     /// Bounds on memory and on single requests.
@@ -108,6 +111,7 @@ impl EngineConfig {
             budget_enforcement: BudgetEnforcement::default(),
             ready_when: ReadyWhen::default(),
             follow: Some(Duration::from_secs(30)),
+            swap_patience: Duration::from_secs(600),
             retry: RetryIntervals::default(),
             bounds: Bounds::default(),
         }

@@ -88,6 +88,7 @@ impl Engine {
             budget_enforcement,
             ready_when,
             follow,
+            swap_patience,
             retry,
             bounds,
         } = config;
@@ -120,7 +121,9 @@ impl Engine {
             enforcement: budget_enforcement,
             follow,
             retry,
+            swap_patience,
             shared,
+            changes: watch::Sender::new(0),
             swaps: Arc::default(),
         };
         let models = models.into_iter().map(|model| Arc::new(Model::new(model, &stop)));
@@ -131,6 +134,7 @@ impl Engine {
             me: Weak::clone(me),
             models: Roster::new(models.clone()),
             adding: tokio::sync::Mutex::new(()),
+            changes: loader.changes.clone(),
             loader,
             levels: levels.clone(),
             ready_when,
@@ -139,7 +143,6 @@ impl Engine {
             pins,
             started: Instant::now(),
             readiness,
-            changes: watch::Sender::new(0),
             draining: AtomicBool::new(false),
             stop,
             tasks: tasks.clone(),
@@ -227,7 +230,7 @@ impl Engine {
         self.stop.cancel();
         // Who waits for news of a model holds the engine, and hears of its end
         // like this alone.
-        self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
+        self.loader.changed();
         self.tasks.wait().await;
         self.hierarchy.shutdown().await;
     }
@@ -258,7 +261,7 @@ impl Engine {
     /// To be called when a model was loaded, replaced, unloaded, brought home or
     /// failed.
     pub(crate) fn publish_readiness(&self) {
-        self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
+        self.loader.changed();
         let models = self.models();
         self.readiness.send_if_modified(|known| {
             // Whoever was ready serves: another model or revision that is still

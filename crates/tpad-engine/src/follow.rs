@@ -11,12 +11,12 @@ use tokio::time::timeout;
 
 use crate::Generation;
 use crate::load::LoadError;
-use crate::locate::{Latest, Place, latest};
-use crate::model::{Loader, Model};
+use crate::locate::{Latest, latest};
+use crate::model::{Loader, Model, Wish};
 
 impl Model {
-    /// Looks at the root every `interval` until the model ends. One that is given
-    /// by a revision's URL stays on it.
+    /// Looks at the root every `interval` until the model ends, but not while it
+    /// stays on a revision.
     pub(crate) async fn follow(
         &self,
         loader: &Loader,
@@ -24,19 +24,16 @@ impl Model {
         changed: &(impl Fn() + Send),
     ) {
         const STAYS: &str = "the root cannot be followed: what is served stays";
-        if Place::of(&self.config.root).pinned.is_some() {
-            return;
-        }
         loop {
             tokio::select! {
                 () = self.ended() => return,
                 () = tokio::time::sleep(jittered(interval)) => {}
             }
-            let Some(serving) = self.serving() else { continue };
+            let Some(serving) = self.serving().filter(|_| !self.is_pinned()) else { continue };
             let followed = match is_current(&serving).await {
                 Ok(true) if !self.recovered() => continue,
                 Ok(true) => Ok(()),
-                Ok(false) => self.attempt(loader).await.map(|_| ()),
+                Ok(false) => self.attempt(loader, Wish::Look).await.map(|_| ()),
                 Err(error) => Err(error),
             };
             if let Err(error) = followed {
@@ -48,7 +45,7 @@ impl Model {
 }
 
 /// Whether the root has nothing newer than what is served.
-async fn is_current(serving: &Generation) -> Result<bool, LoadError> {
+pub(crate) async fn is_current(serving: &Generation) -> Result<bool, LoadError> {
     let root = serving.root();
     let looked = timeout(serving.patience(), latest(root)).await;
     let looked = looked.map_err(|_| LoadError::Deadline(serving.patience()))?;
@@ -65,7 +62,7 @@ async fn is_current(serving: &Generation) -> Result<bool, LoadError> {
 
 /// A tenth more or less, so that daemons which began together do not all ask at
 /// once.
-fn jittered(interval: Duration) -> Duration {
+pub(crate) fn jittered(interval: Duration) -> Duration {
     let dice = RandomState::new().build_hasher().finish() % 1024;
     let part = u32::try_from(dice).unwrap_or_default();
     interval * 9 / 10 + interval / 5 * part / 1024

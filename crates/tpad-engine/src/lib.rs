@@ -32,10 +32,11 @@ pub use error::{EngineError, FileProblem, IndexProblem};
 pub use generation::{Block, Generation, ListedBlock, Page, PageRequest, Selected, Selection};
 pub use mask::{GenerationMask, MaskRequest, Residency};
 pub use metrics::EngineMetrics;
-pub use model::{ModelState, ModelView};
+pub use model::{ModelState, ModelView, Target};
 pub use pins::{LONGEST_PIN, PinStatus, Totals};
 pub use prefetch::{Prefetch, Prefetched, PrefetchedBlock};
 pub use scope::Scope;
 pub use status::{
-    ModelStatus, Readiness, ResidentBytes, Status, TierReads, TierStatus, WarmState, WarmStatus,
+    ComingStatus, ComingTier, ModelStatus, Readiness, ResidentBytes, Status, TierReads, TierStatus,
+    WarmState, WarmStatus,
 };

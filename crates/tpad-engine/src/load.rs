@@ -188,27 +188,28 @@ impl LoadError {
 /// one, if `kept` says so.
 pub(crate) async fn load(
     model: &ModelConfig,
+    place: &Place,
     enforcement: BudgetEnforcement,
     number: impl FnOnce() -> u64,
     kept: bool,
     shared: &Shared,
 ) -> Result<Generation, LoadError> {
     let deadline = shared.bounds.load_deadline;
-    let attempt = attempt(model, enforcement, number, kept, shared);
+    let attempt = attempt(model, place, enforcement, number, kept, shared);
     tokio::time::timeout(deadline, attempt).await.map_err(|_| LoadError::Deadline(deadline))?
 }
 
 async fn attempt(
     model: &ModelConfig,
+    place: &Place,
     enforcement: BudgetEnforcement,
     number: impl FnOnce() -> u64,
     kept: bool,
     shared: &Shared,
 ) -> Result<Generation, LoadError> {
-    let place = Place::of(&model.root);
     let root = open(&place.root, model, shared)?;
     let Found { path, revision, document, activation, stale } =
-        find(model, &place, &root, kept, shared).await?;
+        find(model, place, &root, kept, shared).await?;
     let text = document.clone();
     let loaded = apart(shared, move || Manifest::parse(&text)).await;
     let mut loaded = loaded
@@ -262,8 +263,9 @@ async fn attempt(
         BudgetEnforcement::Reject => return Err(LoadError::OverBudget { path, over }),
     }
     let objects: Arc<dyn Origin> = objects;
-    if stale.is_none() {
-        // Only what can be served is worth coming back to.
+    if stale.is_none() && *place == Place::of(&model.root) {
+        // Only what can be served is worth coming back to, and what the next start
+        // would ask for.
         shared.kept.put(&manifest_key(&model.root), document.clone()).await;
         let record = activation.map(|record| record.document).unwrap_or_default();
         shared.kept.put(&activation_key(&model.root), record).await;

@@ -1,17 +1,21 @@
 //! One model: what it serves, and the task that loads it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod arrival;
+mod attempt;
+
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use serde::Serialize;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::Instrument as _;
 
+pub(crate) use self::attempt::{Attempt, Wish};
 use crate::generation::{Generation, Shared};
-use crate::load::{LoadError, check_succession, load};
+use crate::load::LoadError;
 use crate::locate::Place;
 use crate::{BudgetEnforcement, EngineError, ModelConfig, RetryIntervals};
 
@@ -20,11 +24,17 @@ use crate::{BudgetEnforcement, EngineError, ModelConfig, RetryIntervals};
 pub(crate) struct Model {
     pub(crate) config: ModelConfig,
     serving: ArcSwapOption<Generation>,
+    /// What is about to be served, while its added tiers are brought home.
+    coming: ArcSwapOption<Generation>,
+    /// The revision that somebody chose for this daemon alone.
+    chosen: Mutex<Option<u64>>,
     /// Why the last attempt failed; `None` before the first ends and after a
     /// success.
     failure: Mutex<Option<Failure>>,
     /// One attempt at a time, so that an older one never replaces a newer.
     loading: tokio::sync::Mutex<()>,
+    /// A reload was asked for: whoever only waits makes way.
+    asked: Notify,
     /// The model goes: nothing is loaded any more.
     end: CancellationToken,
     /// What works for this model alone and has to end with it.
@@ -67,8 +77,22 @@ pub struct ModelView {
     pub stale: Option<String>,
     /// What it serves.
     pub generation: Option<Arc<Generation>>,
+    /// What it is about to serve, once its added tiers are at home.
+    pub coming: Option<Arc<Generation>>,
     /// Whether it stays on its revision whatever its root says.
     pub pinned: bool,
+}
+
+/// Which revision a reload is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Target {
+    /// The one that the model stays on, or else what its root names.
+    #[default]
+    Known,
+    /// This one, on which the model stays from then on.
+    Revision(u64),
+    /// What the configured root names, which is followed from then on.
+    Root,
 }
 
 /// What loading needs besides the model.
@@ -78,20 +102,20 @@ pub(crate) struct Loader {
     /// How often roots are looked at.
     pub(crate) follow: Option<Duration>,
     pub(crate) retry: RetryIntervals,
+    /// How long added tiers may take to come home before a swap.
+    pub(crate) swap_patience: Duration,
     pub(crate) shared: Shared,
+    /// Counts what happened to models.
+    pub(crate) changes: watch::Sender<u64>,
     /// Counts generations over all models.
     pub(crate) swaps: Arc<AtomicU64>,
 }
 
-/// What an attempt to load a model came to.
-#[derive(Debug)]
-pub(crate) enum Attempt {
-    /// This is served from now on.
-    Swapped(Arc<Generation>),
-    /// This is served already, from the same document.
-    Same(Arc<Generation>),
-    /// The model or the engine ends.
-    Ended,
+impl Loader {
+    /// Something happened to a model.
+    pub(crate) fn changed(&self) {
+        self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
+    }
 }
 
 impl Model {
@@ -99,8 +123,11 @@ impl Model {
         Self {
             config,
             serving: ArcSwapOption::empty(),
+            coming: ArcSwapOption::empty(),
+            chosen: Mutex::default(),
             failure: Mutex::new(None),
             loading: tokio::sync::Mutex::new(()),
+            asked: Notify::new(),
             end: engine_stop.child_token(),
             tasks: TaskTracker::new(),
         }
@@ -129,8 +156,36 @@ impl Model {
         let root = without_password(&self.config.root);
         let name = self.config.name.clone();
         let stale = generation.as_ref().and_then(|generation| generation.stale());
-        let pinned = Place::of(&self.config.root).pinned.is_some();
-        ModelView { name, root, state, reason, stale, generation, pinned }
+        let (coming, pinned) = (self.coming.load_full(), self.is_pinned());
+        ModelView { name, root, state, reason, stale, generation, coming, pinned }
+    }
+
+    /// Whether the model stays on a revision whatever its root says.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.place(Target::Known).pinned.is_some()
+    }
+
+    fn place(&self, target: Target) -> Place {
+        let mut place = Place::of(&self.config.root);
+        match target {
+            Target::Known => {
+                let chosen = *self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+                place.pinned = chosen.or(place.pinned);
+            }
+            Target::Revision(revision) => place.pinned = Some(revision),
+            Target::Root => {}
+        }
+        place
+    }
+
+    /// A reload succeeded: the model stays on its revision, or follows its root.
+    fn choose(&self, target: Target) {
+        let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+        match target {
+            Target::Known => {}
+            Target::Revision(revision) => *chosen = Some(revision),
+            Target::Root => *chosen = None,
+        }
     }
 
     /// Loads the model, and follows its root until the model ends.
@@ -146,7 +201,7 @@ impl Model {
     async fn settle(&self, loader: &Loader, changed: &(impl Fn() + Send)) {
         let mut pause = loader.retry.first;
         while !self.settled() {
-            match self.attempt(loader).await {
+            match self.attempt(loader, Wish::Look).await {
                 Ok(_) => changed(),
                 Err(error) => {
                     self.failed(&error, pause, &loader.shared, "model not loaded");
@@ -169,33 +224,6 @@ impl Model {
         self.serving.load().as_ref().is_some_and(|generation| generation.stale().is_none())
     }
 
-    /// Loads the model once. What is served stays when that fails, and when the
-    /// root has the same document still. Dropping the future gives the attempt
-    /// up.
-    pub(crate) async fn attempt(&self, loader: &Loader) -> Result<Attempt, LoadError> {
-        let span = tracing::info_span!("load", model = %self.config.name);
-        let attempt = async {
-            let _alone = self.loading.lock().await;
-            let number = || loader.swaps.fetch_add(1, Ordering::Relaxed) + 1;
-            // Who serves something already learns that the store is away.
-            let kept = self.serving.load().is_none();
-            let loaded =
-                load(&self.config, loader.enforcement, number, kept, &loader.shared).await?;
-            if let Some(serving) = self.serving.load_full() {
-                check_succession(&serving, &loaded).await?;
-            }
-            if self.end.is_cancelled() {
-                return Ok(Attempt::Ended);
-            }
-            Ok(self.swap(loaded, &loader.shared))
-        };
-        tokio::select! {
-            biased;
-            () = self.end.cancelled() => Ok(Attempt::Ended),
-            attempt = attempt.instrument(span) => attempt,
-        }
-    }
-
     /// Ends the model: its tasks, its loading, and what it serves. Whoever reads
     /// a generation keeps it. `None` when it served nothing.
     pub(crate) async fn end(&self) -> Option<Arc<Generation>> {
@@ -212,42 +240,6 @@ impl Model {
     /// Runs `task` as the model's own: [`Model::end`] waits for it.
     pub(crate) fn track<F: Future>(&self, task: F) -> impl Future<Output = F::Output> + use<F> {
         self.tasks.track_future(task)
-    }
-
-    fn swap(&self, generation: Generation, shared: &Shared) -> Attempt {
-        let (revision, number) = (generation.revision(), generation.number());
-        let known = self.serving.load_full();
-        let same = known.filter(|known| known.says_the_same(&generation));
-        let attempt = match same {
-            Some(known) => {
-                if generation.stale().is_none() && known.confirm(&generation) {
-                    tracing::info!(revision, "the store answers: it has the same revision");
-                }
-                Attempt::Same(known)
-            }
-            None => {
-                for warning in generation.warnings() {
-                    tracing::warn!(warning, "odd manifest");
-                }
-                for tier in &generation.manifest().tiers {
-                    if let Some(reason) = generation.catalog().skipped(&tier.id) {
-                        tracing::warn!(tier = %tier.id, reason, "tier skipped");
-                    }
-                }
-                if let Some(reason) = generation.stale() {
-                    tracing::warn!(reason, "the store is away: the last good revision is served");
-                }
-                let generation = Arc::new(generation);
-                if let Some(old) = self.serving.swap(Some(Arc::clone(&generation))) {
-                    old.retire();
-                }
-                shared.metrics.loaded(&self.config.name, revision, number);
-                tracing::info!(revision, generation = number, "model loaded");
-                Attempt::Swapped(generation)
-            }
-        };
-        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        attempt
     }
 
     /// A reload that failed: what is served stays, and the status says why.

@@ -6,7 +6,7 @@ mod tier;
 use serde::Serialize;
 use tpad_store::StoreStatus;
 
-pub use self::tier::{ResidentBytes, TierReads, TierStatus, WarmState, WarmStatus};
+pub use self::tier::{ComingTier, ResidentBytes, TierReads, TierStatus, WarmState, WarmStatus};
 use crate::placement::Levels;
 use crate::{Generation, ModelState, ModelView, PinStatus, ReadyWhen, Totals};
 
@@ -56,13 +56,28 @@ pub struct ModelStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activation: Option<u64>,
     /// Whether it stays on its revision whatever its root says: it was given by the
-    /// revision's URL.
+    /// revision's URL, or somebody chose the revision for this daemon.
     pub pinned: bool,
+    /// What it is about to serve, once the tiers that this adds are at home.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub coming: Option<ComingStatus>,
     /// Its tiers, in manifest order.
     pub tiers: Vec<TierStatus>,
     /// What is odd about the manifest but does not stop it, and which tiers do not
     /// fit their homes.
     pub warnings: Vec<String>,
+}
+
+/// A revision that is about to be served.
+#[derive(Clone, Debug, Serialize)]
+pub struct ComingStatus {
+    /// The manifest's number.
+    pub revision: u64,
+    /// The activation record that chose it, if one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activation: Option<u64>,
+    /// How far its tiers were brought home, in manifest order.
+    pub tiers: Vec<ComingTier>,
 }
 
 /// Whether requests can be answered.
@@ -113,7 +128,7 @@ impl Readiness {
 
 impl ModelStatus {
     pub(crate) fn of(model: ModelView, levels: &Levels) -> Self {
-        let ModelView { name, root, state, reason, stale, generation, pinned } = model;
+        let ModelView { name, root, state, reason, stale, generation, coming, pinned } = model;
         let generation = generation.as_deref();
         Self {
             name,
@@ -125,6 +140,11 @@ impl ModelStatus {
             generation: generation.map(Generation::number),
             activation: generation.and_then(Generation::activation),
             pinned,
+            coming: coming.as_deref().map(|coming| ComingStatus {
+                revision: coming.revision(),
+                activation: coming.activation(),
+                tiers: tier::coming(coming),
+            }),
             tiers: generation.map(|g| tier::tiers(g, levels)).unwrap_or_default(),
             warnings: generation.map(warnings).unwrap_or_default(),
         }

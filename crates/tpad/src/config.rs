@@ -76,6 +76,8 @@ pub struct Config {
     pub ready_when: ReadyWhen,
     /// How often roots are looked at; `None`: only when a load is asked for.
     pub follow_interval: Option<Duration>,
+    /// How long a revision's added tiers may take to come home before it is served.
+    pub swap_patience: Duration,
     /// What is logged, and how.
     pub log: Log,
     /// Bounds of the edge.

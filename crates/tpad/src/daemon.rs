@@ -57,6 +57,7 @@ impl Daemon {
             budget_enforcement,
             ready_when,
             follow_interval,
+            swap_patience,
             log: _,
             limits,
             deadlines,
@@ -94,6 +95,7 @@ impl Daemon {
                 config::ReadyWhen::Warm => tpad_engine::ReadyWhen::Warm,
             },
             follow: follow_interval,
+            swap_patience,
             nvme: nvme.map(disk),
             ..EngineConfig::new(models.into_iter().map(model).collect(), hierarchy(&dram))
         };

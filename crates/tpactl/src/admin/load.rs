@@ -8,18 +8,22 @@ use tpad_client::{Client, LoadModel, LoadOutcome, LoadedModel};
 use crate::failure::Failure;
 use crate::output::{Output, printable};
 
-/// Make the daemon serve one more model, or look for a newer revision of one
+/// Make the daemon serve one more model, or another revision of one
 ///
 /// With ROOT the model is added; the command ends when it is served, and nothing is added when it
 /// cannot be. Without ROOT a model that the daemon has is loaded again: a newer revision, or what
-/// failed before, is picked up without losing a request. The next start of the daemon has the
+/// failed before, is picked up without losing a request; tiers that it adds are brought home first,
+/// as far as --timeout allows. With --revision this daemon alone serves that revision and stays on
+/// it, with --follow it goes back to what the root names. The next start of the daemon has the
 /// configuration's models again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   tpactl load mixtral /models/mixtral
   tpactl load mixtral s3://models/mixtral --origin-of olmoe
-  tpactl load mixtral")]
+  tpactl load mixtral
+  tpactl load mixtral --revision 3
+  tpactl load mixtral --follow")]
 pub(crate) struct Args {
     /// What requests call the model
     #[arg(value_name = "MODEL")]
@@ -28,6 +32,14 @@ pub(crate) struct Args {
     /// The checkpoint's root, or the URL of one revision; a path is one of the daemon's machine
     #[arg(value_name = "ROOT")]
     root: Option<String>,
+
+    /// Serve this revision of the model's root, and stay on it
+    #[arg(long, value_name = "N", conflicts_with = "root")]
+    revision: Option<u64>,
+
+    /// Serve what the model's root names, and follow that again
+    #[arg(long, conflicts_with_all = ["root", "revision"])]
+    follow: bool,
 
     /// Let the manifest's objects_base point here too; may be repeated
     #[arg(long, value_name = "URL", requires = "root")]
@@ -48,9 +60,13 @@ struct Report {
 }
 
 pub(crate) async fn run(args: Args, client: &Client, output: &Output) -> Result<(), Failure> {
-    let Args { model, root, allow_base, origin_of } = args;
+    let Args { model, root, revision, follow, allow_base, origin_of } = args;
     let loaded = match root {
-        None => client.admin().reload_model(&model).await?,
+        None => match revision {
+            Some(revision) => client.admin().stay_on(&model, revision).await?,
+            None if follow => client.admin().follow_root(&model).await?,
+            None => client.admin().reload_model(&model).await?,
+        },
         Some(root) => {
             let request = LoadModel {
                 model: model.clone(),

@@ -30,8 +30,24 @@ struct Model {
     generation: Option<u64>,
     activation: Option<u64>,
     pinned: bool,
+    coming: Option<Coming>,
     tiers: Vec<Tier>,
     warnings: Vec<String>,
+}
+
+/// A revision that is about to be served.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Coming {
+    revision: u64,
+    tiers: Vec<ComingTier>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ComingTier {
+    id: String,
+    warm: Warm,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -145,6 +161,12 @@ impl Summary {
             rows.push([name.clone()].into_iter().chain(cells).collect());
             let said = [("failed", &model.reason), ("stale", &model.stale)];
             let said = said.into_iter().filter_map(|(what, why)| Some((what, why.as_ref()?)));
+            if let Some(Coming { revision, tiers }) = &model.coming {
+                let tiers = tiers.iter().map(|tier| format!("{} {}", tier.id, tier.warm.show()));
+                let tiers = tiers.collect::<Vec<_>>().join(", ");
+                let (name, tiers) = (printable(name), printable(&tiers));
+                reasons.push(format!("{name}: revision {revision} is brought home first: {tiers}"));
+            }
             let warnings = model.warnings.iter().map(|warning| ("warning", warning));
             for (what, why) in said.chain(warnings) {
                 reasons.push(format!("{}: {what}: {}", printable(name), printable(why)));
@@ -261,6 +283,10 @@ mod tests {
             "models": [{
                 "name": "m", "root": "s3://b/m", "state": "serving", "revision": 3, "generation": 1,
                 "stale": "the store is away", "warnings": ["tier a is 2.0 GiB"],
+                "coming": { "revision": 4, "tiers": [
+                    { "id": "c", "home": "dram",
+                      "warm": { "state": "warming", "done_bytes": 1, "total_bytes": 4 } }
+                ] },
                 "tiers": [
                     { "id": "a", "placement": "hbm", "home": "dram", "home_reason": "no GPU: served from dram",
                       "bytes": 2048, "resident_bytes": { "dram": 1024, "nvme": 0 }, "missing_bytes": 1024,
@@ -281,6 +307,7 @@ mod tests {
             "33.3 %",
             "pinned  2 blocks, 4.00 KiB",
             "m: stale: the store is away",
+            "m: revision 4 is brought home first: c warming 25 %",
             "m: warning: tier a is 2.0 GiB",
             "m: tier a: home: no GPU: served from dram",
             "m: tier a: not brought home: no answer",

@@ -10,8 +10,8 @@ use tpad_store::OriginOptions;
 
 use super::Engine;
 use crate::generation::Generation;
-use crate::model::{Attempt, Model};
-use crate::{EngineError, ModelConfig};
+use crate::model::{Attempt, Model, Wish};
+use crate::{EngineError, ModelConfig, Target};
 
 /// Models at a time: their names are labels of metrics, and each keeps index
 /// segments in memory.
@@ -46,16 +46,30 @@ pub struct Unloaded {
 }
 
 impl Engine {
-    /// Loads a model again, now: a newer revision, or what failed before, is
-    /// picked up. Readers keep the generation that they have. What is served
-    /// stays when this fails or is dropped.
+    /// [`Engine::reload_to`] what the model stays on or its root names.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn reload(&self, name: &str, deadline: Instant) -> Result<Loaded, EngineError> {
+        self.reload_to(name, Target::Known, deadline).await
+    }
+
+    /// Loads a model again, now: a newer revision, what failed before, or the
+    /// revision that `target` names is picked up. Tiers that it adds are brought
+    /// home first, as far as the deadline allows. Readers keep the generation that
+    /// they have. What is served stays when this fails or is dropped.
     ///
     /// # Errors
     /// When there is no such model, it cannot be loaded, or not in time.
-    pub async fn reload(&self, name: &str, deadline: Instant) -> Result<Loaded, EngineError> {
+    pub async fn reload_to(
+        &self,
+        name: &str,
+        target: Target,
+        deadline: Instant,
+    ) -> Result<Loaded, EngineError> {
         let model = self.model(name)?;
         let served = model.open().is_ok();
-        let attempt = self.attempt(&model, deadline).await;
+        let attempt = self.attempt(&model, target, deadline).await;
         if let Err(EngineError::Load { .. }) = &attempt {
             self.publish_readiness();
         }
@@ -88,9 +102,10 @@ impl Engine {
             return Err(EngineError::TooManyModels { limit: MODELS });
         }
         let model = Arc::new(Model::new(config, &self.stop));
-        let (generation, _) = self.attempt(&model, deadline).await.inspect_err(|_| {
-            self.loader.shared.metrics.unloaded(&model.config.name);
-        })?;
+        let (generation, _) =
+            self.attempt(&model, Target::Known, deadline).await.inspect_err(|_| {
+                self.loader.shared.metrics.unloaded(&model.config.name);
+            })?;
         self.drive(&model);
         self.models.add(model);
         self.publish_readiness();
@@ -126,9 +141,11 @@ impl Engine {
     async fn attempt(
         &self,
         model: &Model,
+        target: Target,
         deadline: Instant,
     ) -> Result<(Arc<Generation>, bool), EngineError> {
-        let attempt = timeout_at(deadline, model.attempt(&self.loader)).await;
+        let wish = Wish::Reload(target, deadline);
+        let attempt = timeout_at(deadline, model.attempt(&self.loader, wish)).await;
         match attempt {
             Ok(Ok(Attempt::Swapped(generation))) => Ok((generation, true)),
             Ok(Ok(Attempt::Same(generation))) => Ok((generation, false)),
@@ -142,7 +159,7 @@ impl Engine {
                     reason: error.to_string(),
                 })
             }
-            Err(_elapsed) => Err(too_late()),
+            Ok(Ok(Attempt::GaveWay)) | Err(_) => Err(too_late()),
         }
     }
 }

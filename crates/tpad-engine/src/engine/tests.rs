@@ -391,7 +391,9 @@ async fn a_store_that_stays_away_is_one_piece_of_news() {
     let mut topics = BTreeSet::new();
     for _ in 0..5 {
         let enforcement = BudgetEnforcement::Warn;
-        let attempt = crate::load::load(&away, enforcement, || 1, true, served.shared());
+        let place = crate::locate::Place::of(&away.root);
+        let shared = served.shared();
+        let attempt = crate::load::load(&away, &place, enforcement, || 1, true, shared);
         topics.insert(attempt.await.expect_err("nobody answers").topic());
     }
     assert_eq!(topics.len(), 1, "{topics:?}");

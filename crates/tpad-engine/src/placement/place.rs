@@ -28,6 +28,8 @@ pub(crate) struct Places {
     state: Mutex<State>,
     /// Whether every tier is where it is to be, as far as it fits.
     over: watch::Sender<bool>,
+    /// Counts tiers that were placed or seen to.
+    steps: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -54,7 +56,11 @@ impl Place {
 
 impl Default for Places {
     fn default() -> Self {
-        Self { state: Mutex::default(), over: watch::Sender::new(false) }
+        Self {
+            state: Mutex::default(),
+            over: watch::Sender::new(false),
+            steps: watch::Sender::new(0),
+        }
     }
 }
 
@@ -74,6 +80,22 @@ impl Places {
         *self.over.borrow()
     }
 
+    /// Returns once these tiers are at home, as far as they fit.
+    pub(crate) async fn wait(&self, tiers: &[String]) {
+        let there = |tier: &String| {
+            self.get(tier).is_some_and(|place| match place.warm.state {
+                WarmState::OnDemand | WarmState::Warm | WarmState::Failed => true,
+                WarmState::Waiting | WarmState::Warming => false,
+            })
+        };
+        let mut steps = self.steps.subscribe();
+        while !self.is_over() && !tiers.iter().all(there) {
+            if steps.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Gives a tier its place. One that keeps its home keeps what is known of it.
     pub(super) fn plan(&self, fit: &TierFit) {
         let home = medium(fit.home);
@@ -90,6 +112,8 @@ impl Places {
         let home_reason = fit.home_reason;
         let place = Place { home, home_reason, warm, present_bytes: 0, kept_then: 0 };
         state.places.insert(fit.tier.clone(), place);
+        drop(state);
+        self.step();
     }
 
     /// Takes the warnings of the latest plan, and returns those that are new.
@@ -108,9 +132,15 @@ impl Places {
         }
     }
 
+    /// A tier was seen to.
+    pub(super) fn step(&self) {
+        self.steps.send_modify(|steps| *steps = steps.wrapping_add(1));
+    }
+
     /// Every tier was seen to.
     pub(super) fn finish(&self) {
         self.over.send_replace(true);
+        self.step();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

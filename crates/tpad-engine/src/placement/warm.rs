@@ -31,8 +31,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// How late at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Places the engine's models, and again whenever one is loaded, replaced or
-/// unloaded. Ends with the engine.
+/// Places the engine's models, and again whenever one is loaded, about to be
+/// replaced or unloaded. Ends with the engine.
 pub(crate) async fn keep_placing(
     engine: Weak<Engine>,
     levels: Levels,
@@ -60,10 +60,10 @@ pub(crate) async fn keep_placing(
     }
 }
 
-/// What the engine's models serve; `None` when it is gone.
+/// What the engine's models serve, or are about to; `None` when it is gone.
 fn serving(engine: &Weak<Engine>) -> Option<Vec<Arc<Generation>>> {
     let models = engine.upgrade()?.models();
-    Some(models.into_iter().filter_map(|model| model.generation).collect())
+    Some(models.into_iter().filter_map(|model| model.coming.or(model.generation)).collect())
 }
 
 /// Returns when the models serve other generations than these, or the engine is
@@ -177,6 +177,7 @@ impl PlannedTier {
             place.kept_then = levels.kept_of(place.home, &class);
             present = place.present_bytes;
         });
+        self.generation.places().step();
         if left == Left::Nothing {
             let (model, tier) = (self.generation.model(), &self.fit.tier);
             let (home, seconds) = (self.fit.home.as_str(), started.elapsed().as_secs_f64());

@@ -105,6 +105,28 @@ impl WarmStatus {
     }
 }
 
+/// How far a tier of a revision that is about to be served was brought home.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ComingTier {
+    /// Its id, as text.
+    pub id: String,
+    /// Its home here.
+    pub home: Medium,
+    /// How far it was brought there.
+    pub warm: WarmStatus,
+}
+
+/// The tiers of a generation that is about to be served and was placed, in
+/// manifest order.
+pub(super) fn coming(generation: &Generation) -> Vec<ComingTier> {
+    let ids = generation.manifest().tiers.iter().map(|tier| tier.id.to_string());
+    let placed = ids.filter_map(|id| {
+        let place = generation.places().get(&id)?;
+        Some(ComingTier { id, home: place.home, warm: place.warm })
+    });
+    placed.collect()
+}
+
 /// The tiers of a generation, in manifest order.
 pub(super) fn tiers(generation: &Generation, levels: &Levels) -> Vec<TierStatus> {
     let tiers = generation.manifest().tiers.iter();

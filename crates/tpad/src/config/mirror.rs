@@ -19,6 +19,7 @@ pub(super) struct File {
     pub(super) budget_enforcement: Option<String>,
     pub(super) ready_when: Option<String>,
     pub(super) follow_interval: Option<DurationText>,
+    pub(super) swap_patience: Option<DurationText>,
     pub(super) listen: Listen,
     pub(super) models: Vec<Model>,
     pub(super) levels: Levels,

@@ -42,6 +42,7 @@ pub(super) fn resolve(
         budget_enforcement,
         ready_when,
         follow_interval,
+        swap_patience,
         listen,
         models,
         levels: mirror::Levels { dram, nvme },
@@ -82,6 +83,13 @@ pub(super) fn resolve(
         Duration::ZERO..=hours(24),
         &mut problems,
     );
+    let swap_patience = duration(
+        "swap_patience",
+        swap_patience,
+        Duration::from_secs(600),
+        Duration::ZERO..=hours(24),
+        &mut problems,
+    );
     let log = resolve_log(log, &mut problems);
     let deadlines = resolve_deadlines(deadlines, &mut problems);
     let drain_deadline = duration(
@@ -103,6 +111,7 @@ pub(super) fn resolve(
             budget_enforcement,
             ready_when,
             follow_interval: Some(follow_interval).filter(|interval| !interval.is_zero()),
+            swap_patience,
             log,
             limits,
             deadlines,

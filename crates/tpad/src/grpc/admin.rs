@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
-use tpad_engine::{Engine, Evictions, LONGEST_PIN, LoadOutcome, Loaded, ModelConfig};
+use tpad_engine::{Engine, Evictions, LONGEST_PIN, LoadOutcome, Loaded, ModelConfig, Target};
 use tpad_proto::v1;
 use tpad_proto::v1::admin_service_server::AdminService;
+use tpad_proto::v1::reload_model_request;
 use tpad_store::{Medium, OriginOptions};
 
 use super::call::Call;
@@ -103,7 +104,13 @@ impl AdminService for Admin {
         request: Request<v1::ReloadModelRequest>,
     ) -> Result<Response<v1::ReloadModelResponse>, Status> {
         let call = Call::of(&request, self.default_deadline);
-        let loaded = self.engine.reload(&request.into_inner().model, call.deadline).await;
+        let v1::ReloadModelRequest { model, target } = request.into_inner();
+        let target = match target {
+            None => Target::Known,
+            Some(reload_model_request::Target::Revision(revision)) => Target::Revision(revision),
+            Some(reload_model_request::Target::Follow(_)) => Target::Root,
+        };
+        let loaded = self.engine.reload_to(&model, target, call.deadline).await;
         let loaded = loaded.map_err(|error| call.refuse(&error))?;
         Ok(Response::new(v1::ReloadModelResponse { loaded: Some(describe(&loaded)) }))
     }

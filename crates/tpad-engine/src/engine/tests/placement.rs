@@ -237,3 +237,33 @@ async fn a_guess_brings_no_more_than_tiers_that_share_a_budget_keep_together() {
     assert!(bytes > 0 && bytes <= rest, "{bytes} of {rest}");
     engine.shutdown().await;
 }
+
+#[tokio::test]
+async fn an_added_tier_is_at_home_when_its_revision_is_first_seen() {
+    let first = tier("a", Placement::Dram, 8, 5000);
+    let shape = Shape::of(vec![first.clone()]);
+    let mut checkpoint = Checkpoint::new(&shape);
+    let mut config = warm_config(vec![model("m", &checkpoint.root())], 8 * MIB);
+    config.follow = Some(Duration::from_millis(2));
+    let engine = start(config);
+    ready(&engine).await;
+    let tiers = vec![first, tier("b", Placement::Dram, 8, 5000)];
+    checkpoint.publish(&Shape { revision: 2, ..Shape::of(tiers) });
+    let mut changes = engine.changes.subscribe();
+    let swapped = async {
+        loop {
+            changes.changed().await.expect("the engine lives");
+            let view = engine.view("m").expect("it is configured");
+            let generation = view.generation.expect("it serves");
+            if generation.revision() == 2 {
+                return generation;
+            }
+        }
+    };
+    let swapped = tokio::time::timeout(Duration::from_secs(20), swapped).await.expect("a swap");
+    let added = swapped.places().get("b").expect("it has a place");
+    assert_eq!((added.home, added.warm.state), (Medium::Dram, WarmState::Warm));
+    assert_eq!(status_of(&engine, 0, 1).missing_bytes, 0);
+    assert!(engine.view("m").expect("it is configured").coming.is_none());
+    engine.shutdown().await;
+}

@@ -36,7 +36,10 @@ async fn every_method_is_refused_to_peers_of_other_machines() {
             inside.admin().load_model(from(peer, load("n", root.clone()))).await.map(drop),
             inside
                 .admin()
-                .reload_model(from(peer, v1::ReloadModelRequest { model: "m".into() }))
+                .reload_model(from(
+                    peer,
+                    v1::ReloadModelRequest { model: "m".into(), target: None },
+                ))
                 .await
                 .map(drop),
             inside
@@ -78,7 +81,8 @@ async fn models_come_and_go() {
     let twice = admin.load_model(local(load("n", root))).await.expect_err("the name is taken");
     assert_eq!((twice.code(), &*reason(&twice)), (Code::FailedPrecondition, "MODEL_EXISTS"));
 
-    let same = admin.reload_model(local(v1::ReloadModelRequest { model: "n".into() })).await;
+    let same =
+        admin.reload_model(local(v1::ReloadModelRequest { model: "n".into(), target: None })).await;
     let same = same.expect("it is loaded").into_inner().loaded.expect("it says what");
     assert_eq!(same.outcome(), v1::LoadOutcome::Unchanged);
     assert_eq!((same.revision, same.generation), (loaded.revision, loaded.generation));
