@@ -6,6 +6,7 @@
 //! deadlines are the edge's; it leaves the last two in a request's extensions.
 
 mod admin;
+mod bulk;
 mod call;
 mod expert;
 mod health;
@@ -26,12 +27,12 @@ use tonic::service::{Routes, interceptor::InterceptedService};
 use tonic_health::pb::health_server::HealthServer;
 use tpad_engine::Engine;
 use tpad_proto::v1::admin_service_server::AdminServiceServer;
-use tpad_proto::v1::expert_service_server::ExpertServiceServer;
 use tpad_proto::v1::model_service_server::ModelServiceServer;
 use tpad_proto::v1::routing_service_server::RoutingServiceServer;
 
 use self::admin::Admin;
 pub(crate) use self::admin::AdminOptions;
+use self::bulk::Bulk;
 use self::expert::Experts;
 use self::health::Health;
 use self::look_ahead::Budget;
@@ -86,7 +87,7 @@ pub(crate) fn routes(engine: &Arc<Engine>, options: GrpcOptions, admin: AdminOpt
     };
     let valid = "descriptor sets are generated together with the code";
     let limit = options.request_bytes;
-    Routes::new(ExpertServiceServer::new(experts).max_decoding_message_size(limit))
+    Routes::new(Bulk::new(experts, limit))
         .add_service(ModelServiceServer::new(models).max_decoding_message_size(limit))
         .add_service(RoutingServiceServer::new(routing).max_decoding_message_size(limit))
         .add_service(InterceptedService::new(

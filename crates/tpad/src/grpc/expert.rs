@@ -22,7 +22,8 @@ use super::scope::read_scope;
 use super::status;
 use super::stream::{BlockStream, PAYLOAD_BYTES};
 
-type Reply<T> = BoxStream<'static, Result<T, Status>>;
+/// What a fetch sends, or how it ends.
+pub(super) type Reply<T> = BoxStream<'static, Result<T, Status>>;
 
 /// Fetches from an engine.
 #[derive(Debug)]

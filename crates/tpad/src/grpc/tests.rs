@@ -1,6 +1,7 @@
 //! The services as clients see them, called without a network.
 
 mod admin;
+mod bulk;
 mod fetch;
 mod inspect;
 mod routing;
