@@ -120,14 +120,22 @@ impl Process {
         address.and_then(|address| address.parse().ok()).expect("it logs its addresses")
     }
 
+    /// Sends it a signal, by its name for `kill`.
+    ///
+    /// # Panics
+    /// When it cannot be sent.
+    pub fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-s", signal, &pid]).status().expect("kill runs");
+        assert!(sent.success(), "the daemon was gone:\n{}", self.log());
+    }
+
     /// Asks it to stop, as a supervisor does, and waits.
     ///
     /// # Panics
     /// When it cannot be asked.
     pub fn terminate(mut self) -> (ExitStatus, String) {
-        let pid = self.child.id().to_string();
-        let asked = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
-        assert!(asked.success(), "the daemon was gone:\n{}", self.log());
+        self.signal("TERM");
         let status = self.child.wait().expect("it can be waited for");
         (status, self.log())
     }

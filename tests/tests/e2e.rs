@@ -3,6 +3,7 @@
 mod activate;
 mod admin;
 mod arrival;
+mod bench;
 mod cli;
 mod coalesce;
 mod corrupt;

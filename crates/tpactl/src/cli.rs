@@ -4,8 +4,8 @@ use clap::{Parser, Subcommand};
 
 use crate::remote::Remote;
 use crate::{
-    activation, admin, completions, fetch, import, manifest, mask, models, plan, publish, status,
-    synth, tier,
+    activation, admin, bench, completions, fetch, import, manifest, mask, models, plan, publish,
+    status, synth, tier,
 };
 
 const AFTER_HELP: &str = "\
@@ -65,6 +65,7 @@ pub(crate) enum Command {
     Unpin(admin::unpin::Args),
     Evict(admin::evict::Args),
     Prefetch(admin::prefetch::Args),
+    Bench(bench::Args),
     Completions(completions::Args),
 }
 
@@ -120,6 +121,9 @@ mod tests {
             "tpactl rollback /m",
             "tpactl revisions /m --json",
             "tpactl prefetch --model m --tier a --layer 3",
+            "tpactl bench fetch --model m --keys zipf:1.1 --rate 100 --concurrency 8 --plot p.svg",
+            "tpactl bench mask --model m --duration 2.5 --json",
+            "tpactl bench cold --model m --tier t --level dram --rounds 5",
             "tpactl completions zsh",
         ] {
             assert!(accepts(line), "{line}");
@@ -161,6 +165,11 @@ mod tests {
             "tpactl prefetch --model m",
             "tpactl evict --model m --tier a --level hbm",
             "tpactl load m --origin-of n",
+            "tpactl load m /r --revision 1",
+            "tpactl load m --revision 1 --follow",
+            "tpactl bench",
+            "tpactl bench fetch --model m --concurrency 0",
+            "tpactl bench cold --model m",
         ] {
             assert!(!accepts(line), "{line}");
         }

@@ -7,6 +7,7 @@
 mod activation;
 mod admin;
 mod bar;
+mod bench;
 mod cli;
 mod completions;
 mod failure;
@@ -108,6 +109,8 @@ async fn run(
             until(stop, activation::revisions::run(args, surroundings, output)).await
         }
         Command::Completions(args) => completions::run(args, output),
+        // It prints what it has when it is stopped.
+        Command::Bench(args) => bench::run(args, &remote, sockets, output, stop).await,
         // These leave nothing behind when they are dropped.
         Command::Fetch(args) => {
             until(stop, async { fetch::run(args, &remote.connect(sockets).await?, output).await })

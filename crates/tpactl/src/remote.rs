@@ -27,9 +27,19 @@ pub(crate) struct Remote {
 impl Remote {
     /// Connects. `sockets` says where the default socket is.
     pub(crate) async fn connect(&self, sockets: &SocketPaths) -> Result<Client, Failure> {
+        self.connect_verifying(sockets, true).await
+    }
+
+    /// The same, with or without a check of what is fetched.
+    pub(crate) async fn connect_verifying(
+        &self,
+        sockets: &SocketPaths,
+        verify: bool,
+    ) -> Result<Client, Failure> {
         let address = self.addr.clone().unwrap_or_else(|| Address::Unix(sockets.to_connect()));
         let mut options = ClientOptions::default();
         options.deadline = self.timeout;
+        options.verify = verify;
         options.retry = RetryPolicy::up_to(self.retries, Duration::from_secs(10));
         Ok(Client::connect_with(&address, options).await?)
     }
@@ -45,6 +55,13 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
+        Self::of_call(&error)
+    }
+}
+
+impl Failure {
+    /// A call that failed.
+    pub(crate) fn of_call(error: &Error) -> Self {
         let exit = match error.kind() {
             Kind::NotFound => Exit::NotFound,
             Kind::Denied => Exit::Denied,
@@ -57,8 +74,8 @@ impl From<Error> for Failure {
             Kind::Cancelled => Exit::Unavailable,
             Kind::Internal => Exit::Internal,
         };
-        let failure = Self::new(exit, &error);
-        match remedy(&error) {
+        let failure = Self::new(exit, error);
+        match remedy(error) {
             Some(remedy) => failure.remedy(remedy),
             None => failure,
         }

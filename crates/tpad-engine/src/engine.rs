@@ -23,7 +23,10 @@ use crate::kept::Kept;
 use crate::model::{Loader, Model, ModelView};
 use crate::pins::Pins;
 use crate::placement::{Levels, keep_placing};
-use crate::{EngineConfig, EngineError, EngineMetrics, ModelStatus, Readiness, ReadyWhen, Status};
+use crate::{
+    EngineConfig, EngineError, EngineMetrics, ModelStatus, ProcessStatus, Readiness, ReadyWhen,
+    Status,
+};
 
 /// Documents and index segments checked at a time: BLAKE3 and the bounds of a million records
 /// keep a core busy for a tenth of a second.
@@ -187,6 +190,7 @@ impl Engine {
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: self.started.elapsed().as_secs(),
             ready: self.ready().is_ready(),
+            process: ProcessStatus::now(),
             models: self
                 .models()
                 .into_iter()

@@ -37,6 +37,6 @@ pub use pins::{LONGEST_PIN, PinStatus, Totals};
 pub use prefetch::{Prefetch, Prefetched, PrefetchedBlock};
 pub use scope::Scope;
 pub use status::{
-    ComingStatus, ComingTier, ModelStatus, Readiness, ResidentBytes, Status, TierReads, TierStatus,
-    WarmState, WarmStatus,
+    ComingStatus, ComingTier, ModelStatus, ProcessStatus, Readiness, ResidentBytes, Status,
+    TierReads, TierStatus, WarmState, WarmStatus,
 };

@@ -1,11 +1,13 @@
 //! What the engine says of itself: one document for `/status`, `tpactl status`
 //! and gRPC.
 
+mod process;
 mod tier;
 
 use serde::Serialize;
 use tpad_store::StoreStatus;
 
+pub use self::process::ProcessStatus;
 pub use self::tier::{ComingTier, ResidentBytes, TierReads, TierStatus, WarmState, WarmStatus};
 use crate::placement::Levels;
 use crate::{Generation, ModelState, ModelView, PinStatus, ReadyWhen, Totals};
@@ -19,6 +21,9 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// Whether requests can be answered.
     pub ready: bool,
+    /// What the process has used; absent where the system does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub process: Option<ProcessStatus>,
     /// The models: the configuration's in its order, then those added since.
     pub models: Vec<ModelStatus>,
     /// What pins hold in host memory, each block once.

@@ -1,0 +1,277 @@
+//! Requests, one after the other or when they are due, and what became of them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use rand::SeedableRng as _;
+use rand_chacha::ChaCha8Rng;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tpad_client::{Client, Error, FetchExperts, GetMask};
+
+use super::keys::{Expert, Keys};
+use super::meter::{Meter, Used};
+use crate::failure::Failure;
+
+/// The longest latency that is told apart from longer ones.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// After a request that failed: a daemon that is away is not asked a million times.
+const AFTER_FAILURE: Duration = Duration::from_millis(10);
+
+/// What is asked for.
+pub(super) enum Work {
+    /// Experts.
+    Fetch { keys: Keys, per_request: u32 },
+    /// A mask.
+    Mask(GetMask),
+}
+
+/// One run.
+pub(super) struct Load {
+    pub(super) work: Work,
+    pub(super) clients: Vec<Client>,
+    pub(super) concurrency: u32,
+    /// Requests due in a second; `None`: each worker asks when it has its answer.
+    pub(super) rate: Option<f64>,
+    pub(super) warmup: Duration,
+    pub(super) duration: Duration,
+    pub(super) seed: u64,
+}
+
+/// What requests came to.
+#[derive(Debug)]
+pub(super) struct Tally {
+    /// Requests that were answered.
+    pub(super) requests: u64,
+    pub(super) blocks: u64,
+    pub(super) bytes: u64,
+    /// Nanoseconds.
+    pub(super) latency: Histogram<u64>,
+    /// Requests that failed, by kind, with the first of each.
+    pub(super) errors: BTreeMap<&'static str, (u64, Error)>,
+}
+
+/// A run's result.
+#[derive(Debug)]
+pub(super) struct Measured {
+    pub(super) tally: Tally,
+    pub(super) seconds: f64,
+    /// Requests that were due and had not begun when time was up.
+    pub(super) overdue: u64,
+    pub(super) used: Used,
+}
+
+/// What workers share.
+struct Shared {
+    work: Work,
+    rate: Option<f64>,
+    next: AtomicU64,
+    start: Instant,
+    /// What is due from here on counts.
+    from: Instant,
+    until: Instant,
+    stop: CancellationToken,
+}
+
+impl Load {
+    pub(super) async fn run(
+        self,
+        meter: &Meter<'_>,
+        stop: &CancellationToken,
+    ) -> Result<Measured, Failure> {
+        let start = Instant::now();
+        let from = start + self.warmup;
+        let shared = Arc::new(Shared {
+            work: self.work,
+            rate: self.rate,
+            next: AtomicU64::new(0),
+            start,
+            from,
+            until: from + self.duration,
+            stop: stop.clone(),
+        });
+        let mut workers = JoinSet::new();
+        for (n, client) in (0..self.concurrency).zip(self.clients.iter().cycle()) {
+            let seed = self.seed.wrapping_mul(1 << 32).wrapping_add(u64::from(n));
+            let worker = Worker {
+                shared: Arc::clone(&shared),
+                client: client.clone(),
+                rng: ChaCha8Rng::seed_from_u64(seed),
+                tally: Tally::new()?,
+            };
+            workers.spawn(worker.run());
+        }
+        tokio::select! {
+            () = sleep_until(from) => {}
+            () = stop.cancelled() => {}
+        }
+        let before = meter.look().await?;
+        let began = Instant::now();
+        let tally = Tally::join(workers).await?;
+        let seconds = began.elapsed().as_secs_f64();
+        let used = meter.look().await?.since(&before);
+        Ok(Measured { overdue: shared.overdue(), tally, seconds, used })
+    }
+}
+
+/// Fetches every expert once.
+pub(super) async fn once(
+    keys: &Keys,
+    clients: &[Client],
+    concurrency: u32,
+    meter: &Meter<'_>,
+    stop: &CancellationToken,
+) -> Result<Measured, Failure> {
+    let before = meter.look().await?;
+    let next = Arc::new(AtomicU64::new(0));
+    let experts: Arc<[Expert]> = keys.experts.clone().into();
+    let began = Instant::now();
+    let mut workers = JoinSet::new();
+    for (_, client) in (0..concurrency).zip(clients.iter().cycle()) {
+        let (client, model, stop) = (client.clone(), keys.model.clone(), stop.clone());
+        let (next, experts, mut tally) = (Arc::clone(&next), Arc::clone(&experts), Tally::new()?);
+        workers.spawn(async move {
+            while !stop.is_cancelled() {
+                let n = next.fetch_add(1, Ordering::Relaxed);
+                let expert = usize::try_from(n).ok().and_then(|n| experts.get(n));
+                let Some(expert) = expert else { break };
+                let asked = Instant::now();
+                let answer = fetch(&client, &model, vec![expert.clone()]).await;
+                tally.add(asked, answer);
+            }
+            tally
+        });
+    }
+    let tally = Tally::join(workers).await?;
+    let seconds = began.elapsed().as_secs_f64();
+    let used = meter.look().await?.since(&before);
+    Ok(Measured { tally, seconds, overdue: 0, used })
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    client: Client,
+    rng: ChaCha8Rng,
+    tally: Tally,
+}
+
+impl Worker {
+    async fn run(mut self) -> Tally {
+        let shared = Arc::clone(&self.shared);
+        while !shared.stop.is_cancelled() && Instant::now() < shared.until {
+            let n = shared.next.fetch_add(1, Ordering::Relaxed);
+            let due = shared.due(n);
+            if due >= shared.until {
+                break;
+            }
+            tokio::select! {
+                () = sleep_until(due) => {}
+                () = shared.stop.cancelled() => break,
+            }
+            if Instant::now() >= shared.until {
+                shared.next.fetch_sub(1, Ordering::Relaxed);
+                break;
+            }
+            let answer = self.ask(n).await;
+            let failed = answer.is_err();
+            if due >= shared.from {
+                self.tally.add(due, answer);
+            }
+            if failed {
+                tokio::time::sleep(AFTER_FAILURE).await;
+            }
+        }
+        self.tally
+    }
+
+    async fn ask(&mut self, n: u64) -> Result<(u64, u64), Error> {
+        match &self.shared.work {
+            Work::Fetch { keys, per_request } => {
+                let experts = keys.request(n, *per_request, &mut self.rng);
+                fetch(&self.client, &keys.model, experts).await
+            }
+            Work::Mask(mask) => self.client.routing_mask(mask.clone()).await.map(|_| (0, 0)),
+        }
+    }
+}
+
+/// Fetches experts to the last byte; how many blocks and bytes they are.
+async fn fetch(client: &Client, model: &str, blocks: Vec<Expert>) -> Result<(u64, u64), Error> {
+    let request = FetchExperts { model: model.to_owned(), blocks, ..FetchExperts::default() };
+    let mut stream = client.fetch_experts(request).await?;
+    let (mut blocks, mut bytes) = (0, 0);
+    while let Some(block) = stream.next().await {
+        blocks += 1;
+        bytes += block?.image.len() as u64;
+    }
+    Ok((blocks, bytes))
+}
+
+impl Shared {
+    /// When request `n` is due: now where nobody says.
+    fn due(&self, n: u64) -> Instant {
+        #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 requests")]
+        let after = self.rate.map(|rate| Duration::from_secs_f64(n as f64 / rate));
+        after.map_or_else(Instant::now, |after| self.start + after)
+    }
+
+    fn overdue(&self) -> u64 {
+        let Some(rate) = self.rate.filter(|_| !self.stop.is_cancelled()) else { return 0 };
+        let time = self.until.saturating_duration_since(self.start).as_secs_f64();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a count of requests"
+        )]
+        let due = (time * rate).ceil() as u64;
+        due.saturating_sub(self.next.load(Ordering::Relaxed))
+    }
+}
+
+impl Tally {
+    fn new() -> Result<Self, Failure> {
+        let most = u64::try_from(LONGEST.as_nanos()).unwrap_or(u64::MAX);
+        let latency = Histogram::new_with_bounds(1000, most, 3)
+            .map_err(|error| Failure::local(format!("histogram: {error}")))?;
+        Ok(Self { requests: 0, blocks: 0, bytes: 0, latency, errors: BTreeMap::new() })
+    }
+
+    /// Counts an answer to what was due at `due`.
+    fn add(&mut self, due: Instant, answer: Result<(u64, u64), Error>) {
+        match answer {
+            Ok((blocks, bytes)) => {
+                self.requests += 1;
+                self.blocks += blocks;
+                self.bytes += bytes;
+                let nanoseconds = u64::try_from(due.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                self.latency.saturating_record(nanoseconds);
+            }
+            Err(error) => {
+                self.errors.entry(error.kind().as_str()).or_insert_with(|| (0, error)).0 += 1;
+            }
+        }
+    }
+
+    async fn join(mut workers: JoinSet<Self>) -> Result<Self, Failure> {
+        let mut all = Self::new()?;
+        while let Some(tally) = workers.join_next().await {
+            let tally =
+                tally.map_err(|error| Failure::local(format!("a worker ended: {error}")))?;
+            all.requests += tally.requests;
+            all.blocks += tally.blocks;
+            all.bytes += tally.bytes;
+            all.latency
+                .add(&tally.latency)
+                .map_err(|error| Failure::local(format!("histogram: {error}")))?;
+            for (kind, (count, error)) in tally.errors {
+                all.errors.entry(kind).or_insert_with(|| (0, error)).0 += count;
+            }
+        }
+        Ok(all)
+    }
+}
