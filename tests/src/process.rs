@@ -31,6 +31,14 @@ impl Process {
     /// # Panics
     /// When it does not come up.
     pub async fn serve(directory: &Path, config: &str) -> Self {
+        Self::serve_with(&tools::program("tpad"), directory, config).await
+    }
+
+    /// The same, with another `tpad`.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn serve_with(program: &Path, directory: &Path, config: &str) -> Self {
         let socket = directory.join("tpad.sock");
         let listen = format!(
             "[listen]\ngrpc = \"127.0.0.1:0\"\nhttp = \"127.0.0.1:0\"\nuds = \"{}\"\n",
@@ -38,7 +46,7 @@ impl Process {
         );
         let path = directory.join("tpad.toml");
         std::fs::write(&path, format!("{config}\n{listen}")).expect("the configuration is written");
-        let mut command = Command::new(tools::program("tpad"));
+        let mut command = Command::new(program);
         command.arg("serve").arg("--config").arg(path);
         let mut process = Self::start(&command, directory, socket);
         let ready = tokio::time::timeout(START_DEADLINE, process.wait_until_ready()).await;

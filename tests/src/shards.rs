@@ -133,8 +133,40 @@ pub fn one_layer(directory: &Path, experts: u32) {
 ///
 /// # Panics
 /// When the directory is there or cannot be written.
-pub fn tier(directory: &Path, id: &str, layers: &[u32], groups: &[u32], [hidden, inner]: [u64; 2]) {
+pub fn tier(directory: &Path, id: &str, layers: &[u32], groups: &[u32], sizes: [u64; 2]) {
     std::fs::create_dir(directory).expect("a new directory");
+    write(&directory.join("model.safetensors"), &tier_tensors(id, layers, groups, sizes));
+}
+
+/// The same with heads of its own for the tier and its groups, which readers have
+/// to know.
+///
+/// # Panics
+/// When the directory is there or cannot be written.
+pub fn tier_with_heads(
+    directory: &Path,
+    id: &str,
+    layers: &[u32],
+    groups: &[u32],
+    [hidden, inner]: [u64; 2],
+) {
+    let mut tensors = tier_tensors(id, layers, groups, [hidden, inner]);
+    for layer in layers {
+        let at = format!("tpad_tiers.{id}.layers.{layer}");
+        for (head, rows) in [("tier_head", 1), ("group_heads", groups.len() as u64)] {
+            tensors.push(Planned::new(format!("{at}.{head}.weight"), "BF16", &[rows, hidden]));
+        }
+    }
+    std::fs::create_dir(directory).expect("a new directory");
+    write(&directory.join("model.safetensors"), &tensors);
+}
+
+fn tier_tensors(
+    id: &str,
+    layers: &[u32],
+    groups: &[u32],
+    [hidden, inner]: [u64; 2],
+) -> Vec<Planned> {
     let mut tensors = Vec::new();
     for layer in layers {
         let at = format!("tpad_tiers.{id}.layers.{layer}");
@@ -152,7 +184,7 @@ pub fn tier(directory: &Path, id: &str, layers: &[u32], groups: &[u32], [hidden,
         let shape = [u64::from(expert), hidden];
         tensors.push(Planned::new(format!("{at}.router.weight"), "BF16", &shape));
     }
-    write(&directory.join("model.safetensors"), &tensors);
+    tensors
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::run::{cargo, run, say};
-use crate::{boundary, fuzz, house, image, test, tools};
+use crate::{boundary, compat, fuzz, house, image, test, tools};
 
 /// Runs every check, quick ones first, and reports all that failed. The tests
 /// come last, so that their result lines end the log.
@@ -19,9 +19,10 @@ pub(crate) fn ci() -> Result<()> {
         let mut command = cargo();
         run(command.args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
     };
-    // The image's test is no part of `--all-targets`, because it needs an image.
-    let targets = ["--workspace", "--all-targets", "--test", "image"];
-    let checks: [(&str, &dyn Fn() -> Result<()>); 10] = [
+    // These tests are no part of `--all-targets`: they need an image, or a program
+    // of an earlier commit.
+    let targets = ["--workspace", "--all-targets", "--test", "image", "--test", "compat"];
+    let checks: [(&str, &dyn Fn() -> Result<()>); 11] = [
         ("crate boundaries", &boundary::check),
         ("house rules", &house::check),
         ("format", &|| run(cargo().args(["fmt", "--all", "--check"]))),
@@ -31,6 +32,7 @@ pub(crate) fn ci() -> Result<()> {
         ("docs", &docs),
         ("fuzz", &|| fuzz::fuzz(&[])),
         ("image", &image::image),
+        ("compat", &compat::compat),
         ("tests", &|| test::test(&[])),
     ];
     let mut failed = Vec::new();

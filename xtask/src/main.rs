@@ -5,6 +5,7 @@
 
 mod boundary;
 mod ci;
+mod compat;
 mod coverage;
 mod fuzz;
 mod house;
@@ -23,8 +24,9 @@ usage: cargo xtask COMMAND
   setup   install the tools that tests and checks need into .tools/ (pinned; once)
   test    setup, then every test of the workspace; ARGS go to `cargo test`
   fuzz    every fuzz target for a minute; [--seconds N] [TARGET...]
+  compat  serve what is written now with the program of an early commit
   image   build the container image and run it as the manifests deploy it (as root)
-  ci      test, fuzz, image, format, lints, docs, licences, proto, crate boundaries, house rules
+  ci      test, fuzz, image, compat, format, lints, docs, licences, proto, crate boundaries, house rules
 
 needs: Rust (rustup), python3 3.10 or newer with venv, and a C compiler; fuzz: a C++ compiler";
 
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         ("test", extra) => test::test(extra),
         ("fuzz", arguments) => fuzz::fuzz(arguments),
         ("image", []) => image::image(),
+        ("compat", []) => compat::compat(),
         ("ci", []) => ci::ci(),
         ("help" | "--help" | "-h", _) => {
             say(USAGE);
