@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod compare;
 pub mod container;
 pub mod daemon;
+pub mod growing;
 pub mod hostile;
 pub mod http;
 pub mod kube;

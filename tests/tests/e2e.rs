@@ -25,8 +25,11 @@ mod prefetch;
 mod pressure;
 mod python;
 mod readme;
+mod reimport;
 mod routing;
 mod sizes;
+mod tier_kills;
+mod tier_races;
 mod versions;
 
 #[expect(dead_code, reason = "the edge's own tests use the rest of the client")]

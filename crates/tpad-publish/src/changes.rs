@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tpad_manifest::{Changes, IndexHeader, IndexRef, Manifest, Segment, TierId};
+use tpad_manifest::{
+    Changes, Effect, IndexHeader, IndexRef, Manifest, ModelVersion, Segment, TierId,
+};
 
 use crate::{Revision, RevisionError};
 
@@ -39,6 +41,18 @@ pub(crate) async fn refine(
         changes.refine(altered.as_ref(), blocks);
     }
     Ok(())
+}
+
+/// The version of what follows `from` with changes of this effect: what breaks
+/// workers steps the major, what is new the minor, and metadata neither. `None`
+/// when it cannot be counted any further.
+pub(crate) fn step(from: ModelVersion, effect: Option<Effect>) -> Option<ModelVersion> {
+    let ModelVersion { major, minor } = from;
+    Some(match effect {
+        Some(Effect::Breaking) => ModelVersion { major: major.checked_add(1)?, minor: 0 },
+        Some(Effect::Additive) => ModelVersion { major, minor: minor.checked_add(1)? },
+        Some(Effect::Metadata) | None => from,
+    })
 }
 
 fn index<'m>(manifest: &'m Manifest, tier: Option<&TierId>) -> Option<&'m IndexRef> {

@@ -124,11 +124,18 @@ pub async fn add_tier(
     let parent = Revision::newest(root).await?;
     let parent = parent.ok_or_else(|| RevisionError::None { root: root.url().to_owned() })?;
     let successor = Successor::of(&parent)?;
+    successor.check_scoring()?;
     let survey = survey::survey(from, progress, stop).await?;
     let tensors = survey.tensors.clone();
     let Incoming { tier, old, family } = incoming(tensors, &survey.config, options)?;
     incoming::check_routing(&tier, successor.tiers_with(&options.id))?;
     let mut notes = survey.notes.clone();
+    // Names tell all of a checkpoint that was made for a tier.
+    if !survey.configured && family != incoming::NAMED {
+        let what = "there is no config.json in the checkpoint: what it would say of groups and \
+                    quantization is taken from shapes and --plan";
+        notes.push(what.to_owned());
+    }
     check_layers(successor.manifest(), &tier, &mut notes)?;
     let mut blocks = Tier::of(tier);
     check_sizes(blocks.iter())?;

@@ -107,6 +107,10 @@ pub async fn import(
     let checkpoint = recognise(&survey.tensors, &survey.config)?;
     let mapping = map(&checkpoint, options.plan.as_ref())?;
     let mut notes = survey.notes.clone();
+    if !survey.configured {
+        let what = "there is no config.json: routing takes defaults where shapes do not tell";
+        notes.push(what.to_owned());
+    }
     notes.extend(checkpoint.notes.iter().cloned());
     let family = checkpoint.family;
     drop(checkpoint);

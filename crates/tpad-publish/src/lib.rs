@@ -2,8 +2,9 @@
 //! tiers and published as revisions that point into their shards; published
 //! revisions are checked byte by byte; synthetic checkpoints are made.
 //!
-//! No weight is ever rewritten: an import reads every byte once, to know its
-//! digest, and writes indexes and one small document.
+//! An import writes no weight: it reads every byte once, to know its digest, and
+//! writes indexes and one small document. A tier that is added is copied to the
+//! model's root, in shards of its own; nothing that is there is written again.
 
 mod activation;
 mod blocking;

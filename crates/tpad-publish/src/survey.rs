@@ -49,6 +49,8 @@ pub(crate) struct Survey {
     pub(crate) tensors: Vec<ShardTensor>,
     /// `config.json`; an empty object when there is none.
     pub(crate) config: Value,
+    /// Whether there is a `config.json`.
+    pub(crate) configured: bool,
     /// The small files that travel with the model.
     pub(crate) files: BTreeMap<String, FileRecord>,
     /// What a person may want to know.
@@ -84,9 +86,11 @@ async fn take(root: &ObjectOrigin, progress: &dyn Progress) -> Result<Survey, Im
     if let Some(map) = &weight_map {
         map.check(&tensors)?;
     }
-    let config = config(root, &entries, &mut notes).await?;
+    let config = config(root, &entries).await?;
+    let configured = config.is_some();
+    let config = config.unwrap_or_else(|| Value::Object(serde_json::Map::new()));
     let files = files::record(root, &entries, &mut notes).await?;
-    Ok(Survey { shards, tensors, config, files, notes })
+    Ok(Survey { shards, tensors, config, configured, files, notes })
 }
 
 /// The objects at the root itself and in the directories below it or, where a
@@ -163,15 +167,13 @@ async fn find_shards(
 async fn config(
     root: &ObjectOrigin,
     entries: &BTreeMap<String, ObjectEntry>,
-    notes: &mut Vec<String>,
-) -> Result<Value, ImportError> {
+) -> Result<Option<Value>, ImportError> {
     if !entries.contains_key(CONFIG) {
-        notes
-            .push(format!("there is no {CONFIG}: routing takes defaults where shapes do not tell"));
-        return Ok(Value::Object(serde_json::Map::new()));
+        return Ok(None);
     }
     let document = root.get(CONFIG, files::MAX_BYTES).await?;
     serde_json::from_slice(&document)
+        .map(Some)
         .map_err(|error| ImportError::Config { problem: error.to_string() })
 }
 

@@ -55,7 +55,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "P", value_parser = super::placement)]
     placement: Placement,
 
-    /// How many tiers a token may use while this one is active
+    /// How many tiers a token may use while this one is active; of several active tiers the largest
+    /// counts
     #[arg(long, value_name = "K", default_value_t = 1)]
     k_tier: u32,
 

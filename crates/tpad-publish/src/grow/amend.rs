@@ -98,13 +98,13 @@ pub async fn amend(
         changes,
     };
     let Some(effect) = amended.changes.effect() else { return Ok(amended) };
-    let version = version(before.model_version, effect, options.major)?;
     if effect == Effect::Breaking && !options.major {
         return Err(GrowError::Breaking {
             url: parent.url(),
             problems: Rejected(amended.changes.unannounced(before, before)),
         });
     }
+    let version = version(before.model_version, effect)?;
     let revision = parent.number().checked_add(1);
     let revision = revision.ok_or(GrowError::Overtaken { revision: u64::MAX })?;
     document.insert("model_version".to_owned(), version.to_string().into());
@@ -121,18 +121,9 @@ pub async fn amend(
     Ok(amended)
 }
 
-fn version(from: ModelVersion, effect: Effect, major: bool) -> Result<ModelVersion, GrowError> {
-    let ModelVersion { major: old, minor } = from;
+fn version(from: ModelVersion, effect: Effect) -> Result<ModelVersion, GrowError> {
     let last = || incoming::wrong("model_version", "the version cannot be counted any further");
-    Ok(match effect {
-        Effect::Breaking if major => {
-            ModelVersion { major: old.checked_add(1).ok_or_else(last)?, minor: 0 }
-        }
-        Effect::Additive => {
-            ModelVersion { major: old, minor: minor.checked_add(1).ok_or_else(last)? }
-        }
-        Effect::Breaking | Effect::Metadata => from,
-    })
+    crate::changes::step(from, Some(effect)).ok_or_else(last)
 }
 
 /// The newest document with the change, its own numbers as they were.

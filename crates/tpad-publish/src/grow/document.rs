@@ -3,7 +3,9 @@
 
 use serde_json::{Map, Value};
 use tpad_index::EncodedIndex;
-use tpad_manifest::{FORMAT_VERSION, Manifest, ModelVersion, TierId, TierRecord};
+use tpad_manifest::{
+    FORMAT_VERSION, GroupScoring, Manifest, ModelVersion, ScoringFunction, TierId, TierRecord,
+};
 
 use super::amend::text;
 use super::{GrowError, GrowOptions, GrowOutcome, Grown};
@@ -35,6 +37,17 @@ impl<'a> Successor<'a> {
             });
         }
         Ok(Self { parent, manifest })
+    }
+
+    /// A token can only be routed over tiers if the scores of its experts are
+    /// known: with a scoring that is not, nobody could use the tier, and a
+    /// document that is passed on would seem to say how.
+    pub(super) fn check_scoring(&self) -> Result<(), GrowError> {
+        let scoring = self.manifest.scoring;
+        if scoring.function == ScoringFunction::Unknown || scoring.groups == GroupScoring::Unknown {
+            return Err(GrowError::Scoring { url: self.parent.url() });
+        }
+        Ok(())
     }
 
     pub(super) const fn manifest(&self) -> &'a Manifest {

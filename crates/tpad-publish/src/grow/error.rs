@@ -27,6 +27,18 @@ pub enum GrowError {
         /// This one's.
         known: String,
     },
+    /// The parent's scoring is not known here, so routing over tiers is not
+    /// defined.
+    #[error(
+        "{url} has a scoring that this version does not know, so no token can be routed over its \
+         tiers: use a tpactl that knows it, or, if it is a mistake, publish the manifest with the \
+         scoring that the model's router computes (`tpactl manifest show`, then `tpactl publish \
+         --major`)"
+    )]
+    Scoring {
+        /// The parent's document.
+        url: String,
+    },
     /// There is no such tier.
     #[error("{url} has no tier {id}: `tpactl manifest show` lists them")]
     UnknownTier {
@@ -99,6 +111,7 @@ impl GrowError {
             Self::Parent(error) => error.kind(),
             Self::UnknownTier { .. } => ErrorKind::NotFound,
             Self::Newer { .. }
+            | Self::Scoring { .. }
             | Self::Breaking { .. }
             | Self::Taken { .. }
             | Self::Differs { .. }

@@ -12,6 +12,9 @@ use crate::layout::{Checkpoint, MoeLayer};
 use crate::mapping::rows;
 use crate::{DraftBlock, LayerDraft, LayoutError, ShardTensor, TierDraft, map, recognise};
 
+/// The layout of checkpoints that were made for a tier.
+pub(super) const NAMED: &str = "tensors named for a tier";
+
 /// A checkpoint, taken apart.
 pub(super) struct Incoming {
     /// The tier to add; its layers hold its blocks.
@@ -81,7 +84,7 @@ pub(super) fn incoming(
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(Incoming { family: "tensors named for a tier", tier: tier(own, options), old })
+    Ok(Incoming { family: NAMED, tier: tier(own, options), old })
 }
 
 /// A tier from a checkpoint that was made for tpad.

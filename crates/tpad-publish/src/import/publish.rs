@@ -2,11 +2,15 @@
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
-use tpad_manifest::{Digest, Manifest, ModelVersion, TierRecord, index_path, revision_path};
-use tpad_store::{Created, ObjectOrigin};
+use tpad_manifest::{
+    Changes, Digest, Effect, Manifest, Problem, Rejected, TierRecord, index_path, revision_path,
+};
+use tpad_store::{Created, ErrorKind, ObjectOrigin};
 
 use super::ImportError;
 use super::blocks::Indexes;
+use crate::RevisionError;
+use crate::changes::step;
 use crate::revision::{Revision, newest_number};
 
 /// What publishing came to.
@@ -38,15 +42,17 @@ pub(super) async fn publish(
         if same(&loaded.manifest, &manifest) {
             return Ok(Published::Unchanged(loaded.manifest.clone()));
         }
-        succeed(&mut manifest, &loaded.manifest, revision.digest());
+        keep_times(&mut manifest, &loaded.manifest);
+        write(target, indexes).await?;
+        let changes = changes(revision, &loaded.manifest, &manifest).await?;
+        succeed(&mut manifest, &loaded.manifest, revision.digest(), &changes)?;
     }
     manifest.revision = number.checked_add(1).ok_or(ImportError::Overtaken { revision: number })?;
     let document = manifest.to_json();
     // What a reader would refuse is never published.
     Manifest::parse(document.as_bytes()).map_err(ImportError::Rejected)?;
-    for index in indexes.tiers.iter().chain(&indexes.dense) {
-        let path = index_path(&index.reference.digest);
-        target.put(&path, Bytes::from(index.bytes.clone())).await?;
+    if newest.is_none_or(|revision| revision.manifest().is_err()) {
+        write(target, indexes).await?;
     }
     if stop.is_cancelled() {
         return Err(ImportError::Cancelled);
@@ -83,24 +89,51 @@ fn same(published: &Manifest, new: &Manifest) -> bool {
     *published == new
 }
 
-/// Makes `manifest` the successor of `newest`: tiers that are still the same
-/// keep their time, and the model's version tells what the step is. Growth and
-/// metadata name their parent; what breaks something starts anew.
-fn succeed(manifest: &mut Manifest, newest: &Manifest, digest: Digest) {
-    keep_times(manifest, newest);
-    let kept = |old: &TierRecord| {
-        manifest.tiers.iter().any(|tier| tier.id == old.id && same_tier(tier, old))
-    };
-    let ModelVersion { major, minor } = newest.model_version;
-    if manifest.dense != newest.dense || !newest.tiers.iter().all(kept) {
-        manifest.model_version = ModelVersion { major: major.saturating_add(1), minor: 0 };
-        return;
+/// Writes the indexes, which nobody reads until a revision names them.
+async fn write(target: &ObjectOrigin, indexes: &Indexes) -> Result<(), ImportError> {
+    for index in indexes.tiers.iter().chain(&indexes.dense) {
+        let path = index_path(&index.reference.digest);
+        target.put(&path, Bytes::from(index.bytes.clone())).await?;
     }
-    manifest.parent = Some(digest);
-    manifest.model_version = match manifest.tiers.len() > newest.tiers.len() {
-        true => ModelVersion { major, minor: minor.saturating_add(1) },
-        false => newest.model_version,
+    Ok(())
+}
+
+/// What changes, by the rules that daemons and `tpactl manifest diff` apply.
+/// Both revisions' indexes are at the same root.
+async fn changes(
+    newest: &Revision,
+    before: &Manifest,
+    after: &Manifest,
+) -> Result<Changes, ImportError> {
+    let mut changes = Changes::between(before, after);
+    match crate::changes::refine(&mut changes, (newest, before), (newest, after)).await {
+        Ok(()) => Ok(changes),
+        Err(RevisionError::Origin(error)) if error.kind() != ErrorKind::NotFound => {
+            Err(error.into())
+        }
+        // An index that is lost or broken tells no block: whatever it was for
+        // counts as altered.
+        Err(_) => Ok(Changes::between(before, after)),
+    }
+}
+
+/// Makes `manifest` the successor of `newest`, whose version tells what the step
+/// means. Growth and metadata name their parent; what breaks something starts
+/// anew.
+fn succeed(
+    manifest: &mut Manifest,
+    newest: &Manifest,
+    digest: Digest,
+    changes: &Changes,
+) -> Result<(), ImportError> {
+    let effect = changes.effect();
+    let last = || {
+        let what = "the version of the newest revision cannot be counted any further";
+        ImportError::Rejected(Rejected(vec![Problem::new("/model_version", what)]))
     };
+    manifest.model_version = step(newest.model_version, effect).ok_or_else(last)?;
+    manifest.parent = (effect != Some(Effect::Breaking)).then_some(digest);
+    Ok(())
 }
 
 fn keep_times(manifest: &mut Manifest, older: &Manifest) {
@@ -119,6 +152,8 @@ fn same_tier(a: &TierRecord, b: &TierRecord) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tpad_manifest::Placement;
+
     use super::*;
 
     fn manifest(tiers: &[(u64, u8)]) -> Manifest {
@@ -145,13 +180,41 @@ mod tests {
         let old = manifest(&[(1, 1), (2, 2)]);
         let digest = Digest::of(b"old");
         let step = |mut new: Manifest| {
-            succeed(&mut new, &old, digest);
+            let changes = Changes::between(&old, &new);
+            succeed(&mut new, &old, digest, &changes).expect("it can be counted");
             (new.model_version.to_string(), new.parent)
         };
-        assert_eq!(step(manifest(&[(1, 1), (2, 2), (3, 3)])), ("2.4".to_owned(), Some(digest)));
-        assert_eq!(step(manifest(&[(1, 1), (2, 2)])), ("2.3".to_owned(), Some(digest)));
+        let same = || manifest(&[(1, 1), (2, 2)]);
+        let grown = manifest(&[(1, 1), (2, 2), (3, 3)]);
+        // The default is all tiers here, and growth must not change it.
+        assert_eq!(step(grown.clone()), ("3.0".to_owned(), None));
+        let grown = Manifest { default_tier_set: old.default_tier_set.clone(), ..grown };
+        assert_eq!(step(grown), ("2.4".to_owned(), Some(digest)));
+        assert_eq!(step(same()), ("2.3".to_owned(), Some(digest)));
         assert_eq!(step(manifest(&[(1, 1), (2, 9)])), ("3.0".to_owned(), None));
         assert_eq!(step(manifest(&[(1, 1)])), ("3.0".to_owned(), None));
+        let mut other = same();
+        other.tiers[1].placement = Placement::Nvme;
+        assert_eq!(step(other), ("2.3".to_owned(), Some(digest)));
+        let mut other = same();
+        other.tiers[1].routing.k_expert += 1;
+        assert_eq!(step(other), ("3.0".to_owned(), None));
+        let mut other = same();
+        other.scoring.normalize = !other.scoring.normalize;
+        assert_eq!(step(other), ("3.0".to_owned(), None));
+        let mut other = same();
+        other.default_tier_set.truncate(1);
+        assert_eq!(step(other), ("3.0".to_owned(), None));
+    }
+
+    #[test]
+    fn a_version_that_cannot_be_counted_further_is_refused() {
+        let mut old = manifest(&[(1, 1)]);
+        old.model_version.major = u32::MAX;
+        let mut new = manifest(&[(1, 2)]);
+        let changes = Changes::between(&old, &new);
+        let error = succeed(&mut new, &old, Digest::of(b"old"), &changes).expect_err("the end");
+        assert!(error.to_string().contains("/model_version"), "{error}");
     }
 
     #[test]
