@@ -30,6 +30,7 @@ mod routing;
 mod sizes;
 mod tier_kills;
 mod tier_races;
+mod tiers;
 mod versions;
 
 #[expect(dead_code, reason = "the edge's own tests use the rest of the client")]
