@@ -72,25 +72,28 @@ impl Stage {
         seen.unwrap_or_else(|_| unreachable!("never: {what}"))
     }
 
-    fn requests(&self) -> u64 {
-        self.tap.reads().values().sum()
+    /// Reads of the model's own shards, or of those that growth has added.
+    fn requests(&self, added: bool) -> u64 {
+        let reads = self.tap.reads();
+        let of = reads.iter().filter(|(place, _)| place.contains("/tpad/shards/") == added);
+        of.map(|(_, count)| count).sum()
     }
 
     /// Reads all experts of the first revision; what it took from the store.
     async fn read_base(&self) -> u64 {
-        let before = self.requests();
+        let before = self.requests(false);
         let blocks = fetch(self.served.client(), "base").await;
         for block in &blocks {
             let BlockKey::Expert { key, layer } = &block.key else { unreachable!("an expert") };
             exact(block, &self.original.experts[&(*layer, key.expert)]);
         }
         assert_eq!(blocks.len(), self.original.experts.len());
-        self.requests() - before
+        self.requests(false) - before
     }
 
     /// Reads all experts of the tier that was added; what it took from the store.
     async fn read_added(&self) -> u64 {
-        let before = self.requests();
+        let before = self.requests(true);
         let blocks = fetch(self.served.client(), "big").await;
         assert_eq!(blocks.len(), 2 * 5);
         for block in &blocks {
@@ -106,7 +109,7 @@ impl Stage {
                 assert!(tensor.bytes == bytes, "{}", tensor.name);
             }
         }
-        self.requests() - before
+        self.requests(true) - before
     }
 }
 

@@ -10,6 +10,7 @@ mod corrupt;
 mod counters;
 mod deploy;
 mod drain;
+mod expansion;
 mod fixtures;
 mod hostile_clients;
 mod hostile_models;

@@ -28,6 +28,7 @@ use config::Config;
 use linear::{Linear, Scheme};
 use member::Member;
 use name::Form;
+pub(crate) use routing::without_counts;
 use routing::{Groups, Signs};
 use site::{Site, Survey};
 

@@ -62,7 +62,14 @@ fn files(old: &Manifest, new: &Manifest, changes: &mut Changes) {
         let what = match new.files.get(name) {
             None => "it is gone",
             Some(now) if now.digest != file.digest => "its bytes differ",
-            Some(_) => continue,
+            Some(now) if now.bytes != file.bytes => "its size differs",
+            Some(now) => {
+                if now.object != file.object {
+                    let what = format!("{name}: {}", was(&file.object, &now.object));
+                    changes.add(Change::DocumentChanged { field: "files", what });
+                }
+                continue;
+            }
         };
         changes.add(Change::FileAltered { name: name.clone(), what });
     }
@@ -174,7 +181,7 @@ fn index(
         (None, None) => {}
         (None, Some(_)) => changes.add(Change::IndexAdded { tier }),
         (Some(_), None) => changes.add(Change::IndexRemoved { tier }),
-        (Some(old), Some(new)) if old.digest == new.digest => {}
+        (Some(old), Some(new)) if old == new => {}
         (Some(_), Some(_)) => changes.add(Change::IndexAltered { tier }),
     }
 }

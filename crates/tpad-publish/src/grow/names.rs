@@ -20,7 +20,7 @@ use tpad_manifest::{
 };
 
 use super::GrowError;
-use crate::layout::{Checkpoint, recognise};
+use crate::layout::{Checkpoint, recognise, without_counts};
 use crate::{LayoutError, ShardTensor};
 
 const MARK: &str = "tpad_tiers.";
@@ -130,8 +130,8 @@ impl Named {
     /// Reads the tier's layout.
     pub(super) fn read(mut self, config: &Value) -> Result<NamedTier, GrowError> {
         let groups = self.sizes()?;
-        let mut checkpoint =
-            recognise(&self.tensors, config).map_err(|error| self.renamed(error))?;
+        let mut checkpoint = recognise(&self.tensors, &without_counts(config))
+            .map_err(|error| self.renamed(error))?;
         for layer in &mut checkpoint.layers {
             let experts = layer.experts.iter_mut().flat_map(|expert| &mut expert.tensors);
             let routers = layer.router.iter_mut().map(|tensor| &mut tensor.record);

@@ -165,44 +165,64 @@ fn dbrx_norm(config: Config<'_>, notes: &mut Vec<String>) -> Result<bool, Layout
     Ok(p.is_some() || !config.has("moe_normalize_expert_weights"))
 }
 
+/// How many experts a token uses, in the words of the families.
+const PER_TOKEN: [&str; 8] = [
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "experts_per_token",
+    "moe_topk",
+    "moe_top_k",
+    "moe_k",
+    "num_selected_experts",
+    "top_k_experts",
+];
+
+/// Into how many groups a router sorts its experts.
+const GROUPS: [&str; 2] = ["n_group", "num_expert_group"];
+
+/// How many of them a token uses.
+const GROUPS_PER_TOKEN: [&str; 1] = ["topk_group"];
+
+/// A model's config without what it says of its own experts' numbers, for
+/// experts that are not its own.
+pub(crate) fn without_counts(config: &serde_json::Value) -> serde_json::Value {
+    let Some(fields) = config.as_object() else { return config.clone() };
+    let is_count = |key: &str| {
+        PER_TOKEN.iter().chain(&GROUPS).chain(&GROUPS_PER_TOKEN).any(|count| *count == key)
+    };
+    let kept = fields.iter().filter(|(key, _)| !is_count(key));
+    // A model in a model has its own.
+    kept.map(|(key, value)| (key.clone(), without_counts(value))).collect()
+}
+
 /// How the router sorts the layer's experts.
 pub(super) fn groups(config: Config<'_>, experts: u32) -> Result<Groups, LayoutError> {
     let wrong = |key: &str, message: String| Err(LayoutError::Config { key: key.into(), message });
     let greedy = config.find(&["topk_method"]).is_some_and(|(_, method)| method == "greedy");
-    let groups = match config.count(&["n_group", "num_expert_group"])? {
+    let groups = match config.count(&GROUPS)? {
         Some(groups) if groups > 1 && !greedy => groups,
         _ => 1,
     };
     if !experts.is_multiple_of(groups) {
         return wrong("n_group", format!("{groups} groups cannot share {experts} experts evenly"));
     }
-    let groups_per_token = match config.count(&["topk_group"])? {
+    let groups_per_token = match config.count(&GROUPS_PER_TOKEN)? {
         Some(chosen) if groups > 1 => chosen,
         _ => groups,
     };
     if groups_per_token == 0 || groups_per_token > groups {
         return wrong("topk_group", format!("{groups_per_token} of {groups} groups"));
     }
-    let keys = [
-        "num_experts_per_tok",
-        "num_experts_per_token",
-        "experts_per_token",
-        "moe_topk",
-        "moe_top_k",
-        "moe_k",
-        "num_selected_experts",
-        "top_k_experts",
-    ];
     let fixed = match config.model_type() {
         "switch_transformers" => Some(1),
         "nllb-moe" => Some(2),
         _ => None,
     };
-    let experts_per_token = config.count(&keys)?.or(fixed);
+    let experts_per_token = config.count(&PER_TOKEN)?.or(fixed);
     if let Some(chosen) = experts_per_token
         && (chosen == 0 || chosen > experts)
     {
-        let key = config.find(&keys).map_or("num_experts_per_tok", |(key, _)| key);
+        let key = config.find(&PER_TOKEN).map_or("num_experts_per_tok", |(key, _)| key);
         return wrong(key, format!("{chosen} of {experts} experts"));
     }
     Ok(Groups { groups, groups_per_token, experts_per_token })
