@@ -232,6 +232,27 @@ fn a_load_by_command_goes_before_a_wait_and_chooses_for_one_daemon() {
 }
 
 #[test]
+fn a_revision_that_was_chosen_comes_home_whatever_the_root_names() {
+    play(async |scene| {
+        let stage = Stage::set(scene, "").await;
+        stage.tap.set(Fault::Held);
+        let admin = stage.served.client().admin();
+        let chosen = tokio::spawn(async move { admin.stay_on("mixtral", 2).await });
+        stage.until("it comes", |model| model["coming"]["revision"] == 2).await;
+        // The root, which names revision 1, is looked at meanwhile by those who follow.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(stage.model().await["coming"]["revision"], 2);
+        stage.tap.set(Fault::None);
+        let loaded = chosen.await.expect("it ends").expect("it is there");
+        assert_eq!(loaded.revision, 2);
+        let model = stage.model().await;
+        assert_eq!((&model["revision"], &model["pinned"]), (&2.into(), &true.into()));
+        assert_eq!(stage.read_added().await, 0, "it came home first");
+        stage.served.stop().await;
+    });
+}
+
+#[test]
 fn tpactl_chooses_a_revision_and_follows_again() {
     play(async |scene| {
         let stage = Stage::set(scene, "").await;

@@ -48,18 +48,24 @@ impl Drop for Coming<'_> {
 
 impl Model {
     /// Brings the tiers that `coming` adds to `serving` home, until `deadline` at
-    /// the latest or until somebody asks for a `reload`. What is announced stays so
-    /// as long as the caller holds it.
+    /// the latest, until somebody asks for a `reload`, or while it `follows` the root
+    /// until that names another. What is announced stays so as long as the caller
+    /// holds it.
     pub(super) async fn bring_home<'m>(
         &'m self,
         loader: &'m Loader,
         serving: &Generation,
         coming: &Arc<Generation>,
         deadline: Instant,
+        follows: bool,
         mut reload: Option<Pin<&mut Notified<'_>>>,
     ) -> (Arrival, Option<Coming<'m>>) {
         let added = added(serving, coming);
-        if added.is_empty() || deadline <= Instant::now() {
+        // Another major version may have other bytes for what is served: both at
+        // home would push each other out.
+        let major = |generation: &Generation| generation.manifest().model_version.major;
+        let breaks = major(serving) != major(coming);
+        if added.is_empty() || breaks || deadline <= Instant::now() {
             return (Arrival::Arrived, None);
         }
         let (revision, tiers) = (coming.revision(), added.join(", "));
@@ -67,7 +73,7 @@ impl Model {
         let announced = Coming::announce(self, loader, coming);
         let superseded = async {
             loop {
-                match loader.follow.filter(|_| !self.is_pinned()) {
+                match loader.follow.filter(|_| follows) {
                     Some(interval) => sleep(jittered(interval)).await,
                     None => std::future::pending().await,
                 }

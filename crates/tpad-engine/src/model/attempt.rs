@@ -104,7 +104,8 @@ impl Model {
         let (arrival, announced) = match &serving {
             None => (Arrival::Arrived, None),
             Some(serving) => {
-                self.bring_home(loader, serving, &generation, deadline, reload.as_pin_mut()).await
+                let (follows, reload) = (place.pinned.is_none(), reload.as_pin_mut());
+                self.bring_home(loader, serving, &generation, deadline, follows, reload).await
             }
         };
         Ok(match arrival {

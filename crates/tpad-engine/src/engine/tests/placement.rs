@@ -248,7 +248,12 @@ async fn an_added_tier_is_at_home_when_its_revision_is_first_seen() {
     let engine = start(config);
     ready(&engine).await;
     let tiers = vec![first, tier("b", Placement::Dram, 8, 5000)];
-    checkpoint.publish(&Shape { revision: 2, ..Shape::of(tiers) });
+    checkpoint.publish(&Shape {
+        revision: 2,
+        bytes_of: Some(1),
+        major: Some(1),
+        ..Shape::of(tiers)
+    });
     let mut changes = engine.changes.subscribe();
     let swapped = async {
         loop {
