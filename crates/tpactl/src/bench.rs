@@ -50,8 +50,8 @@ enum Command {
 ///
 /// Without --rate each of --concurrency workers asks again when it has its answer (closed loop);
 /// latency is then the time that an answer takes. With --rate requests are due at fixed times,
-/// whether the daemon keeps up or not, and latency counts from when a request was due (open loop):
-/// a daemon that stalls is not spared the requests that it delayed.
+/// whether the daemon keeps up or not (open loop), and the latency of a request that was due while
+/// all workers waited counts from then: a daemon that stalls is not spared what it delayed.
 #[derive(Debug, clap::Args)]
 struct Fetch {
     #[command(flatten)]

@@ -169,9 +169,15 @@ impl Worker {
             if due >= shared.until {
                 break;
             }
-            tokio::select! {
-                () = sleep_until(due) => {}
-                () = shared.stop.cancelled() => break,
+            let mut since = due;
+            if due > Instant::now() {
+                tokio::select! {
+                    () = sleep_until(due) => {}
+                    () = shared.stop.cancelled() => break,
+                }
+                // The timer counts milliseconds: how late it is, is no latency of the
+                // daemon's. What was due while all workers waited still counts from then.
+                since = Instant::now();
             }
             if Instant::now() >= shared.until {
                 shared.next.fetch_sub(1, Ordering::Relaxed);
@@ -180,7 +186,7 @@ impl Worker {
             let answer = self.ask(n).await;
             let failed = answer.is_err();
             if due >= shared.from {
-                self.tally.add(due, answer);
+                self.tally.add(since, answer);
             }
             if failed {
                 tokio::time::sleep(AFTER_FAILURE).await;
@@ -241,14 +247,14 @@ impl Tally {
         Ok(Self { requests: 0, blocks: 0, bytes: 0, latency, errors: BTreeMap::new() })
     }
 
-    /// Counts an answer to what was due at `due`.
-    fn add(&mut self, due: Instant, answer: Result<(u64, u64), Error>) {
+    /// Counts an answer to what was to be sent at `since`.
+    fn add(&mut self, since: Instant, answer: Result<(u64, u64), Error>) {
         match answer {
             Ok((blocks, bytes)) => {
                 self.requests += 1;
                 self.blocks += blocks;
                 self.bytes += bytes;
-                let nanoseconds = u64::try_from(due.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                let nanoseconds = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
                 self.latency.saturating_record(nanoseconds);
             }
             Err(error) => {
