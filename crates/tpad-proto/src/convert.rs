@@ -176,6 +176,8 @@ pub fn block(
         source_expert: record.source.map(|source| source.expert),
         router_column: record.source.map(|source| source.column),
         medium: medium.into(),
+        ordinal: None,
+        offset: 0,
     })
 }
 

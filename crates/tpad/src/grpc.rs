@@ -13,6 +13,7 @@ mod health;
 mod look_ahead;
 mod model;
 mod prefetch;
+mod resume;
 mod routing;
 mod scope;
 mod status;

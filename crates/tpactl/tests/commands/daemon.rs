@@ -93,6 +93,7 @@ impl ExpertService for Small {
             generation: 1,
             blocks: 1,
             bytes: IMAGE.len() as u64,
+            resumed: false,
         });
         let at = v1::ExpertAtLayer { key: Some(key.clone()), layer: request.layers[0] };
         let block = Part::Block(v1::Block {
@@ -113,6 +114,8 @@ impl ExpertService for Small {
             source_expert: Some(9),
             router_column: Some(9),
             medium: v1::Medium::ObjectStore.into(),
+            ordinal: None,
+            offset: 0,
         });
         let parts = [start, block, Part::Payload(image.into())].map(|part| {
             Ok(v1::FetchExpertsResponse { part: Some(v1::BlockPart { part: Some(part) }) })

@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
-use tonic::transport::Server;
+use tonic::transport::{Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 use tpad_manifest::BlockId;
 use tpad_proto::v1;
@@ -54,6 +54,7 @@ pub(crate) fn start(blocks: u64, bytes: u64) -> v1::BlockPart {
         generation: 2,
         blocks,
         bytes,
+        resumed: false,
     }))
 }
 
@@ -82,6 +83,8 @@ pub(crate) fn block(expert: u32, image: &[u8]) -> v1::BlockPart {
         source_expert: Some(9),
         router_column: Some(8),
         medium: v1::Medium::Dram.into(),
+        ordinal: None,
+        offset: 0,
     }))
 }
 
@@ -120,6 +123,18 @@ impl Daemon {
         })
     }
 
+    /// Listens on a free port with TLS.
+    pub(crate) async fn start_with_tls(script: Script, tls: ServerTlsConfig) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.set_nonblocking(true).expect("a socket");
+        let address = format!("https://{}", listener.local_addr().expect("bound"));
+        let server = Server::builder().tls_config(tls).expect("a certificate");
+        Self::run_on(server, address, script, move |server| async move {
+            let listener = TcpListener::from_std(listener).expect("a socket");
+            server.serve_with_incoming(TcpListenerStream::new(listener)).await
+        })
+    }
+
     /// Listens on a Unix socket.
     pub(crate) async fn start_at(path: &Path, script: Script) -> Self {
         let listener = std::os::unix::net::UnixListener::bind(path).expect("a free path");
@@ -138,6 +153,18 @@ impl Daemon {
     where
         F: Future<Output = Result<(), tonic::transport::Error>> + Send + 'static,
     {
+        Self::run_on(Server::builder(), address, script, serve)
+    }
+
+    fn run_on<F>(
+        mut server: Server,
+        address: String,
+        script: Script,
+        serve: impl FnOnce(tonic::transport::server::Router) -> F + Send + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Result<(), tonic::transport::Error>> + Send + 'static,
+    {
         let state = Arc::new(State {
             script,
             calls: AtomicU32::new(0),
@@ -145,7 +172,7 @@ impl Daemon {
             dropped: Notify::new(),
         });
         let scripted = Scripted(Arc::clone(&state));
-        let server = Server::builder()
+        let server = server
             .add_service(ExpertServiceServer::new(scripted.clone()))
             .add_service(ModelServiceServer::new(scripted));
         // A runtime of its own, so that killing it closes every connection.

@@ -10,14 +10,16 @@ use tpad_manifest::{ExpertKey, TierId};
 use tpad_proto::WireError;
 use tpad_proto::v1::expert_service_server::ExpertService;
 use tpad_proto::v1::{
-    BlockPart, FetchDenseRequest, FetchDenseResponse, FetchExpertsRequest, FetchExpertsResponse,
-    FetchFileRequest, FetchFileResponse, FetchRoutersRequest, FetchRoutersResponse, FileStart,
-    PrefetchRequest, PrefetchResponse, fetch_file_response::Part as FilePart,
+    self, BlockPart, FetchDenseRequest, FetchDenseResponse, FetchExpertsRequest,
+    FetchExpertsResponse, FetchFileRequest, FetchFileResponse, FetchRoutersRequest,
+    FetchRoutersResponse, FileStart, PrefetchRequest, PrefetchResponse,
+    fetch_file_response::Part as FilePart,
 };
 
 use super::call::Call;
 use super::look_ahead::Budget;
 use super::prefetch;
+use super::resume::Resume;
 use super::scope::read_scope;
 use super::status;
 use super::stream::{BlockStream, PAYLOAD_BYTES};
@@ -42,11 +44,13 @@ impl Experts {
     fn reply<T: 'static>(
         &self,
         selected: Selected,
+        resume: Option<v1::Resume>,
         call: Call,
         wrap: fn(BlockPart) -> T,
-    ) -> Response<Reply<T>> {
-        let parts = BlockStream::new(selected, call, &self.ahead);
-        Response::new(parts.map(move |part| part.map(wrap)).boxed())
+    ) -> Result<Response<Reply<T>>, Status> {
+        let resume = Resume::read(resume, &selected, &call)?;
+        let parts = BlockStream::new(selected, resume, call, &self.ahead);
+        Ok(Response::new(parts.map(move |part| part.map(wrap)).boxed()))
     }
 }
 
@@ -63,7 +67,8 @@ impl ExpertService for Experts {
         request: Request<FetchExpertsRequest>,
     ) -> Result<Response<Self::FetchExpertsStream>, Status> {
         let call = Call::of(&request, self.default_deadline);
-        let FetchExpertsRequest { model, keys, blocks, tiers, layers } = request.into_inner();
+        let FetchExpertsRequest { model, keys, blocks, tiers, layers, resume } =
+            request.into_inner();
         let generation = self.engine.open(&model).map_err(|error| call.refuse(&error))?;
         let selection = Selection {
             keys: read_all("keys", keys, ExpertKey::try_from, &call)?,
@@ -73,7 +78,7 @@ impl ExpertService for Experts {
         };
         let selected = generation.select(&selection, call.deadline).await;
         let selected = selected.map_err(|error| call.refuse(&error))?;
-        Ok(self.reply(selected, call, |part| FetchExpertsResponse { part: Some(part) }))
+        self.reply(selected, resume, call, |part| FetchExpertsResponse { part: Some(part) })
     }
 
     async fn fetch_routers(
@@ -81,12 +86,12 @@ impl ExpertService for Experts {
         request: Request<FetchRoutersRequest>,
     ) -> Result<Response<Self::FetchRoutersStream>, Status> {
         let call = Call::of(&request, self.default_deadline);
-        let FetchRoutersRequest { model, tiers, layers } = request.into_inner();
+        let FetchRoutersRequest { model, tiers, layers, resume } = request.into_inner();
         let generation = self.engine.open(&model).map_err(|error| call.refuse(&error))?;
         let tiers = read_tiers(&tiers, &call)?;
         let selected = generation.routers(&tiers, &layers, call.deadline).await;
         let selected = selected.map_err(|error| call.refuse(&error))?;
-        Ok(self.reply(selected, call, |part| FetchRoutersResponse { part: Some(part) }))
+        self.reply(selected, resume, call, |part| FetchRoutersResponse { part: Some(part) })
     }
 
     async fn fetch_dense(
@@ -94,11 +99,11 @@ impl ExpertService for Experts {
         request: Request<FetchDenseRequest>,
     ) -> Result<Response<Self::FetchDenseStream>, Status> {
         let call = Call::of(&request, self.default_deadline);
-        let FetchDenseRequest { model, names } = request.into_inner();
+        let FetchDenseRequest { model, names, resume } = request.into_inner();
         let generation = self.engine.open(&model).map_err(|error| call.refuse(&error))?;
         let selected = generation.dense(&names, call.deadline).await;
         let selected = selected.map_err(|error| call.refuse(&error))?;
-        Ok(self.reply(selected, call, |part| FetchDenseResponse { part: Some(part) }))
+        self.reply(selected, resume, call, |part| FetchDenseResponse { part: Some(part) })
     }
 
     async fn fetch_file(

@@ -68,6 +68,15 @@ pub(super) fn peer_not_local(call: &Call) -> Status {
     with_details(ErrorKind::Denied, "PEER_NOT_LOCAL", message, call, &[])
 }
 
+/// A stream is to go on with blocks of a revision that is not served any more.
+pub(super) fn revision_changed(broken: u64, served: u64, call: &Call) -> Status {
+    let message = format!(
+        "resume: the stream that broke had revision {broken}, revision {served} is served: ask again without what came"
+    );
+    let metadata = [("revision", served.to_string())];
+    with_details(ErrorKind::FailedPrecondition, "REVISION_CHANGED", &message, call, &metadata)
+}
+
 /// As many large replies exist as may.
 pub(super) fn replies_busy(call: &Call) -> Status {
     let message = "descriptions and pages that clients have not taken leave no room for another: try again later";

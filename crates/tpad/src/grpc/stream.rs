@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, Stream, StreamExt as _};
 use tokio::time::Instant;
@@ -17,6 +17,7 @@ use tpad_store::{Medium, ReadOptions};
 
 use super::call::Call;
 use super::look_ahead::{Ahead, Budget, Window};
+use super::resume::Resume;
 use super::status;
 
 /// Bytes of one payload message. Messages of 1 to 4 MiB gave the best
@@ -33,20 +34,31 @@ const KEYS_NAMED: usize = 16;
 /// its reads; those that others share go on.
 pub(super) struct BlockStream {
     selected: Selected,
+    resume: Resume,
+    /// The block that is sent before all others, until it is or cannot be.
+    first: Option<usize>,
     call: Call,
     /// The next block to start reading.
     next: usize,
     window: Window,
     reading: FuturesUnordered<BoxFuture<'static, Finished>>,
-    ready: VecDeque<(Box<Block>, Ahead)>,
+    ready: VecDeque<Ready>,
     /// The image being sent: what is left of it.
     sending: Option<(Bytes, Ahead)>,
     started: bool,
     failures: Failures,
 }
 
+/// A block that can be sent.
+struct Ready {
+    ordinal: usize,
+    block: Box<Block>,
+    ahead: Ahead,
+}
+
 /// A read that has ended.
 struct Finished {
+    ordinal: usize,
     key: BlockKey,
     result: Result<Box<Block>, EngineError>,
     ahead: Ahead,
@@ -61,9 +73,11 @@ struct Failures {
 }
 
 impl BlockStream {
-    pub(super) fn new(selected: Selected, call: Call, ahead: &Budget) -> Self {
+    pub(super) fn new(selected: Selected, resume: Resume, call: Call, ahead: &Budget) -> Self {
         Self {
             selected,
+            first: resume.first(),
+            resume,
             call,
             next: 0,
             window: ahead.window(),
@@ -83,27 +97,54 @@ impl BlockStream {
             generation: generation.number(),
             blocks: self.selected.len() as u64,
             bytes: self.selected.bytes(),
+            resumed: self.resume.is_resumed(),
         }))
     }
 
-    /// Starts reads while there is room ahead.
+    /// Starts reads while there is room ahead: first of the block that the stream broke off
+    /// in, if it did.
     fn read_ahead(&mut self) {
-        while let Some((key, bytes)) = self.selected.get(self.next) {
-            if Instant::now() >= self.call.deadline {
-                let left = self.selected.len() - self.next;
-                self.next = self.selected.len();
-                self.failures.add_late(&key, left);
+        if !self.started
+            && let Some(first) = self.resume.first()
+        {
+            self.read(first);
+        }
+        while self.next < self.selected.len() {
+            let ordinal = self.next;
+            let elsewhere = self.resume.has(ordinal) || self.resume.first() == Some(ordinal);
+            if !elsewhere && !self.read(ordinal) {
                 return;
             }
-            let Some(ahead) = self.window.take(bytes) else { return };
-            self.next += 1;
-            let generation = self.selected.generation().clone();
-            let options = ReadOptions::demand(self.call.deadline);
-            self.reading.push(Box::pin(async move {
-                let result = generation.read(key.clone(), options).await.map(Box::new);
-                Finished { key, result, ahead }
-            }));
+            self.next = self.next.max(ordinal + 1);
         }
+    }
+
+    /// Starts to read a block, if there is room for it.
+    fn read(&mut self, ordinal: usize) -> bool {
+        let Some((key, bytes)) = self.selected.get(ordinal) else { return true };
+        if Instant::now() >= self.call.deadline {
+            let left = self.selected.len() - self.next;
+            self.next = self.selected.len();
+            self.failures.add_late(&key, left);
+            self.first.take_if(|first| *first == ordinal);
+            return true;
+        }
+        let Some(ahead) = self.window.take(bytes) else { return false };
+        let generation = self.selected.generation().clone();
+        let options = ReadOptions::demand(self.call.deadline);
+        self.reading.push(Box::pin(async move {
+            let result = generation.read(key.clone(), options).await.map(Box::new);
+            Finished { ordinal, key, result, ahead }
+        }));
+        true
+    }
+
+    /// The next block that is ready and may be sent.
+    fn next_ready(&mut self) -> Option<Ready> {
+        let Some(first) = self.first else { return self.ready.pop_front() };
+        let at = self.ready.iter().position(|ready| ready.ordinal == first)?;
+        self.first = None;
+        self.ready.remove(at)
     }
 
     /// The next message that can be sent without waiting.
@@ -121,9 +162,9 @@ impl BlockStream {
             }
             return Some(Ok(part(Part::Payload(piece))));
         }
-        while let Some((block, ahead)) = self.ready.pop_front() {
+        while let Some(Ready { ordinal, block, ahead }) = self.next_ready() {
             let Block { key, record, served } = *block;
-            let header = match tpad_proto::block(&key, &record, medium(served.medium)) {
+            let mut header = match tpad_proto::block(&key, &record, medium(served.medium)) {
                 Ok(header) => header,
                 Err(source) => {
                     self.window.give_back(ahead);
@@ -131,7 +172,11 @@ impl BlockStream {
                     continue;
                 }
             };
-            let image = served.bytes.to_bytes();
+            let mut image = served.bytes.to_bytes();
+            header.ordinal = Some(ordinal as u64);
+            header.offset = self.resume.offset(ordinal, &record.id, image.len() as u64);
+            // Within the image, which is in memory.
+            image.advance(usize::try_from(header.offset).unwrap_or(0));
             if image.is_empty() {
                 self.window.give_back(ahead);
             } else {
@@ -152,12 +197,13 @@ impl Stream for BlockStream {
             this.read_ahead();
             // Also while a block is being sent, so that the next one is ready
             // when it has been.
-            while let Poll::Ready(Some(Finished { key, result, ahead })) =
+            while let Poll::Ready(Some(Finished { ordinal, key, result, ahead })) =
                 this.reading.poll_next_unpin(cx)
             {
                 match result {
-                    Ok(block) => this.ready.push_back((block, ahead)),
+                    Ok(block) => this.ready.push_back(Ready { ordinal, block, ahead }),
                     Err(error) => {
+                        this.first.take_if(|first| *first == ordinal);
                         this.window.give_back(ahead);
                         this.failures.add(&key, error);
                     }

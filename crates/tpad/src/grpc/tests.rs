@@ -4,6 +4,7 @@ mod admin;
 mod bulk;
 mod fetch;
 mod inspect;
+mod resume;
 mod routing;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -5,6 +5,7 @@ use tpad_proto::v1::fetch_file_response::Part as FilePart;
 
 use super::super::call::Call;
 use super::super::look_ahead::Budget;
+use super::super::resume::Resume;
 use super::super::stream::{BlockStream, PAYLOAD_BYTES};
 use super::*;
 
@@ -48,12 +49,12 @@ async fn experts_routers_and_dense_tensors_come_as_they_were_written() {
     }
 
     let all = vec!["tier_1b".to_owned(), "7".into(), "tier_10b".into()];
-    let request = v1::FetchRoutersRequest { model: "m".into(), tiers: all, layers: vec![] };
+    let request = v1::FetchRoutersRequest { model: "m".into(), tiers: all, ..Default::default() };
     let reply = inside.experts().fetch_routers(request).await.expect("it is answered");
     let fetched = drain(reply.into_inner(), |message| message.part).await;
     assert_equals(&fetched, &images(&inside, "router"));
 
-    let request = v1::FetchDenseRequest { model: "m".into(), names: vec![] };
+    let request = v1::FetchDenseRequest { model: "m".into(), ..Default::default() };
     let reply = inside.experts().fetch_dense(request).await.expect("it is answered");
     let fetched = drain(reply.into_inner(), |message| message.part).await;
     assert_equals(&fetched, &images(&inside, "dense"));
@@ -113,7 +114,8 @@ async fn after_its_deadline_a_stream_starts_no_reads_and_says_so() {
     let mut late = Request::new(());
     late.extensions_mut().insert(RequestDeadline(Instant::now()));
     let call = Call::of(&late, Duration::from_secs(20));
-    let mut stream = BlockStream::new(selected, call, &Budget::new(1 << 20, 1 << 20));
+    let mut stream =
+        BlockStream::new(selected, Resume::default(), call, &Budget::new(1 << 20, 1 << 20));
     let start = stream.next().await.expect("a start").expect("no error yet");
     assert!(matches!(start.part, Some(Part::Start(_))));
     let end = stream.next().await.expect("an end").expect_err("it is late");
@@ -138,7 +140,7 @@ async fn what_a_stream_has_ahead_is_bounded_and_comes_back_when_its_client_leave
     for _ in 0..3 {
         let selected = generation.select(&all, deadline).await.expect("it exists");
         let call = Call::of(&Request::new(()), Duration::from_secs(20));
-        let mut stream = BlockStream::new(selected, call, &budget);
+        let mut stream = BlockStream::new(selected, Resume::default(), call, &budget);
         // A start and the first block's header: the others are being read.
         for _ in 0..2 {
             stream.next().await.expect("a message").expect("no error");
