@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod checkpoint;
 pub mod compare;
 pub mod container;
+pub mod cutter;
 pub mod daemon;
 pub mod growing;
 pub mod hostile;

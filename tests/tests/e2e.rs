@@ -27,6 +27,7 @@ mod pressure;
 mod python;
 mod readme;
 mod reimport;
+mod resume;
 mod routing;
 mod sizes;
 mod tier_kills;

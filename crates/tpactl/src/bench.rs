@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use tokio_util::sync::CancellationToken;
-use tpad_client::{Client, EvictLevel, GetMask, Scope, SocketPaths};
+use tpad_client::{Client, ClientOptions, EvictLevel, GetMask, Receiver, Scope, SocketPaths};
 use tpad_manifest::TierSet;
 
 use crate::failure::{Exit, Failure};
@@ -70,9 +70,31 @@ struct Fetch {
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     per_request: u32,
 
-    /// Do not check the bytes against their digests
+    #[command(flatten)]
+    receive: Receive,
+}
+
+/// How blocks are received.
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct Receive {
+    /// `bulk`: from the socket straight to where they are to be; `ordinary`: over the connection
+    /// that all calls share
+    #[arg(long, value_name = "RECEIVER", default_value = "bulk")]
+    receiver: ReceiverName,
+
+    /// Receive into one buffer for each worker, as who has memory of its own does
+    #[arg(long)]
+    into: bool,
+
+    /// Do not check the bytes against their digests; the daemon always does
     #[arg(long)]
     no_verify: bool,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum ReceiverName {
+    Bulk,
+    Ordinary,
 }
 
 /// Ask for routing masks again and again
@@ -108,9 +130,8 @@ struct Cold {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
 
-    /// Do not check the bytes against their digests here; the daemon always does
-    #[arg(long)]
-    no_verify: bool,
+    #[command(flatten)]
+    receive: Receive,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -129,7 +150,8 @@ struct LoadArgs {
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
     concurrency: u32,
 
-    /// Connections that share them [default: one for four requests at a time]
+    /// Connections that share them [default: one for each request at a time up to 8; with
+    /// --receiver ordinary one for four]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     connections: Option<u32>,
 
@@ -173,17 +195,19 @@ pub(crate) async fn run(
 ) -> Result<(), Failure> {
     match args.command {
         Command::Fetch(fetch) => {
-            let first = remote.connect_verifying(sockets, !fetch.no_verify).await?;
+            let first = remote.connect(sockets).await?;
             let keys = Keys::of(&first, &fetch.load.model, &fetch.tier, &fetch.keys).await?;
-            let work = Work::Fetch { keys, per_request: fetch.per_request };
+            let Fetch { per_request, receive, .. } = fetch;
+            let work = Work::Fetch { keys, per_request, into: receive.into };
             let name = format!("fetch, {}", fetch.keys);
-            let verify = !fetch.no_verify;
-            drive_and_report(&name, work, &fetch.load, (remote, sockets, verify), output, stop)
+            drive_and_report(&name, work, &fetch.load, receive, (remote, sockets), output, stop)
                 .await
         }
         Command::Mask(mask) => {
             let work = Work::Mask(GetMask::of(&mask.load.model, TierSet::Default));
-            drive_and_report("mask", work, &mask.load, (remote, sockets, true), output, stop).await
+            let receive = Receive::shared();
+            drive_and_report("mask", work, &mask.load, receive, (remote, sockets), output, stop)
+                .await
         }
         Command::Cold(cold) => cold.run(remote, sockets, output, stop).await,
     }
@@ -193,16 +217,13 @@ async fn drive_and_report(
     name: &str,
     work: Work,
     args: &LoadArgs,
-    (remote, sockets, verify): (&Remote, &SocketPaths, bool),
+    receive: Receive,
+    (remote, sockets): (&Remote, &SocketPaths),
     output: &Output,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
-    let connections =
-        args.connections.unwrap_or(args.concurrency.div_ceil(4)).min(args.concurrency);
-    let mut clients = Vec::new();
-    for _ in 0..connections {
-        clients.push(remote.connect_verifying(sockets, verify).await?);
-    }
+    let (clients, connections) =
+        receive.clients(args.concurrency, args.connections, remote, sockets).await?;
     let meter_client = remote.connect(sockets).await?;
     let load = Load {
         work,
@@ -223,6 +244,42 @@ async fn drive_and_report(
     if output.is_json() { output.json(&report) } else { output.text(report.text(output)) }
 }
 
+impl Receive {
+    /// For calls that receive no blocks.
+    fn shared() -> Self {
+        Self { receiver: ReceiverName::Ordinary, into: false, no_verify: false }
+    }
+
+    /// Clients that use as many connections together, for so many requests at a time.
+    async fn clients(
+        self,
+        concurrency: u32,
+        connections: Option<u32>,
+        remote: &Remote,
+        sockets: &SocketPaths,
+    ) -> Result<(Vec<Client>, u32), Failure> {
+        let (receiver, clients, connections) = match self.receiver {
+            // One client spreads its streams itself.
+            ReceiverName::Bulk => (Receiver::Bulk, 1, connections.unwrap_or(concurrency.min(8))),
+            ReceiverName::Ordinary => {
+                let connections = connections.unwrap_or(concurrency.div_ceil(4)).min(concurrency);
+                (Receiver::Ordinary, connections, connections)
+            }
+        };
+        let mut all = Vec::new();
+        for _ in 0..clients {
+            let change = |options: &mut ClientOptions| {
+                options.verify = !self.no_verify;
+                options.receiver = receiver;
+                // u32 fits wherever this runs.
+                options.bulk_connections = usize::try_from(connections).unwrap_or(usize::MAX);
+            };
+            all.push(remote.connect_with(sockets, change).await?);
+        }
+        Ok((all, connections))
+    }
+}
+
 impl LoadArgs {
     fn model_meter<'c>(&'c self, client: &'c Client) -> Meter<'c> {
         Meter { client, model: &self.model }
@@ -237,10 +294,7 @@ impl Cold {
         output: &Output,
         stop: &CancellationToken,
     ) -> Result<(), Failure> {
-        let mut clients = Vec::new();
-        for _ in 0..self.concurrency.div_ceil(4) {
-            clients.push(remote.connect_verifying(sockets, !self.no_verify).await?);
-        }
+        let (clients, _) = self.receive.clients(self.concurrency, None, remote, sockets).await?;
         let meter_client = remote.connect(sockets).await?;
         let meter = Meter { client: &meter_client, model: &self.model };
         let tiers = std::slice::from_ref(&self.tier);
@@ -253,7 +307,9 @@ impl Cold {
                 break;
             }
             meter_client.admin().evict(&self.model, scope.clone(), level).await?;
-            let measured = drive::once(&keys, &clients, self.concurrency, &meter, stop).await?;
+            let measured =
+                drive::once(&keys, &clients, self.concurrency, self.receive.into, &meter, stop)
+                    .await?;
             rounds.push(report::Round::of(round, measured));
         }
         if rounds.is_empty() {

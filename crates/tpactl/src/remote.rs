@@ -1,5 +1,6 @@
 //! The daemon that a command talks to.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tpad_client::{Address, Client, ClientOptions, Error, Kind, RetryPolicy, SocketPaths};
@@ -10,10 +11,14 @@ use crate::failure::{Exit, Failure};
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Daemon")]
 pub(crate) struct Remote {
-    /// The daemon's address: http://HOST:PORT or unix:///PATH [default: the user's or the
+    /// The daemon's address: http://HOST:PORT, https://HOST:PORT or unix:///PATH [default: the user's or the
     /// system's Unix socket]
     #[arg(long, global = true, env = "TPAD_ADDR", value_name = "URL")]
     pub(crate) addr: Option<Address>,
+
+    /// The certificates (PEM) that an https:// address is trusted by [default: the system's]
+    #[arg(long, global = true, env = "TPAD_TLS_CA", value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
 
     /// Give up on a call after this many seconds [default: never]
     #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
@@ -27,20 +32,25 @@ pub(crate) struct Remote {
 impl Remote {
     /// Connects. `sockets` says where the default socket is.
     pub(crate) async fn connect(&self, sockets: &SocketPaths) -> Result<Client, Failure> {
-        self.connect_verifying(sockets, true).await
+        self.connect_with(sockets, |_| {}).await
     }
 
-    /// The same, with or without a check of what is fetched.
-    pub(crate) async fn connect_verifying(
+    /// The same, with options of the command's own.
+    pub(crate) async fn connect_with(
         &self,
         sockets: &SocketPaths,
-        verify: bool,
+        change: impl Fn(&mut ClientOptions),
     ) -> Result<Client, Failure> {
         let address = self.addr.clone().unwrap_or_else(|| Address::Unix(sockets.to_connect()));
         let mut options = ClientOptions::default();
         options.deadline = self.timeout;
-        options.verify = verify;
         options.retry = RetryPolicy::up_to(self.retries, Duration::from_secs(10));
+        if let Some(path) = &self.tls_ca {
+            let read = std::fs::read(path);
+            let read = read.map_err(|e| Failure::local(format!("{}: {e}", path.display())))?;
+            options.tls.ca_pem = Some(read);
+        }
+        change(&mut options);
         Ok(Client::connect_with(&address, options).await?)
     }
 }

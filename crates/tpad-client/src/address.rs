@@ -13,6 +13,8 @@ use crate::Error;
 pub enum Address {
     /// `http://HOST:PORT`, cleartext HTTP/2.
     Http(String),
+    /// `https://HOST:PORT`, HTTP/2 over TLS.
+    Https(String),
     /// A Unix socket.
     Unix(PathBuf),
 }
@@ -20,7 +22,7 @@ pub enum Address {
 impl FromStr for Address {
     type Err = Error;
 
-    /// Reads `http://HOST:PORT`, `unix:///PATH` or a bare absolute path.
+    /// Reads `http://HOST:PORT`, `https://HOST:PORT`, `unix:///PATH` or a bare absolute path.
     fn from_str(text: &str) -> Result<Self, Error> {
         let wrong = |reason: &str| Error::Address { address: text.into(), reason: reason.into() };
         let path = text
@@ -33,11 +35,10 @@ impl FromStr for Address {
             }
             return Ok(Self::Unix(path.into()));
         }
-        if text.starts_with("https://") {
-            return Err(wrong("TLS is not supported"));
-        }
-        let Some(rest) = text.strip_prefix("http://") else {
-            return Err(wrong("it has no scheme"));
+        let (secure, rest) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
+            (Some(rest), _) => (true, rest),
+            (None, Some(rest)) => (false, rest),
+            (None, None) => return Err(wrong("it has no scheme")),
         };
         let authority = rest.strip_suffix('/').unwrap_or(rest);
         let uri: tonic::transport::Uri =
@@ -48,14 +49,29 @@ impl FromStr for Address {
         if uri.path() != "/" || uri.query().is_some() {
             return Err(wrong("a path makes no sense there"));
         }
-        Ok(Self::Http(format!("http://{authority}")))
+        Ok(if secure {
+            Self::Https(format!("https://{authority}"))
+        } else {
+            Self::Http(format!("http://{authority}"))
+        })
+    }
+}
+
+impl Address {
+    /// `HOST:PORT`; `None` for a Unix socket.
+    pub(crate) fn authority(&self) -> Option<&str> {
+        match self {
+            Self::Http(url) => url.strip_prefix("http://"),
+            Self::Https(url) => url.strip_prefix("https://"),
+            Self::Unix(_) => None,
+        }
     }
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Http(url) => f.write_str(url),
+            Self::Http(url) | Self::Https(url) => f.write_str(url),
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
         }
     }
@@ -131,10 +147,11 @@ mod tests {
     fn addresses_are_read() {
         let read = |text: &str| text.parse::<Address>().map(|address| address.to_string());
         assert_eq!(read("http://127.0.0.1:7070/").expect("url"), "http://127.0.0.1:7070");
+        assert_eq!(read("https://h:1").expect("url"), "https://h:1");
         assert_eq!(read("http://[::1]:7070").expect("url"), "http://[::1]:7070");
         assert_eq!(read("unix:///run/x.sock").expect("socket"), "unix:///run/x.sock");
         assert_eq!(read("/run/x.sock").expect("path"), "unix:///run/x.sock");
-        for text in ["", "localhost:7070", "https://h:1", "http://h", "unix:x", "http://h:1/p"] {
+        for text in ["", "localhost:7070", "ftp://h:1", "http://h", "unix:x", "http://h:1/p"] {
             let error = read(text).expect_err(text);
             assert_eq!(error.kind(), crate::Kind::InvalidArgument, "{error}");
         }

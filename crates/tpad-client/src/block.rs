@@ -1,14 +1,16 @@
 //! Blocks as they arrive.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Serialize;
 use tpad_manifest::{BlockId, BlockKey, Dtype, GateUp, Orientation, Role, Source};
 
-/// A block with its bytes.
+/// A block with its bytes, or, received into memory of the caller's, with where
+/// they are: [`PlacedBlock`].
 #[derive(Clone, Debug)]
-pub struct FetchedBlock {
+pub struct FetchedBlock<B = Bytes> {
     /// What it is.
     pub key: BlockKey,
     /// The BLAKE3 digest of the image.
@@ -19,15 +21,19 @@ pub struct FetchedBlock {
     /// The medium that the daemon read the bytes from.
     pub medium: Medium,
     /// The tensors in image order.
-    pub tensors: Vec<Tensor>,
+    pub tensors: Vec<Tensor<B>>,
     /// The image: the tensors, each on a 256-byte boundary of the image, zero
     /// padded. Where it starts in memory is not aligned to anything.
-    pub image: Bytes,
+    pub image: B,
 }
+
+/// A block in memory of the caller's: the image and its tensors are ranges of that
+/// memory.
+pub type PlacedBlock = FetchedBlock<Range<usize>>;
 
 /// One tensor of a block.
 #[derive(Clone, Debug)]
-pub struct Tensor {
+pub struct Tensor<B = Bytes> {
     /// The name in the checkpoint it came from. Experts cut from one stacked
     /// tensor share its name.
     pub name: Arc<str>,
@@ -49,7 +55,7 @@ pub struct Tensor {
     pub sliced: bool,
     /// The elements as safetensors stores them, row by row, numbers with their
     /// lowest byte first: a slice of the image, not a copy.
-    pub bytes: Bytes,
+    pub bytes: B,
 }
 
 /// What the level that served a block is made of.

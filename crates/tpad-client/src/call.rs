@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use crate::options::RetryPolicy;
+use crate::receive::ReadError;
 use crate::{Error, Kind};
 
 /// When a call must be over.
@@ -40,8 +41,8 @@ impl Call {
     /// `message` as a request that tells the daemon how much time is left.
     pub(crate) fn request<T>(&self, message: T) -> tonic::Request<T> {
         let mut request = tonic::Request::new(message);
-        if let Some(deadline) = self.deadline {
-            request.set_timeout(deadline.at.saturating_duration_since(Instant::now()));
+        if let Some(left) = self.time_left() {
+            request.set_timeout(left);
         }
         request
     }
@@ -54,6 +55,23 @@ impl Call {
                 tokio::time::timeout_at(at, step).await.map_err(|_| Error::Deadline { after })
             }
         }
+    }
+
+    /// Waits for a step of reading a reply.
+    pub(crate) async fn read<T>(
+        &self,
+        step: impl Future<Output = Result<T, ReadError>>,
+    ) -> Result<T, Error> {
+        self.wait(step).await?.map_err(|error| match error {
+            ReadError::Status(status) => self.error(&status),
+            ReadError::Protocol(what) => Error::protocol("fetch", what),
+            ReadError::Refused(error) => error,
+        })
+    }
+
+    /// What is left of the deadline, for the daemon to know.
+    pub(crate) fn time_left(&self) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline.at.saturating_duration_since(Instant::now()))
     }
 
     /// The error that `status` stands for in this call.

@@ -6,21 +6,24 @@ use std::time::Duration;
 
 use futures::stream::StreamExt as _;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Response, Status, Streaming};
+use tonic::{Response, Status};
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 use tpad_proto::v1;
 use tpad_proto::v1::expert_service_client::ExpertServiceClient;
 use tpad_proto::v1::model_service_client::ModelServiceClient;
 
+use crate::bulk::Bulk;
 use crate::call::Call;
 use crate::error::root;
+use crate::fetch::{Fetch, Transport};
 use crate::file::FileAssembly;
 use crate::model::{BlockPages, ModelDescription, ModelSummary};
-use crate::request::Asked;
-use crate::stream::BlockLimits;
+use crate::stream::{self, BlockLimits, BlockReader, Buffers};
+use crate::tls::Tls;
 use crate::{
-    Address, BlockStream, ClientOptions, Error, FetchDense, FetchExperts, FetchRouters, FetchedFile,
+    Address, BlockStream, ClientOptions, Error, FetchDense, FetchExperts, FetchRouters,
+    FetchedFile, PlacedBlocks, Receiver, USER_AGENT,
 };
 
 /// Received by a connection and not yet read by any stream. Windows of 16 MiB
@@ -46,7 +49,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 #[derive(Clone)]
 pub struct Client {
     address: Arc<str>,
+    /// For all calls but fetches.
     channel: Channel,
+    transport: Transport,
+    buffers: Arc<Buffers>,
     options: Arc<ClientOptions>,
 }
 
@@ -63,7 +69,7 @@ pub enum Health {
 }
 
 impl Client {
-    /// Connects to `http://HOST:PORT`, `unix:///PATH` or a bare absolute path,
+    /// Connects to `http://HOST:PORT`, `https://HOST:PORT`, `unix:///PATH` or a bare absolute path,
     /// with the default options.
     ///
     /// # Errors
@@ -77,7 +83,11 @@ impl Client {
     /// # Errors
     /// [`Error::Address`] and [`Error::Connect`].
     pub async fn connect_with(address: &Address, options: ClientOptions) -> Result<Self, Error> {
-        let endpoint = endpoint(address)?.connect_timeout(options.connect_timeout);
+        let tls = match address {
+            Address::Https(url) => Some(Tls::of(&options.tls, host(address), url)?),
+            Address::Http(_) | Address::Unix(_) => None,
+        };
+        let endpoint = endpoint(address, tls.as_ref())?.connect_timeout(options.connect_timeout);
         let failed = |reason: String| Error::Connect { address: address.to_string(), reason };
         let connecting = tokio::time::timeout(options.connect_timeout, endpoint.connect());
         let channel = match connecting.await {
@@ -88,7 +98,20 @@ impl Client {
                 return Err(failed(format!("no answer within {waited} s")));
             }
         };
-        Ok(Self { address: address.to_string().into(), channel, options: Arc::new(options) })
+        let transport = match options.receiver {
+            Receiver::Ordinary => Transport::Ordinary(channel.clone()),
+            Receiver::Bulk => {
+                let (most, patience) = (options.bulk_connections, options.connect_timeout);
+                Transport::Bulk(Arc::new(Bulk::new(address, tls, most, patience, KEEP_ALIVE)?))
+            }
+        };
+        Ok(Self {
+            address: address.to_string().into(),
+            channel,
+            transport,
+            buffers: Buffers::new(options.kept_bytes),
+            options: Arc::new(options),
+        })
     }
 
     /// The same connection, with this deadline on every call; `None` for none.
@@ -112,23 +135,7 @@ impl Client {
     /// what exists, [`Kind::FailedPrecondition`](crate::Kind::FailedPrecondition)
     /// says why a tier is skipped.
     pub async fn fetch_experts(&self, request: FetchExperts) -> Result<BlockStream, Error> {
-        let message = v1::FetchExpertsRequest {
-            model: request.model.clone(),
-            keys: request.keys.iter().map(v1::ExpertKey::from).collect(),
-            blocks: request
-                .blocks
-                .iter()
-                .map(|(key, layer)| v1::ExpertAtLayer { key: Some(key.into()), layer: *layer })
-                .collect(),
-            tiers: request.tiers.clone(),
-            layers: request.layers.clone(),
-        };
-        let send = |call: &Call| {
-            let (mut service, message) = (self.experts(), call.request(message.clone()));
-            async move { service.fetch_experts(message).await }
-        };
-        let part = |message: v1::FetchExpertsResponse| message.part;
-        self.blocks(&request.model, || Asked::experts(&request), send, part).await
+        self.fetch(request).await
     }
 
     /// Router heads of the named tiers and layers.
@@ -136,17 +143,7 @@ impl Client {
     /// # Errors
     /// As [`fetch_experts`](Self::fetch_experts).
     pub async fn fetch_routers(&self, request: FetchRouters) -> Result<BlockStream, Error> {
-        let message = v1::FetchRoutersRequest {
-            model: request.model.clone(),
-            tiers: request.tiers.clone(),
-            layers: request.layers.clone(),
-        };
-        let send = |call: &Call| {
-            let (mut service, message) = (self.experts(), call.request(message.clone()));
-            async move { service.fetch_routers(message).await }
-        };
-        let part = |message: v1::FetchRoutersResponse| message.part;
-        self.blocks(&request.model, || Asked::routers(&request), send, part).await
+        self.fetch(request).await
     }
 
     /// Dense tensors by name.
@@ -154,14 +151,44 @@ impl Client {
     /// # Errors
     /// As [`fetch_experts`](Self::fetch_experts).
     pub async fn fetch_dense(&self, request: FetchDense) -> Result<BlockStream, Error> {
-        let message =
-            v1::FetchDenseRequest { model: request.model.clone(), names: request.names.clone() };
-        let send = |call: &Call| {
-            let (mut service, message) = (self.experts(), call.request(message.clone()));
-            async move { service.fetch_dense(message).await }
+        self.fetch(request).await
+    }
+
+    /// What the methods above do, for whichever of their requests.
+    ///
+    /// # Errors
+    /// As [`fetch_experts`](Self::fetch_experts).
+    pub async fn fetch(&self, request: impl Into<Fetch>) -> Result<BlockStream, Error> {
+        let reader = self.reader(request.into()).await?;
+        Ok(BlockStream::of(reader, Arc::clone(&self.buffers), self.options.verify))
+    }
+
+    /// Blocks into `memory`: the first image at its start, each of the others on the next
+    /// 256-byte boundary behind the one before, in the order in which they come.
+    ///
+    /// The bytes go from the socket to where they are to be. Digests, unless they are
+    /// turned off, are taken piece by piece as the bytes come, on the thread that
+    /// receives them; [`fetch`](Self::fetch) takes them on others. After an error, and
+    /// when the returned future is dropped, what `memory` holds means nothing.
+    ///
+    /// # Errors
+    /// As [`fetch_experts`](Self::fetch_experts), and [`Error::NoRoom`] for memory that is too
+    /// small.
+    pub async fn fetch_into(
+        &self,
+        request: impl Into<Fetch>,
+        memory: &mut [u8],
+    ) -> Result<PlacedBlocks, Error> {
+        let reader = self.reader(request.into()).await?;
+        stream::fetch_into(reader, memory, self.options.verify).await
+    }
+
+    async fn reader(&self, fetch: Fetch) -> Result<BlockReader, Error> {
+        let limits = BlockLimits {
+            max_block_bytes: self.options.max_block_bytes,
+            resumes: self.options.resumes,
         };
-        let part = |message: v1::FetchDenseResponse| message.part;
-        self.blocks(&request.model, || Asked::dense(&request), send, part).await
+        BlockReader::open(fetch, self.transport.clone(), self.call(), limits).await
     }
 
     /// One of the checkpoint's small files, such as `config.json`.
@@ -263,27 +290,6 @@ impl Client {
         })
     }
 
-    /// Opens a stream of blocks, again if it is turned away before its start.
-    async fn blocks<M, F>(
-        &self,
-        model: &str,
-        asked: impl Fn() -> Asked,
-        send: impl Fn(&Call) -> F,
-        part: fn(M) -> Option<v1::BlockPart>,
-    ) -> Result<BlockStream, Error>
-    where
-        M: Send + 'static,
-        F: Future<Output = Result<Response<Streaming<M>>, Status>>,
-    {
-        let call = self.call();
-        call.attempt(|| async {
-            let answer = call.wait(send(&call)).await?.map_err(|status| call.error(&status))?;
-            let parts = answer.into_inner().map(move |message| message.map(part)).boxed();
-            BlockStream::open(parts, model, asked(), self.limits(), call.clone()).await
-        })
-        .await
-    }
-
     /// Makes a call with one answer.
     pub(crate) async fn unary<M, F>(&self, send: impl Fn(&Call) -> F) -> Result<M, Error>
     where
@@ -306,10 +312,6 @@ impl Client {
         Call::starting_now(Arc::clone(&self.address), self.options.deadline, self.options.retry)
     }
 
-    fn limits(&self) -> BlockLimits {
-        BlockLimits { max_block_bytes: self.options.max_block_bytes, verify: self.options.verify }
-    }
-
     pub(crate) fn experts(&self) -> ExpertServiceClient<Channel> {
         ExpertServiceClient::new(self.channel.clone())
             .max_decoding_message_size(FETCH_MESSAGE_BYTES)
@@ -326,14 +328,22 @@ impl std::fmt::Debug for Client {
     }
 }
 
-fn endpoint(address: &Address) -> Result<Endpoint, Error> {
+fn host(address: &Address) -> &str {
+    let authority = address.authority().unwrap_or_default();
+    authority.rsplit_once(':').map_or(authority, |(host, _)| host)
+}
+
+fn endpoint(address: &Address, tls: Option<&Tls>) -> Result<Endpoint, Error> {
     let wrong = |error: tonic::transport::Error| Error::Address {
         address: address.to_string(),
         reason: root(&error),
     };
-    Ok(Endpoint::from_shared(address.to_string())
-        .map_err(wrong)?
-        .user_agent(concat!("tpad-client/", env!("CARGO_PKG_VERSION")))
+    let mut endpoint = Endpoint::from_shared(address.to_string()).map_err(wrong)?;
+    if let Some(tls) = tls {
+        endpoint = endpoint.tls_config(tls.ordinary()).map_err(wrong)?;
+    }
+    Ok(endpoint
+        .user_agent(USER_AGENT)
         .map_err(wrong)?
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)

@@ -80,6 +80,16 @@ pub enum Error {
         /// The option that sets the limit.
         option: &'static str,
     },
+    /// The memory that blocks were to be received into is too small.
+    #[error(
+        "the blocks have {needed} bytes, each image on a 256-byte boundary; there is room for {there}"
+    )]
+    NoRoom {
+        /// The images of all blocks.
+        needed: u64,
+        /// The memory.
+        there: u64,
+    },
     /// The reply contradicts itself or the protocol.
     #[error("{place}: {what}")]
     Protocol {
@@ -175,7 +185,7 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Address { .. } => Kind::InvalidArgument,
+            Self::Address { .. } | Self::NoRoom { .. } => Kind::InvalidArgument,
             Self::Connect { .. } | Self::Disconnected { .. } => Kind::Unavailable,
             Self::Refused(refusal) => refusal.kind,
             Self::Deadline { .. } => Kind::DeadlineExceeded,

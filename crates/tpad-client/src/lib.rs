@@ -40,17 +40,21 @@
 mod address;
 mod admin;
 mod block;
+mod bulk;
 mod call;
 mod client;
 mod error;
+mod fetch;
 mod file;
 mod mask;
 mod model;
 mod options;
 mod prefetch;
+mod receive;
 mod request;
 mod router;
 mod stream;
+mod tls;
 mod watch;
 
 pub use address::{Address, SocketPaths};
@@ -58,18 +62,23 @@ pub use admin::{
     Admin, Amount, EvictLevel, Evicted, LoadModel, LoadOutcome, LoadedModel, Pinned, Scope,
     UnloadedModel, Unpinned,
 };
-pub use block::{FetchedBlock, Medium, Tensor};
+pub use block::{FetchedBlock, Medium, PlacedBlock, Tensor};
 pub use client::{Client, Health};
 pub use error::{Error, Kind, Refusal};
+pub use fetch::Fetch;
 pub use file::FetchedFile;
 pub use mask::{FetchedMask, GetMask, MaskEvent, MaskWatch, Residency, WatchMask};
 pub use model::{
     BlockPages, GroupView, ListedBlock, ListedTensor, ModelDescription, ModelState, ModelSummary,
     TierView,
 };
-pub use options::{ClientOptions, RetryPolicy};
+pub use options::{ClientOptions, Receiver, RetryPolicy};
 pub use prefetch::{Prefetch, Prefetched};
 pub use request::{FetchDense, FetchExperts, FetchRouters};
 pub use router::{Choice, RouteError, RouteInput, Router, TierLogits, Ties};
-pub use stream::{BlockStream, StreamStart};
+pub use stream::{BlockStream, PlacedBlocks, StreamStart};
+pub use tls::TlsOptions;
 pub use watch::ModelWatch;
+
+/// How this client names itself.
+const USER_AGENT: &str = concat!("tpad-client/", env!("CARGO_PKG_VERSION"));

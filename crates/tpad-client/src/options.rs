@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::tls::TlsOptions;
+
 /// A client's limits.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -24,6 +26,30 @@ pub struct ClientOptions {
     pub max_file_bytes: u64,
     /// Retries of calls that were turned away. Default: none.
     pub retry: RetryPolicy,
+    /// How often in a row a stream of blocks may break without a byte in
+    /// between and be resumed where it broke. 0: never. Default: 3.
+    pub resumes: u32,
+    /// How streams of blocks are received. Default: [`Receiver::Bulk`].
+    pub receiver: Receiver,
+    /// The most connections that the bulk receiver uses at a time, each for one
+    /// stream; more streams wait for one. Default: 8.
+    pub bulk_connections: usize,
+    /// Memory that is kept for the images to come. Default: 256 MiB.
+    pub kept_bytes: u64,
+    /// Whom an `https://` address is trusted by. Default: whom the system trusts.
+    pub tls: TlsOptions,
+}
+
+/// How streams of blocks are received.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Receiver {
+    /// From the socket straight into the image, each stream over a connection
+    /// of its own at that time.
+    #[default]
+    Bulk,
+    /// Over the one connection that all other calls share, by hyper: a copy
+    /// more. For what stands between client and daemon and counts connections.
+    Ordinary,
 }
 
 /// Whether and how often a call that was turned away is made again.
@@ -51,6 +77,11 @@ impl Default for ClientOptions {
             max_block_bytes: 16 << 30,
             max_file_bytes: 256 << 20,
             retry: RetryPolicy::off(),
+            resumes: 3,
+            receiver: Receiver::Bulk,
+            bulk_connections: 8,
+            kept_bytes: 256 << 20,
+            tls: TlsOptions::default(),
         }
     }
 }

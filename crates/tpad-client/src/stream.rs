@@ -3,19 +3,22 @@
 mod assembly;
 mod header;
 mod image;
+mod into;
+mod reader;
 mod verify;
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::stream::{self, BoxStream, Stream, StreamExt as _};
-use tonic::Status;
-use tpad_proto::v1::BlockPart;
+use tpad_proto::v1;
 
-pub(crate) use self::assembly::Assembly;
 pub(crate) use self::header::listed_block;
-use crate::call::Call;
-use crate::request::Asked;
+pub(crate) use self::image::Buffers;
+pub use self::into::PlacedBlocks;
+pub(crate) use self::into::fetch_into;
+pub(crate) use self::reader::BlockReader;
 use crate::{Error, FetchedBlock};
 
 /// Images that are verified while the next one arrives.
@@ -41,8 +44,15 @@ pub struct StreamStart {
 ///
 /// The stream ends after all blocks, or with the first error. Blocks before an
 /// error are good; a block that fails on the daemon's side is left out, the
-/// others come, and the error is last. Dropping the stream cancels the call:
-/// the daemon stops sending, and at most two images are still being hashed.
+/// others come, and the error is last. A connection that breaks is no error as
+/// long as the daemon can be reached again and serves the same revision: the
+/// stream goes on at the byte where it broke
+/// ([`ClientOptions::resumes`](crate::ClientOptions::resumes)). Dropping the
+/// stream cancels the call: the daemon stops sending, and at most two images
+/// are still being hashed.
+///
+/// Bytes are received while the stream is polled. A daemon gives up a stream
+/// that takes nothing for its `limits.progress_deadline`, 30 s by default.
 pub struct BlockStream {
     start: StreamStart,
     blocks: Option<BoxStream<'static, Result<FetchedBlock, Error>>>,
@@ -61,29 +71,35 @@ impl BlockStream {
         stream::StreamExt::next(self).await
     }
 
-    /// Reads the stream's start and wraps the rest.
-    pub(crate) async fn open(
-        parts: BoxStream<'static, Result<Option<BlockPart>, Status>>,
-        model: &str,
-        asked: Asked,
-        limits: BlockLimits,
-        call: Call,
-    ) -> Result<Self, Error> {
-        let mut reader = Reader { parts, call, assembly: None };
-        let Some(first) = reader.part().await? else {
-            return Err(Error::protocol("fetch", "the stream ended before its start"));
-        };
-        let assembly = Assembly::open(first, model, asked, limits.max_block_bytes)?;
-        let start = assembly.start().clone();
-        reader.assembly = Some(assembly);
-        let assembled = stream::try_unfold(reader, |mut reader| async move {
-            Ok(reader.block().await?.map(|block| (block, reader)))
+    pub(crate) fn of(reader: BlockReader, buffers: Arc<Buffers>, verify: bool) -> Self {
+        let start = reader.start().clone();
+        let blocks = stream::try_unfold((reader, buffers), |(mut reader, buffers)| async move {
+            Ok(block(&mut reader, &buffers).await?.map(|block| (block, (reader, buffers))))
         });
-        let blocks = assembled
-            .map(move |block| async move { verify::checked(block?, limits.verify).await })
+        let blocks = blocks
+            .map(move |block| async move { verify::checked(block?, verify).await })
             .buffered(VERIFYING);
-        Ok(Self { start, blocks: Some(blocks.boxed()) })
+        Self { start, blocks: Some(blocks.boxed()) }
     }
+}
+
+/// The next block in memory of its own.
+async fn block(
+    reader: &mut BlockReader,
+    buffers: &Arc<Buffers>,
+) -> Result<Option<FetchedBlock>, Error> {
+    let Some(bytes) = reader.next().await? else { return Ok(None) };
+    // Within `max_block_bytes`, which fits where it was set.
+    let mut image = buffers.image(usize::try_from(bytes).unwrap_or(usize::MAX));
+    while reader.missing() > 0 {
+        reader.receive(image.unfilled()).await?;
+        image.fill();
+    }
+    let header = reader.close()?;
+    let block = header.with_image(image.into_bytes(), |image, range| {
+        (range.end <= image.len()).then(|| image.slice(range))
+    });
+    block.map(Some)
 }
 
 impl Stream for BlockStream {
@@ -105,44 +121,16 @@ impl std::fmt::Debug for BlockStream {
     }
 }
 
+impl From<v1::StreamStart> for StreamStart {
+    fn from(start: v1::StreamStart) -> Self {
+        let v1::StreamStart { model, revision, generation, blocks, bytes, resumed: _ } = start;
+        Self { model, revision, generation, blocks, bytes }
+    }
+}
+
 /// What a stream of blocks may cost.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BlockLimits {
     pub(crate) max_block_bytes: u64,
-    pub(crate) verify: bool,
-}
-
-struct Reader {
-    parts: BoxStream<'static, Result<Option<BlockPart>, Status>>,
-    call: Call,
-    assembly: Option<Assembly>,
-}
-
-impl Reader {
-    async fn part(&mut self) -> Result<Option<BlockPart>, Error> {
-        match self.call.wait(self.parts.next()).await? {
-            None => Ok(None),
-            Some(Err(status)) => Err(self.call.error(&status)),
-            Some(Ok(Some(part))) => Ok(Some(part)),
-            Some(Ok(None)) => Err(Error::protocol("fetch", "a message without content")),
-        }
-    }
-
-    async fn block(&mut self) -> Result<Option<FetchedBlock>, Error> {
-        loop {
-            let part = self.part().await?;
-            let Some(assembly) = &mut self.assembly else { return Ok(None) };
-            match part {
-                None => {
-                    assembly.finish()?;
-                    return Ok(None);
-                }
-                Some(part) => {
-                    if let Some(block) = assembly.accept(part)? {
-                        return Ok(Some(block));
-                    }
-                }
-            }
-        }
-    }
+    pub(crate) resumes: u32,
 }

@@ -7,10 +7,12 @@ mod daemon;
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use tonic::transport::{Identity, ServerTlsConfig};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use tpad_client::{
-    Client, ClientOptions, Error, FetchDense, FetchExperts, FetchedBlock, Kind, Medium, RetryPolicy,
+    Client, ClientOptions, Error, FetchDense, FetchExperts, FetchedBlock, Kind, Medium, Receiver,
+    RetryPolicy,
 };
 use tpad_manifest::{BlockId, BlockKey, ExpertKey, TierId};
 use tpad_proto::v1;
@@ -33,10 +35,34 @@ fn image(seed: u8, bytes: usize) -> Vec<u8> {
     (0..=u8::MAX).cycle().map(|at| seed.wrapping_add(at)).take(bytes).collect()
 }
 
-/// Fetches expert 0 from a daemon that answers with `script`.
+/// Fetches expert 0 from a daemon that answers with `script`: through both receivers,
+/// and into memory of our own, all with one outcome.
 async fn fetched(script: Script) -> Result<Vec<FetchedBlock>, Error> {
     let daemon = Daemon::start(script).await;
-    fetched_from(&Client::connect(&daemon.address()).await?).await
+    let address = daemon.address().parse().expect("an address");
+    let mut options = ClientOptions::default();
+    options.receiver = Receiver::Ordinary;
+    let ordinary = Client::connect_with(&address, options).await?;
+    let bulk = Client::connect(&daemon.address()).await?;
+    let expected = outcome(&fetched_from(&ordinary).await);
+    let mut memory = vec![0xee; 8 << 20];
+    let placed = bulk.fetch_into(asked(&[0]), &mut memory).await;
+    let placed = placed.map(|placed| {
+        let images = placed.blocks.into_iter().map(|block| memory[block.image].to_vec());
+        images.collect::<Vec<_>>()
+    });
+    assert_eq!(placed.map_err(|error| error.to_string()), expected);
+    let fetched = fetched_from(&bulk).await;
+    assert_eq!(outcome(&fetched), expected);
+    fetched
+}
+
+/// A fetch's images, or its error as text.
+fn outcome(fetched: &Result<Vec<FetchedBlock>, Error>) -> Result<Vec<Vec<u8>>, String> {
+    match fetched {
+        Ok(blocks) => Ok(blocks.iter().map(|block| block.image.to_vec()).collect()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 async fn fetched_from(client: &Client) -> Result<Vec<FetchedBlock>, Error> {
@@ -336,6 +362,59 @@ async fn unix_sockets_work_like_ports() {
     }
     let error = Client::connect("/nonexistent/tpad.sock").await.expect_err("no socket");
     assert_eq!(error.kind(), Kind::Unavailable);
+}
+
+#[tokio::test]
+async fn both_receivers_work_over_tls_and_trust_whom_they_are_told_to() {
+    let bytes = image(1, 3 << 20);
+    let parts = || {
+        let pieces = bytes.chunks(1 << 20).map(payload).collect::<Vec<_>>();
+        Script::of([start(1, 3 << 20), block(0, &bytes)].into_iter().chain(pieces))
+    };
+    let certified = rcgen::generate_simple_self_signed(vec!["daemon.test".to_owned()]);
+    let certified = certified.expect("a certificate");
+    let pem = certified.cert.pem();
+    let identity = Identity::from_pem(&pem, certified.signing_key.serialize_pem());
+    let daemon = Daemon::start_with_tls(parts(), ServerTlsConfig::new().identity(identity)).await;
+    let address = daemon.address().parse().expect("an address");
+    let connect = async |receiver, name: &str, pem: &str| {
+        let mut options = ClientOptions::default();
+        options.receiver = receiver;
+        options.tls.ca_pem = Some(pem.as_bytes().to_vec());
+        options.tls.server_name = Some(name.to_owned());
+        Client::connect_with(&address, options).await
+    };
+    for receiver in [Receiver::Bulk, Receiver::Ordinary] {
+        let client = connect(receiver, "daemon.test", &pem).await.expect("a daemon");
+        for _ in 0..3 {
+            let blocks = fetched_from(&client).await.expect("all is well");
+            assert_eq!(blocks[0].image, bytes);
+        }
+        let error = connect(receiver, "other.test", &pem).await.expect_err("another name");
+        assert!(matches!(error, Error::Connect { .. }), "{error:?}");
+        let error = connect(receiver, "daemon.test", "").await.expect_err("nobody to trust");
+        assert_eq!(error.kind(), Kind::InvalidArgument);
+    }
+    let stranger = rcgen::generate_simple_self_signed(vec!["daemon.test".to_owned()]);
+    let stranger = stranger.expect("a certificate").cert.pem();
+    let error = connect(Receiver::Bulk, "daemon.test", &stranger).await.expect_err("a stranger");
+    assert!(matches!(error, Error::Connect { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn memory_that_is_too_small_is_said_with_what_is_needed() {
+    let bytes = image(7, 512);
+    let script = Script::of([start(1, 512), block(0, &bytes), payload(&bytes)]);
+    let daemon = Daemon::start(script).await;
+    let client = Client::connect(&daemon.address()).await.expect("a daemon");
+    let error = client.fetch_into(asked(&[0]), &mut [0; 511]).await.expect_err("no room");
+    assert!(matches!(error, Error::NoRoom { needed: 512, there: 511 }), "{error:?}");
+    let mut memory = [0xee; 600];
+    let placed = client.fetch_into(asked(&[0]), &mut memory).await.expect("there is room");
+    assert_eq!(placed.blocks[0].image, 0..512);
+    let ranges: Vec<_> = placed.blocks[0].tensors.iter().map(|tensor| &tensor.bytes).collect();
+    assert_eq!(ranges, [&(0..256), &(256..512)]);
+    assert_eq!((&memory[..512], memory[512]), (&bytes[..], 0xee));
 }
 
 #[tokio::test]

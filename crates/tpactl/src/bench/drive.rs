@@ -26,7 +26,7 @@ const AFTER_FAILURE: Duration = Duration::from_millis(10);
 /// What is asked for.
 pub(super) enum Work {
     /// Experts.
-    Fetch { keys: Keys, per_request: u32 },
+    Fetch { keys: Keys, per_request: u32, into: bool },
     /// A mask.
     Mask(GetMask),
 }
@@ -66,56 +66,57 @@ pub(super) struct Measured {
     pub(super) used: Used,
 }
 
-/// What workers share.
-struct Shared {
-    work: Work,
+/// What workers share, for as long as a phase lasts.
+struct Phase {
+    work: Arc<Work>,
     rate: Option<f64>,
     next: AtomicU64,
     start: Instant,
-    /// What is due from here on counts.
-    from: Instant,
     until: Instant,
     stop: CancellationToken,
 }
 
 impl Load {
+    /// Runs for the warm-up, waits for what was asked until then, and runs again: what is
+    /// measured begins and ends within the measured time.
     pub(super) async fn run(
         self,
         meter: &Meter<'_>,
         stop: &CancellationToken,
     ) -> Result<Measured, Failure> {
-        let start = Instant::now();
-        let from = start + self.warmup;
-        let shared = Arc::new(Shared {
-            work: self.work,
-            rate: self.rate,
-            next: AtomicU64::new(0),
-            start,
-            from,
-            until: from + self.duration,
-            stop: stop.clone(),
-        });
-        let mut workers = JoinSet::new();
+        let mut workers = Vec::new();
         for (n, client) in (0..self.concurrency).zip(self.clients.iter().cycle()) {
             let seed = self.seed.wrapping_mul(1 << 32).wrapping_add(u64::from(n));
-            let worker = Worker {
-                shared: Arc::clone(&shared),
+            workers.push(Worker {
                 client: client.clone(),
                 rng: ChaCha8Rng::seed_from_u64(seed),
+                memory: self.work.memory(),
                 tally: Tally::new()?,
-            };
-            workers.spawn(worker.run());
+            });
         }
-        tokio::select! {
-            () = sleep_until(from) => {}
-            () = stop.cancelled() => {}
+        let work = Arc::new(self.work);
+        let phase = |duration| {
+            let start = Instant::now();
+            Arc::new(Phase {
+                work: Arc::clone(&work),
+                rate: self.rate,
+                next: AtomicU64::new(0),
+                start,
+                until: start + duration,
+                stop: stop.clone(),
+            })
+        };
+        let mut workers = Worker::all(workers, &phase(self.warmup)).await?;
+        for worker in &mut workers {
+            worker.tally = Tally::new()?;
         }
         let before = meter.look().await?;
-        let began = Instant::now();
-        let tally = Tally::join(workers).await?;
-        let seconds = began.elapsed().as_secs_f64();
+        let measured = phase(self.duration);
+        let workers = Worker::all(workers, &measured).await?;
+        let seconds = measured.start.elapsed().as_secs_f64();
         let used = meter.look().await?.since(&before);
-        Ok(Measured { overdue: shared.overdue(), tally, seconds, used })
+        let tally = Tally::sum(workers.into_iter().map(|worker| worker.tally))?;
+        Ok(Measured { overdue: measured.overdue(), tally, seconds, used })
     }
 }
 
@@ -124,6 +125,7 @@ pub(super) async fn once(
     keys: &Keys,
     clients: &[Client],
     concurrency: u32,
+    into: bool,
     meter: &Meter<'_>,
     stop: &CancellationToken,
 ) -> Result<Measured, Failure> {
@@ -135,90 +137,141 @@ pub(super) async fn once(
     for (_, client) in (0..concurrency).zip(clients.iter().cycle()) {
         let (client, model, stop) = (client.clone(), keys.model.clone(), stop.clone());
         let (next, experts, mut tally) = (Arc::clone(&next), Arc::clone(&experts), Tally::new()?);
+        let mut memory = into.then(Vec::new);
         workers.spawn(async move {
             while !stop.is_cancelled() {
                 let n = next.fetch_add(1, Ordering::Relaxed);
                 let expert = usize::try_from(n).ok().and_then(|n| experts.get(n));
                 let Some(expert) = expert else { break };
                 let asked = Instant::now();
-                let answer = fetch(&client, &model, vec![expert.clone()]).await;
+                let blocks = vec![expert.clone()];
+                let answer = fetch(&client, &model, blocks, memory.as_mut()).await;
                 tally.add(asked, answer);
             }
             tally
         });
     }
-    let tally = Tally::join(workers).await?;
+    let mut tallies = Vec::new();
+    while let Some(tally) = workers.join_next().await {
+        tallies.push(tally.map_err(ended)?);
+    }
+    let tally = Tally::sum(tallies)?;
     let seconds = began.elapsed().as_secs_f64();
     let used = meter.look().await?.since(&before);
     Ok(Measured { tally, seconds, overdue: 0, used })
 }
 
+fn ended(error: tokio::task::JoinError) -> Failure {
+    Failure::local(format!("a worker ended: {error}"))
+}
+
+impl Work {
+    /// A worker's memory, if it is to have some: it grows with the first request.
+    fn memory(&self) -> Option<Vec<u8>> {
+        matches!(self, Self::Fetch { into: true, .. }).then(Vec::new)
+    }
+}
+
 struct Worker {
-    shared: Arc<Shared>,
     client: Client,
     rng: ChaCha8Rng,
+    /// What blocks are received into, if it is the worker's.
+    memory: Option<Vec<u8>>,
     tally: Tally,
 }
 
 impl Worker {
-    async fn run(mut self) -> Tally {
-        let shared = Arc::clone(&self.shared);
-        while !shared.stop.is_cancelled() && Instant::now() < shared.until {
-            let n = shared.next.fetch_add(1, Ordering::Relaxed);
-            let due = shared.due(n);
-            if due >= shared.until {
+    /// Runs all of them until their phase is over.
+    async fn all(workers: Vec<Self>, phase: &Arc<Phase>) -> Result<Vec<Self>, Failure> {
+        let mut running = JoinSet::new();
+        for worker in workers {
+            running.spawn(worker.run(Arc::clone(phase)));
+        }
+        let mut workers = Vec::new();
+        while let Some(worker) = running.join_next().await {
+            workers.push(worker.map_err(ended)?);
+        }
+        Ok(workers)
+    }
+
+    async fn run(mut self, phase: Arc<Phase>) -> Self {
+        while !phase.stop.is_cancelled() && Instant::now() < phase.until {
+            let n = phase.next.fetch_add(1, Ordering::Relaxed);
+            let due = phase.due(n);
+            if due >= phase.until {
                 break;
             }
             let mut since = due;
             if due > Instant::now() {
                 tokio::select! {
                     () = sleep_until(due) => {}
-                    () = shared.stop.cancelled() => break,
+                    () = phase.stop.cancelled() => break,
                 }
                 // The timer counts milliseconds: how late it is, is no latency of the
                 // daemon's. What was due while all workers waited still counts from then.
                 since = Instant::now();
             }
-            if Instant::now() >= shared.until {
-                shared.next.fetch_sub(1, Ordering::Relaxed);
+            if Instant::now() >= phase.until {
+                phase.next.fetch_sub(1, Ordering::Relaxed);
                 break;
             }
-            let answer = self.ask(n).await;
+            let answer = self.ask(&phase.work, n).await;
             let failed = answer.is_err();
-            if due >= shared.from {
-                self.tally.add(since, answer);
-            }
+            self.tally.add(since, answer);
             if failed {
                 tokio::time::sleep(AFTER_FAILURE).await;
             }
         }
-        self.tally
+        self
     }
 
-    async fn ask(&mut self, n: u64) -> Result<(u64, u64), Error> {
-        match &self.shared.work {
-            Work::Fetch { keys, per_request } => {
+    async fn ask(&mut self, work: &Work, n: u64) -> Result<(u64, u64), Error> {
+        match work {
+            Work::Fetch { keys, per_request, .. } => {
                 let experts = keys.request(n, *per_request, &mut self.rng);
-                fetch(&self.client, &keys.model, experts).await
+                fetch(&self.client, &keys.model, experts, self.memory.as_mut()).await
             }
             Work::Mask(mask) => self.client.routing_mask(mask.clone()).await.map(|_| (0, 0)),
         }
     }
 }
 
-/// Fetches experts to the last byte; how many blocks and bytes they are.
-async fn fetch(client: &Client, model: &str, blocks: Vec<Expert>) -> Result<(u64, u64), Error> {
+/// Fetches experts to the last byte, into `memory` if there is some; how many blocks and
+/// bytes they are.
+async fn fetch(
+    client: &Client,
+    model: &str,
+    blocks: Vec<Expert>,
+    memory: Option<&mut Vec<u8>>,
+) -> Result<(u64, u64), Error> {
+    let count = blocks.len();
     let request = FetchExperts { model: model.to_owned(), blocks, ..FetchExperts::default() };
-    let mut stream = client.fetch_experts(request).await?;
     let (mut blocks, mut bytes) = (0, 0);
-    while let Some(block) = stream.next().await {
+    let Some(memory) = memory else {
+        let mut stream = client.fetch_experts(request).await?;
+        while let Some(block) = stream.next().await {
+            blocks += 1;
+            bytes += block?.image.len() as u64;
+        }
+        return Ok((blocks, bytes));
+    };
+    let placed = match client.fetch_into(request.clone(), memory).await {
+        Err(Error::NoRoom { needed, .. }) => {
+            // With what each image may lose to its boundary.
+            let needed = usize::try_from(needed).unwrap_or(usize::MAX);
+            memory.resize(needed.saturating_add(count * 256), 0);
+            client.fetch_into(request, memory).await?
+        }
+        placed => placed?,
+    };
+    for block in placed.blocks {
         blocks += 1;
-        bytes += block?.image.len() as u64;
+        bytes += block.image.len() as u64;
     }
     Ok((blocks, bytes))
 }
 
-impl Shared {
+impl Phase {
     /// When request `n` is due: now where nobody says.
     fn due(&self, n: u64) -> Instant {
         #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 requests")]
@@ -263,11 +316,9 @@ impl Tally {
         }
     }
 
-    async fn join(mut workers: JoinSet<Self>) -> Result<Self, Failure> {
+    fn sum(tallies: impl IntoIterator<Item = Self>) -> Result<Self, Failure> {
         let mut all = Self::new()?;
-        while let Some(tally) = workers.join_next().await {
-            let tally =
-                tally.map_err(|error| Failure::local(format!("a worker ended: {error}")))?;
+        for tally in tallies {
             all.requests += tally.requests;
             all.blocks += tally.blocks;
             all.bytes += tally.bytes;

@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     fn block(layer: u32, name: &str, dtype: &str, shape: &[u64], bytes: &[u8]) -> FetchedBlock {
-        let tensor = Tensor {
+        let tensor: Tensor = Tensor {
             name: name.into(),
             dtype: dtype.into(),
             shape: shape.to_vec(),

@@ -1,6 +1,7 @@
 //! A block's description, from the wire to checked types.
 
-use bytes::Bytes;
+use std::ops::Range;
+
 use tpad_manifest::{BlockKey, BlockRecord, TensorRecord};
 use tpad_proto::v1;
 
@@ -8,21 +9,30 @@ use crate::{Error, FetchedBlock, ListedBlock, ListedTensor, Medium, Tensor};
 
 /// A block without its bytes.
 #[derive(Debug)]
-pub(super) struct Header {
+pub(crate) struct Header {
     pub(super) key: BlockKey,
-    record: BlockRecord,
+    pub(super) record: BlockRecord,
     medium: Medium,
+    /// Its place in the stream's request, if the daemon says so.
+    pub(super) ordinal: Option<u64>,
+    /// Where in the image the payload begins.
+    pub(super) offset: u64,
 }
 
 impl Header {
-    /// The block with its whole image, cut into tensors.
-    pub(super) fn with_image(self, image: Bytes) -> Result<FetchedBlock, Error> {
+    /// The block around its whole image; `slice` cuts a tensor out of it.
+    pub(crate) fn with_image<B>(
+        self,
+        image: B,
+        slice: impl Fn(&B, Range<usize>) -> Option<B>,
+    ) -> Result<FetchedBlock<B>, Error> {
         let wrong = |what: String| Error::protocol(self.key.to_string(), what);
         let layout = self.record.layout().map_err(|error| wrong(error.to_string()))?;
         let mut tensors = Vec::with_capacity(self.record.tensors.len());
         for (record, offset) in self.record.tensors.into_iter().zip(layout.offsets) {
             let bytes = record.bytes().map_err(|error| wrong(error.to_string()))?;
-            let Some(bytes) = slice(&image, offset, bytes) else {
+            let bytes = range(offset, bytes).and_then(|range| slice(&image, range));
+            let Some(bytes) = bytes else {
                 return Err(wrong(format!("tensor {} lies outside of the image", record.name)));
             };
             tensors.push(tensor(record, bytes));
@@ -43,12 +53,13 @@ impl Header {
 /// puts it, and the image is as large as its tensors need.
 pub(super) fn header(block: v1::Block) -> Result<Header, Error> {
     let medium = medium(block.medium());
+    let (ordinal, offset) = (block.ordinal, block.offset);
     let place = block.key.clone().and_then(|key| BlockKey::try_from(key).ok());
     let (key, record) = block.try_into().map_err(|error: tpad_proto::WireError| {
         let place = place.map_or_else(|| "block".to_owned(), |key| key.to_string());
         Error::protocol(place, error.to_string())
     })?;
-    Ok(Header { key, record, medium })
+    Ok(Header { key, record, medium, ordinal, offset })
 }
 
 /// A block of a list, with the same checks.
@@ -56,7 +67,7 @@ pub(crate) fn listed_block(block: v1::Block) -> Result<ListedBlock, Error> {
     let image_bytes = block.image_bytes;
     let places: Vec<(u64, u64)> =
         block.tensors.iter().map(|tensor| (tensor.offset, tensor.bytes)).collect();
-    let Header { key, record, medium } = header(block)?;
+    let Header { key, record, medium, .. } = header(block)?;
     let tensors = record.tensors.into_iter().zip(places);
     Ok(ListedBlock {
         key,
@@ -76,13 +87,12 @@ pub(crate) fn listed_block(block: v1::Block) -> Result<ListedBlock, Error> {
     })
 }
 
-fn slice(image: &Bytes, offset: u64, bytes: u64) -> Option<Bytes> {
+fn range(offset: u64, bytes: u64) -> Option<Range<usize>> {
     let start = usize::try_from(offset).ok()?;
-    let end = start.checked_add(usize::try_from(bytes).ok()?)?;
-    (end <= image.len()).then(|| image.slice(start..end))
+    Some(start..start.checked_add(usize::try_from(bytes).ok()?)?)
 }
 
-fn tensor(record: TensorRecord, bytes: Bytes) -> Tensor {
+fn tensor<B>(record: TensorRecord, bytes: B) -> Tensor<B> {
     Tensor {
         name: record.name,
         dtype: record.dtype,

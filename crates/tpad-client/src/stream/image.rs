@@ -1,85 +1,130 @@
-//! An image on its way in.
+//! Memory for images, used again and again: fresh memory costs a page fault for
+//! every 4 KiB, which is more than copying them.
 
-use bytes::{Bytes, BytesMut};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
 
 /// The most memory that is taken for bytes which have not come: a larger image
 /// grows as it arrives, so a claim alone costs nothing.
-const TRUST_BYTES: u64 = 64 << 20;
+const TRUST_BYTES: usize = 64 << 20;
 
-/// The bytes of an image so far.
+/// Smaller images are not worth keeping memory for: the allocator keeps it.
+const SMALL_BYTES: usize = 64 << 10;
+
+/// Memory that was used and waits for the next image.
 #[derive(Debug)]
-pub(super) struct Image {
-    bytes: u64,
-    parts: Parts,
+pub(crate) struct Buffers {
+    limit: usize,
+    free: Mutex<Vec<Box<[u8]>>>,
 }
 
+/// An image on its way in.
 #[derive(Debug)]
-enum Parts {
-    None,
-    /// The image came in one message: it stays where it was received.
-    Whole(Bytes),
-    Several(BytesMut),
+pub(crate) struct Image {
+    lent: Lent,
+    filled: usize,
 }
 
-/// More bytes came than were announced.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Excess(pub(super) u64);
+/// Memory that goes back when nobody looks at it any more.
+#[derive(Debug)]
+struct Lent {
+    memory: Box<[u8]>,
+    /// What of it is the image.
+    bytes: usize,
+    buffers: Arc<Buffers>,
+}
+
+impl Buffers {
+    /// Keeps up to `limit` bytes.
+    pub(crate) fn new(limit: u64) -> Arc<Self> {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        Arc::new(Self { limit, free: Mutex::default() })
+    }
+
+    /// Memory for an image of `bytes`, which are announced.
+    pub(crate) fn image(self: &Arc<Self>, bytes: usize) -> Image {
+        let memory = self.take(bytes).unwrap_or_else(|| {
+            let trusted = bytes.min(TRUST_BYTES);
+            // Zeroes that the system brings when they are written to, page by page.
+            vec![0; trusted].into()
+        });
+        Image { lent: Lent { memory, bytes, buffers: Arc::clone(self) }, filled: 0 }
+    }
+
+    /// The smallest that does; none that is twice as large, which would go to waste.
+    fn take(&self, bytes: usize) -> Option<Box<[u8]>> {
+        if bytes < SMALL_BYTES {
+            return None;
+        }
+        let mut free = self.lock();
+        let fits = |memory: &[u8]| (bytes..bytes.saturating_mul(2)).contains(&memory.len());
+        let best = free.iter().enumerate().filter(|(_, memory)| fits(memory));
+        let best = best.min_by_key(|(_, memory)| memory.len()).map(|(at, _)| at)?;
+        Some(free.swap_remove(best))
+    }
+
+    /// Keeps `memory`, in the place of what has waited longest if need be.
+    fn give_back(&self, memory: Box<[u8]>) {
+        if memory.len() < SMALL_BYTES || memory.len() > self.limit {
+            return;
+        }
+        let mut gone = Vec::new();
+        let mut free = self.lock();
+        let mut kept: usize = free.iter().map(|memory| memory.len()).sum();
+        while kept + memory.len() > self.limit {
+            let oldest = free.remove(0);
+            kept -= oldest.len();
+            gone.push(oldest);
+        }
+        free.push(memory);
+        drop(free);
+        // Not under the lock: giving memory back to the system takes time.
+        drop(gone);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Box<[u8]>>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Image {
-    /// An image of which `bytes` are announced.
-    pub(super) fn of(bytes: u64) -> Self {
-        Self { bytes, parts: Parts::None }
-    }
-
-    pub(super) fn received(&self) -> u64 {
-        match &self.parts {
-            Parts::None => 0,
-            Parts::Whole(bytes) => bytes.len() as u64,
-            Parts::Several(bytes) => bytes.len() as u64,
+    /// Where the next bytes go: empty when the image is whole.
+    pub(crate) fn unfilled(&mut self) -> &mut [u8] {
+        let Lent { memory, bytes, .. } = &mut self.lent;
+        if self.filled == memory.len() && self.filled < *bytes {
+            // As much again as came.
+            let more = memory.len().max(SMALL_BYTES).min(*bytes - memory.len());
+            let mut larger = std::mem::take(memory).into_vec();
+            larger.reserve_exact(more);
+            larger.resize(larger.len() + more, 0);
+            *memory = larger.into();
         }
+        let end = memory.len().min(*bytes);
+        &mut memory[self.filled..end]
     }
 
-    pub(super) fn announced(&self) -> u64 {
-        self.bytes
+    /// All that there was room for came.
+    pub(crate) fn fill(&mut self) {
+        self.filled = self.lent.memory.len().min(self.lent.bytes);
     }
 
-    pub(super) fn is_complete(&self) -> bool {
-        self.received() == self.bytes
+    /// The image; what did not come is not part of it.
+    pub(crate) fn into_bytes(mut self) -> Bytes {
+        self.lent.bytes = self.filled;
+        Bytes::from_owner(self.lent)
     }
+}
 
-    pub(super) fn push(&mut self, payload: Bytes) -> Result<(), Excess> {
-        let missing = self.bytes - self.received();
-        let length = payload.len() as u64;
-        if length > missing {
-            return Err(Excess(length - missing));
-        }
-        match &mut self.parts {
-            Parts::Several(bytes) => {
-                let rest = usize::try_from(missing).unwrap_or(usize::MAX);
-                if bytes.capacity() - bytes.len() < payload.len() {
-                    bytes.reserve(rest.min(bytes.len().max(payload.len())));
-                }
-                bytes.extend_from_slice(&payload);
-            }
-            Parts::None | Parts::Whole(_) if length == self.bytes => {
-                self.parts = Parts::Whole(payload);
-            }
-            Parts::None | Parts::Whole(_) => {
-                let trusted = usize::try_from(self.bytes.min(TRUST_BYTES)).unwrap_or(0);
-                let mut bytes = BytesMut::with_capacity(trusted.max(payload.len()));
-                bytes.extend_from_slice(&payload);
-                self.parts = Parts::Several(bytes);
-            }
-        }
-        Ok(())
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.memory[..self.bytes]
     }
+}
 
-    pub(super) fn into_bytes(self) -> Bytes {
-        match self.parts {
-            Parts::None => Bytes::new(),
-            Parts::Whole(bytes) => bytes,
-            Parts::Several(bytes) => bytes.freeze(),
-        }
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.buffers.give_back(std::mem::take(&mut self.memory));
     }
 }
 
@@ -87,31 +132,53 @@ impl Image {
 mod tests {
     use super::*;
 
-    #[test]
-    fn pieces_join_and_a_whole_image_is_not_copied() {
-        let whole = Bytes::from(vec![7u8; 256]);
-        let mut image = Image::of(256);
-        image.push(whole.clone()).expect("fits");
-        assert!(image.is_complete());
-        assert_eq!(image.into_bytes().as_ptr(), whole.as_ptr());
-
-        let mut image = Image::of(300);
-        for piece in [100u8, 150, 50] {
-            assert!(!image.is_complete());
-            image.push(Bytes::from(vec![piece; usize::from(piece)])).expect("fits");
+    fn whole(buffers: &Arc<Buffers>, bytes: usize, with: u8) -> Bytes {
+        let mut image = buffers.image(bytes);
+        while !image.unfilled().is_empty() {
+            image.unfilled().fill(with);
+            image.fill();
         }
-        assert!(image.is_complete());
-        assert_eq!(image.push(Bytes::from_static(b"x")), Err(Excess(1)));
-        let bytes = image.into_bytes();
-        assert_eq!((bytes.len(), bytes[99], bytes[100], bytes[299]), (300, 100, 150, 50));
+        image.into_bytes()
+    }
+
+    #[test]
+    fn memory_is_used_again_once_nobody_looks_at_it() {
+        let buffers = Buffers::new(1 << 20);
+        let first = whole(&buffers, 300_000, 1);
+        let (at, tensor) = (first.as_ptr(), first.slice(1000..2000));
+        drop(first);
+        let second = whole(&buffers, 300_000, 2);
+        assert_ne!(second.as_ptr(), at, "a tensor is still looked at");
+        assert!(tensor.iter().all(|byte| *byte == 1));
+        drop(tensor);
+        let third = whole(&buffers, 200_000, 3);
+        assert_eq!(third.as_ptr(), at);
+        assert!(third.len() == 200_000 && third.iter().all(|byte| *byte == 3));
+        assert!(second.iter().all(|byte| *byte == 2));
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_and_the_oldest_goes() {
+        let buffers = Buffers::new(1 << 20);
+        let sizes = [400_000, 500_000, 300_000, 2 << 20];
+        drop(sizes.map(|bytes| whole(&buffers, bytes, 9)));
+        let kept: Vec<usize> = buffers.lock().iter().map(|memory| memory.len()).collect();
+        assert_eq!(kept, [500_000, 300_000]);
+        assert!(buffers.take(100_000).is_none(), "far too large");
+        assert!(buffers.take(260_000).is_some_and(|memory| memory.len() == 300_000));
     }
 
     #[test]
     fn a_claim_alone_takes_no_memory() {
-        let mut image = Image::of(u64::MAX);
-        image.push(Bytes::from_static(b"x")).expect("fits");
-        let Parts::Several(bytes) = &image.parts else { unreachable!("one of many pieces") };
-        assert!(bytes.capacity() as u64 <= TRUST_BYTES);
-        assert_eq!(image.received(), 1);
+        let mut image = Buffers::new(0).image(usize::MAX);
+        assert_eq!(image.unfilled().len(), TRUST_BYTES);
+        image.fill();
+        assert_eq!(image.unfilled().len(), TRUST_BYTES);
+        assert_eq!(image.into_bytes().len(), TRUST_BYTES);
+    }
+
+    #[test]
+    fn an_empty_image_is_whole() {
+        assert!(whole(&Buffers::new(0), 0, 0).is_empty());
     }
 }

@@ -2,11 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use std::task::{Context, Poll};
+
 use proptest::prelude::*;
+use prost::Message as _;
+use tonic::Status;
 use tpad_manifest::{BlockId, ExpertKey, TierId};
 use tpad_proto::v1;
 
+use super::super::reader::BlockReader;
 use super::*;
+use crate::receive::ReplyBytes;
 
 /// The image of expert `n`: sizes differ, so that pieces do not fit by chance.
 fn image(n: u32) -> Vec<u8> {
@@ -56,32 +62,54 @@ fn stream(experts: u32) -> Vec<Part> {
     std::iter::once(Part::Start(start)).chain(blocks).collect()
 }
 
+/// A reply that is all there, handed out a few bytes at a time.
+struct Whole(Vec<u8>, usize);
+
+impl ReplyBytes for Whole {
+    fn poll_read(&mut self, _: &mut Context<'_>, into: &mut [u8]) -> Poll<Result<usize, Status>> {
+        let bytes = into.len().min(self.0.len()).min(self.1);
+        into[..bytes].copy_from_slice(&self.0[..bytes]);
+        self.0.drain(..bytes);
+        Poll::Ready(Ok(bytes))
+    }
+
+    fn status(&mut self) -> Status {
+        Status::ok("")
+    }
+}
+
 /// The blocks of a stream, digests checked, or the first error.
 fn read(parts: Vec<Part>, experts: u32) -> Result<BTreeMap<BlockKey, Vec<u8>>, Error> {
-    let asked = Asked::Experts {
-        keys: (0..experts)
-            .map(|expert| ExpertKey { tier: TierId::Number(1), group: 0, expert })
-            .collect(),
-        blocks: HashSet::new(),
-        tiers: HashSet::new(),
-        layers: HashSet::new(),
-    };
-    let mut parts = parts.into_iter().map(|part| BlockPart { part: Some(part) });
-    let first = parts.next().ok_or_else(|| Error::protocol("fetch", "nothing"))?;
-    let mut assembly = Assembly::open(first, "m", asked, 1 << 20)?;
-    let mut blocks = BTreeMap::new();
+    let mut bytes = Vec::new();
     for part in parts {
-        if let Some(block) = assembly.accept(part)? {
-            let found = BlockId::of(&block.image);
+        let part = Some(BlockPart { part: Some(part) });
+        let message = v1::FetchExpertsResponse { part }.encode_to_vec();
+        bytes.push(0);
+        bytes.extend(u32::try_from(message.len()).expect("short").to_be_bytes());
+        bytes.extend(message);
+    }
+    let keys = (0..experts).map(|expert| ExpertKey { tier: TierId::Number(1), group: 0, expert });
+    let fetch =
+        crate::FetchExperts { model: "m".into(), keys: keys.collect(), ..Default::default() };
+    let reader = BlockReader::over(Whole(bytes, 113), fetch.into(), 1 << 20);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let mut reader = reader.await?;
+        let mut blocks = BTreeMap::new();
+        let mut memory = vec![0; 1 << 16];
+        while let Some(bytes) = reader.next().await? {
+            let image = &mut memory[..usize::try_from(bytes).expect("small")];
+            reader.receive(image).await?;
+            let block = reader.close()?.with_image(0..image.len(), |_, range| Some(range))?;
+            let found = BlockId::of(image);
             if found != block.id {
                 return Err(Error::CorruptBlock { key: block.key, expected: block.id, found });
             }
             assert_eq!(block.tensors[0].bytes, block.image);
-            blocks.insert(block.key, block.image.to_vec());
+            blocks.insert(block.key, image.to_vec());
         }
-    }
-    assembly.finish()?;
-    Ok(blocks)
+        Ok(blocks)
+    })
 }
 
 #[derive(Clone, Debug)]

@@ -1,0 +1,214 @@
+//! The bulk receiver: fetches over connections of their own, whose HTTP/2 frames are
+//! read here, so that payload goes from the socket straight into its place.
+//!
+//! hyper copies what it receives into buffers of its own, which costs as much
+//! as the kernel's copy and takes fresh memory for each frame (docs/performance.md).
+//! Here whoever made a call reads its socket: no task in between, no queue, and
+//! a caller that does not read holds back the daemon by TCP alone.
+
+mod call;
+mod connection;
+mod flow;
+mod frame;
+mod header;
+mod idle;
+mod io;
+mod session;
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tonic::Status;
+
+use self::call::{AUTHORITY_BYTES, CallState, Request};
+use self::connection::{Connection, ConnectionError};
+use self::idle::IdleConnections;
+use self::io::{Layered, Socket};
+use crate::receive::ReplyBytes;
+use crate::tls::Tls;
+use crate::{Address, Error};
+
+/// The connections to one daemon.
+#[derive(Debug)]
+pub(crate) struct Bulk {
+    address: Address,
+    authority: String,
+    tls: Option<Tls>,
+    connect_timeout: Duration,
+    patience: Duration,
+    /// Connections in use, each by one call.
+    places: Arc<Semaphore>,
+    idle: IdleConnections,
+}
+
+/// One call's reply.
+pub(crate) struct BulkReply {
+    /// There until the reply is dropped.
+    connection: Option<Connection>,
+    bulk: Arc<Bulk>,
+    _place: Arc<OwnedSemaphorePermit>,
+}
+
+impl Bulk {
+    /// Connects when the first call is made. `patience` is how long a daemon may
+    /// be silent before it is asked whether it is there.
+    pub(crate) fn new(
+        address: &Address,
+        tls: Option<Tls>,
+        connections: usize,
+        connect_timeout: Duration,
+        patience: Duration,
+    ) -> Result<Self, Error> {
+        let authority = address.authority().unwrap_or("localhost").to_owned();
+        if authority.len() > AUTHORITY_BYTES {
+            let reason = format!("its host has more than {AUTHORITY_BYTES} bytes");
+            return Err(Error::Address { address: address.to_string(), reason });
+        }
+        Ok(Self {
+            address: address.clone(),
+            authority,
+            tls,
+            connect_timeout,
+            patience,
+            places: Arc::new(Semaphore::new(connections.clamp(1, Semaphore::MAX_PERMITS))),
+            idle: IdleConnections::default(),
+        })
+    }
+
+    /// Makes a call of a method that takes one message, `message` with its
+    /// prefix, and waits until its reply begins.
+    pub(crate) async fn call(
+        self: &Arc<Self>,
+        path: &'static str,
+        message: Bytes,
+        timeout: Option<Duration>,
+    ) -> Result<BulkReply, Status> {
+        let place = Arc::clone(&self.places).acquire_owned().await;
+        let place = Arc::new(place.map_err(|error| Status::from_error(Box::new(error)))?);
+        let since = Instant::now();
+        loop {
+            let idle = self.idle.take();
+            let reused = idle.is_some();
+            let mut connection = match idle {
+                Some(connection) => connection,
+                None => Connection::new(self.connect().await?, self.patience),
+            };
+            connection.begin();
+            let left = timeout.map(|timeout| timeout.saturating_sub(since.elapsed()));
+            connection.session.start(Request {
+                secure: self.tls.is_some(),
+                authority: self.authority.clone(),
+                path,
+                timeout: left.map(grpc_timeout),
+                body: message.clone(),
+            });
+            let mut reply = BulkReply {
+                connection: Some(connection),
+                bulk: Arc::clone(self),
+                _place: Arc::clone(&place),
+            };
+            match reply.head().await {
+                Ok(()) => return reply.begun(),
+                // It was closed while it was idle. The daemon did not look at the
+                // call, and if it did: reading twice changes nothing.
+                Err(_) if reused => {}
+                Err(error) => return Err(Status::from_error(Box::new(error))),
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Box<dyn Socket>, Status> {
+        let connecting = async {
+            Ok(match &self.address {
+                Address::Unix(path) => {
+                    Box::new(UnixStream::connect(path).await?) as Box<dyn Socket>
+                }
+                Address::Http(_) | Address::Https(_) => {
+                    let socket = TcpStream::connect(&*self.authority).await?;
+                    // What we write is small and waited for.
+                    socket.set_nodelay(true)?;
+                    match &self.tls {
+                        None => Box::new(socket) as Box<dyn Socket>,
+                        Some(tls) => {
+                            let stream = tls.connector().connect(tls.name(), socket).await?;
+                            Box::new(Layered::over(stream))
+                        }
+                    }
+                }
+            })
+        };
+        let connected = tokio::time::timeout(self.connect_timeout, connecting).await;
+        let timed_out = std::io::Error::from(std::io::ErrorKind::TimedOut);
+        let failed = |error: std::io::Error| Status::from_error(Box::new(error));
+        connected.unwrap_or(Err(timed_out)).map_err(failed)
+    }
+}
+
+impl BulkReply {
+    /// Waits for the reply's head.
+    async fn head(&mut self) -> Result<(), ConnectionError> {
+        poll_fn(|cx| match &mut self.connection {
+            Some(connection) => connection.poll_head(cx),
+            None => Poll::Ready(Err(ConnectionError::Closed)),
+        })
+        .await
+    }
+
+    /// The reply, unless its head is its end or none of gRPC's.
+    fn begun(self) -> Result<Self, Status> {
+        let call = self.connection.as_ref().and_then(|connection| connection.session.call.as_ref());
+        let Some(call) = call else { return Err(Status::internal("the call is gone")) };
+        if let Some(refused) = call.refused() {
+            return Err(refused);
+        }
+        if call.ended {
+            let status = call.status();
+            if status.code() != tonic::Code::Ok {
+                return Err(status);
+            }
+        }
+        Ok(self)
+    }
+}
+
+impl ReplyBytes for BulkReply {
+    fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<Result<usize, Status>> {
+        let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(0)) };
+        let read = std::task::ready!(connection.poll_read(cx, into));
+        Poll::Ready(read.map_err(|error| Status::from_error(Box::new(error))))
+    }
+
+    fn status(&mut self) -> Status {
+        let call = self.connection.as_ref().and_then(|connection| connection.session.call.as_ref());
+        call.map_or_else(|| Status::internal("the call is gone"), CallState::status)
+    }
+}
+
+impl Drop for BulkReply {
+    fn drop(&mut self) {
+        let Some(connection) = self.connection.take() else { return };
+        if connection.is_free() {
+            self.bulk.idle.keep(connection);
+        } else {
+            connection.leave();
+        }
+    }
+}
+
+/// A timeout as `grpc-timeout` says it: up to eight digits and a unit.
+pub(crate) fn grpc_timeout(timeout: Duration) -> String {
+    const MOST: u128 = 99_999_999;
+    [(timeout.as_micros(), 'u'), (timeout.as_millis(), 'm')]
+        .into_iter()
+        .find(|(count, _)| *count <= MOST)
+        .map_or_else(
+            || format!("{}S", u128::from(timeout.as_secs()).min(MOST)),
+            |(count, unit)| format!("{count}{unit}"),
+        )
+}

@@ -1,0 +1,191 @@
+//! A stream's blocks, one by one, into whatever memory they are given; and how a
+//! stream that broke goes on.
+
+use std::time::Duration;
+
+use super::assembly::Assembly;
+use super::header::Header;
+use super::{BlockLimits, StreamStart};
+use crate::call::Call;
+use crate::fetch::{Fetch, Transport};
+use crate::receive::{Incoming, Messages, ReadError};
+use crate::{Error, Kind};
+
+/// Before a stream that broke is resumed; twice as long after each failure.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// Reads one fetch.
+pub(crate) struct BlockReader {
+    fetch: Fetch,
+    transport: Transport,
+    call: Call,
+    messages: Messages,
+    assembly: Assembly,
+    /// How often in a row the stream may break without a byte in between.
+    resumes: u32,
+    broken: u32,
+}
+
+impl BlockReader {
+    /// Makes the call, again if it is turned away before its start.
+    pub(crate) async fn open(
+        fetch: Fetch,
+        transport: Transport,
+        call: Call,
+        limits: BlockLimits,
+    ) -> Result<Self, Error> {
+        let (messages, assembly) = call
+            .attempt(|| async {
+                let messages = fetch.open(&transport, &call, None).await?;
+                begin(messages, &fetch, &call, limits.max_block_bytes).await
+            })
+            .await?;
+        let resumes = limits.resumes;
+        Ok(Self { fetch, transport, call, messages, assembly, resumes, broken: 0 })
+    }
+
+    /// Reads a reply that is already there, and nothing else.
+    #[cfg(test)]
+    pub(super) async fn over(
+        reply: impl crate::receive::ReplyBytes + 'static,
+        fetch: Fetch,
+        max_block_bytes: u64,
+    ) -> Result<Self, Error> {
+        let call = Call::starting_now("test".into(), None, crate::RetryPolicy::off());
+        let channel = tonic::transport::Endpoint::from_static("http://test").connect_lazy();
+        let (messages, assembly) =
+            begin(Messages::of(reply), &fetch, &call, max_block_bytes).await?;
+        let transport = Transport::Ordinary(channel);
+        Ok(Self { fetch, transport, call, messages, assembly, resumes: 0, broken: 0 })
+    }
+
+    pub(crate) fn start(&self) -> &StreamStart {
+        self.assembly.start()
+    }
+
+    /// The size of the next block's image, which is then to be received; `None` when all
+    /// blocks came.
+    pub(crate) async fn next(&mut self) -> Result<Option<u64>, Error> {
+        loop {
+            let message = self.call.read(self.messages.next()).await;
+            match message {
+                Err(error) => self.resume(error).await?,
+                Ok(None) => return self.assembly.finish().map(|()| None),
+                Ok(Some(Incoming::Payload(bytes))) => self.assembly.payload(bytes)?,
+                Ok(Some(Incoming::Part(part))) => {
+                    self.broken = 0;
+                    if let Some(bytes) = self.assembly.accept(part)? {
+                        return Ok(Some(bytes));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next bytes of the open block's image, until `into` is full, which is not
+    /// longer than what is missing.
+    pub(crate) async fn receive(&mut self, into: &mut [u8]) -> Result<(), Error> {
+        let mut filled = 0;
+        while filled < into.len() {
+            let call = self.call.clone();
+            // One deadline for the whole piece: a timer for each read is not free.
+            let received = call.read(self.receive_on(into, &mut filled)).await;
+            if let Err(error) = received {
+                self.resume(error).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn receive_on(&mut self, into: &mut [u8], filled: &mut usize) -> Result<(), ReadError> {
+        while *filled < into.len() {
+            if self.messages.left() == 0 {
+                match self.messages.next().await? {
+                    Some(Incoming::Payload(bytes)) => self.assembly.payload(bytes)?,
+                    Some(Incoming::Part(part)) => {
+                        // It cannot go on with a block: for what is wrong with it.
+                        self.assembly.accept(part)?;
+                    }
+                    None => self.assembly.finish()?,
+                }
+                continue;
+            }
+            let bytes = self.messages.receive(&mut into[*filled..]).await?;
+            *filled += bytes;
+            self.assembly.received(bytes);
+            self.broken = 0;
+        }
+        Ok(())
+    }
+
+    /// What is missing of the open block.
+    pub(crate) fn missing(&self) -> u64 {
+        self.assembly.missing()
+    }
+
+    /// The open block, once its image was received.
+    pub(crate) fn close(&mut self) -> Result<Header, Error> {
+        let missing = || Error::protocol("fetch", "a block was closed before its end");
+        self.assembly.close().ok_or_else(missing)
+    }
+
+    /// Goes on with a stream that broke with `error`, or fails with it.
+    async fn resume(&mut self, error: Error) -> Result<(), Error> {
+        if !matches!(error, Error::Disconnected { .. }) {
+            return Err(error);
+        }
+        let Some(resume) = self.assembly.resume() else { return Err(error) };
+        while self.broken < self.resumes {
+            let pause = FIRST_PAUSE.saturating_mul(1 << self.broken.min(8));
+            self.broken += 1;
+            self.call.wait(tokio::time::sleep(pause)).await?;
+            match self.open_again(&resume).await {
+                Ok(true) => return Ok(()),
+                // It cannot go on: what broke it is what there is to say.
+                Ok(false) => return Err(error),
+                Err(again) if again.kind() == Kind::Unavailable => {}
+                Err(again) => return Err(again),
+            }
+        }
+        Err(error)
+    }
+
+    /// Whether the daemon goes on where the stream broke.
+    async fn open_again(&mut self, resume: &tpad_proto::v1::Resume) -> Result<bool, Error> {
+        let resume = resume.clone();
+        let partial = resume.partial.is_some();
+        let mut messages = self.fetch.open(&self.transport, &self.call, Some(resume)).await?;
+        let first = self.call.read(messages.next()).await?;
+        let Some(Incoming::Part(Some(first))) = first else { return Ok(false) };
+        if !self.assembly.is_resumed_by(&first) {
+            return Ok(false);
+        }
+        if partial {
+            let next = self.call.read(messages.next()).await?;
+            match next {
+                Some(Incoming::Part(Some(block))) if self.assembly.is_continued_by(&block) => {}
+                _ => return Ok(false),
+            }
+        }
+        self.messages = messages;
+        Ok(true)
+    }
+}
+
+/// Reads a reply's first message.
+async fn begin(
+    mut messages: Messages,
+    fetch: &Fetch,
+    call: &Call,
+    max_block_bytes: u64,
+) -> Result<(Messages, Assembly), Error> {
+    let ended = || Error::protocol("fetch", "the stream ended before its start");
+    let first = match call.read(messages.next()).await?.ok_or_else(ended)? {
+        Incoming::Part(part) => part.unwrap_or_default(),
+        Incoming::Payload(_) => {
+            return Err(Error::protocol("fetch", "the stream does not begin with its start"));
+        }
+    };
+    let assembly = Assembly::open(first, fetch.model(), fetch.asked(), max_block_bytes)?;
+    Ok((messages, assembly))
+}
