@@ -10,7 +10,7 @@ use tpad_manifest::{
 };
 use tpad_publish::Revision;
 use tpad_store::memory::MemoryLimit;
-use tpad_store::{DramConfig, Footprint, HierarchyConfig, NvmeConfig};
+use tpad_store::{DramConfig, Footprint, HierarchyConfig, NvmeConfig, NvmeIo};
 
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, Tone, human_bytes, printable};
@@ -154,7 +154,8 @@ impl Plan {
         let HierarchyConfig { dram, .. } = HierarchyConfig::new(dram_capacity);
         let nvme = args.nvme.map(|capacity_bytes| {
             let path = std::path::PathBuf::new();
-            NvmeConfig { path, capacity_bytes, free_floor_bytes: 0 }.block_bytes()
+            let io = NvmeIo::Auto;
+            NvmeConfig { path, capacity_bytes, free_floor_bytes: 0, io }.block_bytes()
         });
         let room = Room { hbm: args.hbm, dram: DramConfig::home_bytes(&dram), nvme };
         let manifest = catalog.manifest();

@@ -5,6 +5,7 @@
 //! mapped byte is backed by memory, so the capacity is what the process uses.
 
 mod mapping;
+mod part;
 mod slot;
 mod state;
 
@@ -15,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+pub(crate) use part::SlotPart;
 pub use slot::{BlockBytes, SlotMut};
 pub(crate) use state::SlabView;
 pub use state::slot_bytes;

@@ -12,6 +12,7 @@ use tpad_manifest::BlockId;
 
 use crate::{
     Arena, BlockBytes, CacheClass, ErrorKind, Level, LevelError, LevelRead, Origin, OriginError,
+    Urgency,
 };
 
 /// What a sound level makes of blocks: it answers with what was admitted, or
@@ -128,7 +129,7 @@ async fn read(
     bytes: usize,
 ) -> Result<Option<Vec<u8>>, LevelError> {
     let slot = arena.slot(bytes).expect("memory").expect("room");
-    match level.read(id, slot).await? {
+    match level.read(id, slot, Urgency::Demand).await? {
         LevelRead::Hit { slot, check } => Ok(check.holds(id, &slot).then(|| slot.to_vec())),
         LevelRead::Miss(_) => Ok(None),
     }

@@ -20,7 +20,9 @@ use self::policy::Policy;
 use self::table::{GivenUp, Table};
 use crate::gate::Gate;
 use crate::level::{Check, Level, LevelError, LevelRead, LevelUsage};
-use crate::{Arena, BlockBytes, CacheClass, DramConfig, Medium, SlotMut, StoreError, StoreMetrics};
+use crate::{
+    Arena, BlockBytes, CacheClass, DramConfig, Medium, SlotMut, StoreError, StoreMetrics, Urgency,
+};
 
 /// Host memory as a level, and the arena that all blocks pass through.
 #[derive(Debug)]
@@ -225,7 +227,12 @@ impl Level for DramLevel {
         self.in_place(id).is_some()
     }
 
-    async fn read(&self, id: &BlockId, mut slot: SlotMut) -> Result<LevelRead, LevelError> {
+    async fn read(
+        &self,
+        id: &BlockId,
+        mut slot: SlotMut,
+        _urgency: Urgency,
+    ) -> Result<LevelRead, LevelError> {
         match self.in_place(id) {
             Some(bytes) if bytes.len() == slot.len() => {
                 slot.copy_from_slice(&bytes);

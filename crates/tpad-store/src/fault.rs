@@ -12,8 +12,8 @@ use tokio::time::{Instant, sleep};
 use tpad_manifest::BlockId;
 
 use crate::{
-    BlockBytes, CacheClass, Health, Level, LevelError, LevelRead, LevelUsage, Medium, Origin,
-    OriginError, SlotMut,
+    BlockBytes, CacheClass, Check, Health, Level, LevelError, LevelRead, LevelUsage, Medium,
+    Origin, OriginError, SlotMut, Urgency,
 };
 
 /// A way to misbehave.
@@ -187,7 +187,12 @@ impl Level for FaultyLevel {
         self.inner.in_place(id)
     }
 
-    async fn read(&self, id: &BlockId, slot: SlotMut) -> Result<LevelRead, LevelError> {
+    async fn read(
+        &self,
+        id: &BlockId,
+        slot: SlotMut,
+        urgency: Urgency,
+    ) -> Result<LevelRead, LevelError> {
         let fault = self.faults.draw();
         match fault {
             Some(Fault::Slow(delay)) => sleep(delay).await,
@@ -196,13 +201,17 @@ impl Level for FaultyLevel {
             Some(Fault::Missing) => return Ok(LevelRead::Miss(slot)),
             _ => {}
         }
-        let mut read = self.inner.read(id, slot).await?;
-        if let LevelRead::Hit { slot, .. } = &mut read {
+        let mut read = self.inner.read(id, slot, urgency).await?;
+        if let LevelRead::Hit { slot, check } = &mut read {
             self.faults.spoil(fault, slot);
         }
         if fault == Some(Fault::Short) {
             return Err(LevelError::new("injected short read"));
         }
+            if fault.is_some() && *check == Check::Held {
+                // What the level compared is not what is there any more.
+                *check = Check::Digest;
+            }
         Ok(read)
     }
 
@@ -210,6 +219,14 @@ impl Level for FaultyLevel {
         &self,
         id: &BlockId,
         class: &CacheClass,
+    fn hurry(&self, id: &BlockId) {
+        self.inner.hurry(id);
+    }
+
+    fn progress(&self) -> u64 {
+        self.inner.progress()
+    }
+
         bytes: &BlockBytes,
     ) -> Result<bool, LevelError> {
         match self.faults.draw() {
@@ -236,3 +253,7 @@ impl Level for FaultyLevel {
         self.inner.health()
     }
 }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }

@@ -256,6 +256,7 @@ impl Hierarchy {
             note: None,
             lookups: inner.metrics.lookups(Medium::Dram),
         };
+            reader: None,
         let lower = inner.lower.iter().map(|level| LevelStatus {
             level: level.medium(),
             usage: level.level().usage(),
@@ -263,6 +264,7 @@ impl Hierarchy {
             note: level.level().note(),
             lookups: inner.metrics.lookups(level.medium()),
         });
+            reader: level.level().reader(),
         StoreStatus {
             levels: std::iter::once(dram).chain(lower).collect(),
             arena: inner.dram.arena().usage(),
@@ -273,8 +275,8 @@ impl Hierarchy {
         }
     }
 
-    /// Refuses new fills, ends those in progress, and waits for every task.
-    /// Blocks in host memory are served on.
+    /// Refuses new fills, ends those in progress, and waits for every task and for
+    /// what lower levels have in hand. Blocks in host memory are served on.
     pub async fn shutdown(&self) {
         self.inner.stop.cancel();
         self.inner.tasks.close();
@@ -282,6 +284,9 @@ impl Hierarchy {
     }
 }
 
+        for level in &self.inner.lower {
+            level.level().close().await;
+        }
 impl Inner {
     async fn read(
         self: &Arc<Self>,

@@ -33,9 +33,9 @@ pub use hierarchy::{
     ReadError, Served, Staged, StoreError, StoreStatus, home_bytes,
 };
 pub use kind::ErrorKind;
-pub use level::{Check, Health, Level, LevelError, LevelRead, LevelUsage, crc64_nvme};
+pub use level::{Check, Health, Level, LevelError, LevelRead, LevelReader, LevelUsage, crc64_nvme};
 pub use metrics::StoreMetrics;
-pub use nvme::{DocumentCache, NvmeConfig, NvmeLevel};
+pub use nvme::{DocumentCache, NvmeConfig, NvmeIo, NvmeLevel};
 pub use origin::{
     Created, Listing, ObjectEntry, ObjectOrigin, Origin, OriginError, OriginOptions, install_tls,
 };

@@ -4,12 +4,13 @@
 //! process that is killed leaves whole files and leftovers that the next start
 //! removes. What a file holds is checked each time it is read: its header
 //! against the block that is asked for, its image against the checksum that the
-//! header keeps. A disk that is full or read-only is read on; one that fails is
+//! header keeps, piece by piece as it comes. A disk that is full or read-only is read on; one that fails is
 //! left alone for a while. Neither is a reader's concern.
 
 mod disk;
 mod documents;
 mod file;
+mod reader;
 mod service;
 mod table;
 
@@ -21,21 +22,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tpad_manifest::BlockId;
 
 use self::disk::{Disk, Found};
 pub use self::documents::DocumentCache;
 use self::documents::Shelf;
 use self::file::{Fault, Header, file_bytes};
+pub use self::reader::NvmeIo;
+use self::reader::Unread;
 use self::service::{Service, is_refusal};
 use self::table::{NoRoom, Table};
-use crate::level::{Check, Health, Level, LevelError, LevelRead, LevelUsage};
-use crate::{BlockBytes, CacheClass, Medium, SlotMut, StoreError, StoreMetrics};
-
-/// Files that are read at once: more only wait in the device's queue, and a
-/// device that hangs takes as many threads and slots.
-const READS: usize = 64;
+use crate::level::{Check, Health, Level, LevelError, LevelRead, LevelReader, LevelUsage};
+use crate::{BlockBytes, CacheClass, Medium, SlotMut, StoreError, StoreMetrics, Urgency};
 
 /// Files that are written at once.
 const WRITES: usize = 8;
@@ -59,6 +58,8 @@ pub struct NvmeConfig {
     /// What the file system keeps free, whoever else writes to it: before it has
     /// less, blocks go.
     pub free_floor_bytes: u64,
+    /// How it is read.
+    pub io: NvmeIo,
 }
 
 impl NvmeConfig {
@@ -91,7 +92,6 @@ struct Inner {
     metrics: StoreMetrics,
     service: Service,
     table: Mutex<Table>,
-    reads: Arc<Semaphore>,
     writes: Arc<Semaphore>,
     documents: Mutex<Shelf>,
     scanning: watch::Sender<bool>,
@@ -112,11 +112,10 @@ impl NvmeLevel {
             return Err(StoreError::Bound { key, value: 0, remedy });
         }
         let inner = Arc::new(Inner {
-            service: Service::new(config.path.clone()),
+            service: Service::new(config.path.clone(), config.io),
             config,
             metrics,
             table: Mutex::default(),
-            reads: Arc::new(Semaphore::new(READS)),
             writes: Arc::new(Semaphore::new(WRITES)),
             documents: Mutex::default(),
             scanning: watch::Sender::new(true),
@@ -188,33 +187,44 @@ impl Level for NvmeLevel {
         self.inner.table().touch(id)
     }
 
-    async fn read(&self, id: &BlockId, mut slot: SlotMut) -> Result<LevelRead, LevelError> {
+    async fn read(
+        &self,
+        id: &BlockId,
+        slot: SlotMut,
+        urgency: Urgency,
+    ) -> Result<LevelRead, LevelError> {
         if !self.inner.table().touch(id) {
             return Ok(LevelRead::Miss(slot));
         }
-        let (inner, id) = (Arc::clone(&self.inner), *id);
-        let permit = turn(&inner.reads).await?;
-        blocking(move || {
-            let _permit = permit;
-            let Some(disk) = inner.service.disk() else { return Ok(LevelRead::Miss(slot)) };
-            match disk.read(&id, &mut slot) {
-                Ok(header) => Ok(LevelRead::Hit { slot, check: Check::Crc64Nvme(header.crc) }),
-                Err(Fault::Missing) => {
-                    inner.drop_file(&disk, &id);
-                    Ok(LevelRead::Miss(slot))
-                }
-                Err(Fault::Damaged(problem)) => {
-                    inner.metrics.verify_failed(Medium::Nvme);
-                    tracing::warn!(level = "nvme", block = %id, problem, "damaged file removed");
-                    inner.drop_file(&disk, &id);
-                    Ok(LevelRead::Miss(slot))
-                }
-                Err(Fault::Disk(error)) => {
-                    Err(LevelError::new(format!("reading block {id}: {error}")))
-                }
+        let Some(disk) = self.inner.service.disk() else { return Ok(LevelRead::Miss(slot)) };
+        let answer = disk.read(id, slot, urgency).await;
+        let Unread { fault, slot } = match answer {
+            Ok(Ok((_, slot))) => return Ok(LevelRead::Hit { slot, check: Check::Held }),
+            Ok(Err(unread)) => unread,
+            Err(_ended) => return Err(LevelError::new("the level is closed")),
+        };
+        match fault {
+            Fault::Missing => {}
+            Fault::Damaged(problem) => {
+                self.inner.metrics.verify_failed(Medium::Nvme);
+                tracing::warn!(level = "nvme", block = %id, problem, "damaged file removed");
             }
-        })
-        .await
+            Fault::Disk(error) => {
+                return Err(LevelError::new(format!("reading block {id}: {error}")));
+            }
+        }
+        self.remove(id).await?;
+        slot.map(LevelRead::Miss).ok_or_else(|| LevelError::new("the level is closed"))
+    }
+
+    fn hurry(&self, id: &BlockId) {
+        if let Some(disk) = self.inner.service.disk() {
+            disk.reader().hurry(id);
+        }
+    }
+
+    fn progress(&self) -> u64 {
+        self.inner.service.disk().map_or(0, |disk| disk.reader().progress())
     }
 
     async fn admit(
@@ -273,13 +283,25 @@ impl Level for NvmeLevel {
 
     fn note(&self) -> Option<String> {
         let disk = self.inner.service.disk()?;
-        let io = if disk.is_direct() {
+        let files = if disk.is_direct() {
             "direct reads and writes"
         } else {
             "buffered reads and writes: the file system takes no direct ones"
         };
         let scanning = if self.is_scanning() { "; what was there is being looked at" } else { "" };
-        Some(format!("{io}{scanning}"))
+        Some(format!("{files}{scanning}"))
+    }
+
+    fn reader(&self) -> Option<LevelReader> {
+        let disk = self.inner.service.disk()?;
+        let (io, reason) = (disk.reader().way().as_str(), disk.fallback().map(str::to_owned));
+        Some(LevelReader { io, reason })
+    }
+
+    async fn close(&self) {
+        if let Some(disk) = self.inner.service.disk() {
+            disk.reader().close().await;
+        }
     }
 }
 
@@ -420,11 +442,6 @@ async fn keep_opening(level: Weak<Inner>) {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LAST_TRY);
     }
-}
-
-async fn turn(gate: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, LevelError> {
-    let permit = Arc::clone(gate).acquire_owned().await;
-    permit.map_err(|_closed| LevelError::new("the level is closed"))
 }
 
 /// Runs what may wait for the disk on a thread that may.

@@ -10,7 +10,7 @@ use tpad_manifest::BlockId;
 
 use crate::{
     BlockBytes, CacheClass, Check, Level, LevelError, LevelRead, LevelUsage, Medium, Origin,
-    OriginError, SlotMut, crc64_nvme,
+    OriginError, SlotMut, Urgency, crc64_nvme,
 };
 
 /// An origin whose objects are in memory and whose requests are counted.
@@ -112,7 +112,12 @@ impl Level for MemoryLevel {
         lock(&self.state).blocks.contains_key(id)
     }
 
-    async fn read(&self, id: &BlockId, mut slot: SlotMut) -> Result<LevelRead, LevelError> {
+    async fn read(
+        &self,
+        id: &BlockId,
+        mut slot: SlotMut,
+        _urgency: Urgency,
+    ) -> Result<LevelRead, LevelError> {
         let found = lock(&self.state).blocks.get(id).cloned();
         match found {
             Some((bytes, crc)) if bytes.len() == slot.len() => {

@@ -155,6 +155,19 @@ pub enum ReadyWhen {
 }
 
 /// What to do with a tier that exceeds its parameter budget.
+    /// How blocks are read.
+    pub io: NvmeIo,
+}
+
+/// How blocks are read from local disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NvmeIo {
+    /// Through io_uring where it works, with threads where not.
+    Auto,
+    /// Likewise, but threads are worth a warning.
+    IoUring,
+    /// With threads.
+    Threads,
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BudgetEnforcement {
     /// Serve it and say so.

@@ -177,8 +177,13 @@ fn model(model: config::Model) -> ModelConfig {
 }
 
 fn disk(nvme: config::Nvme) -> NvmeConfig {
-    let config::Nvme { path, capacity_bytes, free_floor_bytes } = nvme;
-    NvmeConfig { path, capacity_bytes, free_floor_bytes }
+    let config::Nvme { path, capacity_bytes, free_floor_bytes, io } = nvme;
+    let io = match io {
+        config::NvmeIo::Auto => tpad_store::NvmeIo::Auto,
+        config::NvmeIo::IoUring => tpad_store::NvmeIo::IoUring,
+        config::NvmeIo::Threads => tpad_store::NvmeIo::Threads,
+    };
+    NvmeConfig { path, capacity_bytes, free_floor_bytes, io }
 }
 
 fn hierarchy(dram: &config::Dram) -> HierarchyConfig {

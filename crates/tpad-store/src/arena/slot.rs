@@ -23,7 +23,7 @@ pub(super) struct Slab {
 /// Invariant: of all live `Slot`s, no two have the same slab and index. The
 /// arena takes an index from the slab's free list to make one, and only the drop
 /// puts it back.
-struct Slot {
+pub(super) struct Slot {
     arena: Arc<Arena>,
     slab: Arc<Slab>,
     index: u32,
@@ -35,6 +35,27 @@ impl Slot {
     fn start(&self) -> usize {
         // In the mapping, so in memory: it does not overflow.
         self.index as usize * self.slab.slot_bytes
+    }
+
+    pub(super) fn slot_bytes(&self) -> usize {
+        self.slab.slot_bytes
+    }
+
+    pub(super) fn image_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Bytes `at..at + bytes` of the slot, to write.
+    ///
+    /// # Safety
+    /// The span lies in the slot, and nobody else reads or writes it as long as
+    /// the slice lives.
+    #[expect(clippy::mut_from_ref, reason = "the caller holds the span exclusively")]
+    pub(super) unsafe fn span_mut(&self, at: usize, bytes: usize) -> &mut [u8] {
+        debug_assert!(at + bytes <= self.slab.slot_bytes);
+        // SAFETY: the arena makes slots inside of the mapping only; the caller says
+        // that the span lies in the slot and is theirs alone.
+        unsafe { self.slab.mapping.slice_mut(self.start() + at, bytes) }
     }
 
     fn padded(&self) -> &[u8] {
@@ -60,6 +81,15 @@ impl SlotMut {
         debug_assert!(bytes <= slab.slot_bytes);
         debug_assert!((index as usize + 1) * slab.slot_bytes <= slab.mapping.bytes());
         Self(Slot { arena, slab, index, bytes })
+    }
+
+    pub(super) fn into_slot(self) -> Slot {
+        self.0
+    }
+
+    /// Of a slot that nobody else has any part of.
+    pub(super) fn of_slot(slot: Slot) -> Self {
+        Self(slot)
     }
 
     /// The whole slot, page-aligned padding included, for direct I/O.

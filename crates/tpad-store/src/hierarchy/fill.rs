@@ -101,7 +101,8 @@ impl Inner {
                 self.metrics.level_missed(medium);
                 continue;
             }
-            match level.read(&id, slot).await {
+            let (urgency, demanded) = (flight.wishes().urgency, flight.demanded());
+            match level.read(&id, slot, urgency, demanded).await {
                 Outcome::Read(LevelRead::Hit { slot: read, check }) => {
                     match self.verify(flight, check, read).await? {
                         Ok(right) => {

@@ -1,5 +1,6 @@
 //! A level that may break: reads go past it until it works again.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -7,12 +8,15 @@ use tokio::time::{Instant, timeout};
 use tpad_manifest::BlockId;
 
 use crate::level::{Health, Level, LevelError, LevelRead};
-use crate::{BlockBytes, CacheClass, Medium, SlotMut, StoreMetrics};
+use crate::{BlockBytes, CacheClass, Medium, SlotMut, StoreMetrics, Urgency};
 
 /// How long a broken level is left alone at first; it doubles from there.
 const FIRST_REST: Duration = Duration::from_secs(1);
 /// How long at most.
 const LONGEST_REST: Duration = Duration::from_secs(30);
+/// How long a read waits for others of a level that works. More is asked for than
+/// the level gives, and the origin is better than nothing.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// What a level reads and writes at least, in bytes per millisecond: 100 MB/s.
 const SLOWEST: u64 = 100_000;
 
@@ -38,7 +42,7 @@ struct State {
 pub(super) enum Outcome {
     /// As the level says.
     Read(LevelRead),
-    /// The level broke, and the slot is gone.
+    /// The level broke, or has too much to do, and the slot is gone.
     Broke,
 }
 
@@ -78,17 +82,61 @@ impl Guarded {
         Some((self.level.in_place(id)?, self.medium()))
     }
 
-    pub(super) async fn read(&self, id: &BlockId, slot: SlotMut) -> Outcome {
+    /// Reads a block; as a prefetch until `demanded` returns, if it begins as one.
+    pub(super) async fn read(
+        &self,
+        id: &BlockId,
+        slot: SlotMut,
+        urgency: Urgency,
+        demanded: impl Future<Output = ()>,
+    ) -> Outcome {
         let limit = self.limit(slot.len());
-        let read = timeout(limit, self.level.read(id, slot)).await;
-        match read.unwrap_or_else(|_| Err(slow(limit))) {
-            Ok(read) => {
+        let mut read = pin!(self.patiently(limit, self.level.read(id, slot, urgency)));
+        let read = if urgency == Urgency::Prefetch {
+            tokio::select! {
+                read = &mut read => read,
+                () = demanded => {
+                    self.level.hurry(id);
+                    read.await
+                }
+            }
+        } else {
+            read.await
+        };
+        match read {
+            Some(Ok(read)) => {
                 self.works();
                 Outcome::Read(read)
             }
-            Err(error) => {
+            Some(Err(error)) => {
                 self.broke(&error);
                 Outcome::Broke
+            }
+            None => Outcome::Broke,
+        }
+    }
+
+    /// A read that does not end in time is a level that is broken; unless others
+    /// get on meanwhile, before which this one has to wait. `None` when it has
+    /// waited so long for them that it goes past the level.
+    async fn patiently(
+        &self,
+        limit: Duration,
+        read: impl Future<Output = Result<LevelRead, LevelError>>,
+    ) -> Option<Result<LevelRead, LevelError>> {
+        let mut read = pin!(read);
+        let latest = Instant::now() + LONGEST_WAIT.max(limit);
+        let mut progress = self.level.progress();
+        loop {
+            if let Ok(read) = timeout(limit, &mut read).await {
+                return Some(read);
+            }
+            let now = self.level.progress();
+            if now == std::mem::replace(&mut progress, now) {
+                return Some(Err(slow(limit)));
+            }
+            if Instant::now() >= latest {
+                return None;
             }
         }
     }

@@ -1,7 +1,7 @@
 //! What a store holds and does, for the status page.
 
 use crate::dram::ClassUsage;
-use crate::level::{Health, LevelUsage};
+use crate::level::{Health, LevelReader, LevelUsage};
 use crate::{ArenaUsage, Medium};
 
 /// What a store holds and does.
@@ -36,6 +36,9 @@ pub struct LevelStatus {
     /// How often it had what it was asked for, since the start.
     pub lookups: Lookups,
 }
+    /// How it reads, where there are several ways.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reader: Option<LevelReader>,
 
 /// How often blocks were found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]

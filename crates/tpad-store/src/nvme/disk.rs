@@ -5,13 +5,15 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
+use tokio::sync::oneshot;
 use tpad_manifest::BlockId;
 
 use super::file::{self, Fault, Header, Page};
-use crate::{BlockBytes, SlotMut};
+use super::reader::{Answer, NvmeIo, Reader, Unread, Way};
+use crate::{Arena, BlockBytes, CacheClass, SlotMut, Urgency};
 
 /// The layout's version is part of the path: another version's files are left
 /// alone, and a downgrade finds its own.
@@ -28,6 +30,9 @@ pub(super) struct Disk {
     documents: PathBuf,
     /// Whether files are read and written past the page cache.
     direct: bool,
+    reader: Reader,
+    /// Why the reader is not the one that was asked for.
+    fallback: Option<String>,
     next: AtomicU64,
     root: PathBuf,
     /// Locked as long as it is open: the kernel lets go of it however the
@@ -36,9 +41,9 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    /// Opens the directory, makes it if need be, and removes what a killed
-    /// process left unfinished.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    /// Opens the directory, makes it if need be, removes what a killed process left
+    /// unfinished, and chooses how to read. To be called where blocking is allowed.
+    pub(super) fn open(path: &Path, io: NvmeIo) -> io::Result<Self> {
         let root = path.join(LAYOUT);
         let [blocks, unfinished, documents] =
             ["blocks", "unfinished", "documents"].map(|name| root.join(name));
@@ -49,36 +54,22 @@ impl Disk {
         for entry in fs::read_dir(&unfinished)? {
             remove(&entry?.path())?;
         }
-        let mut disk = Self {
-            blocks,
-            unfinished,
-            documents,
-            direct: true,
-            next: AtomicU64::new(0),
-            root,
-            lock,
-        };
-        disk.direct = disk.probe()?;
-        Ok(disk)
+        let direct = takes_direct(&unfinished.join("probe"))?;
+        let probe = Probe::write(unfinished.join("probe"), direct)?;
+        let (reader, fallback) = choose(io, &probe)?;
+        drop(probe);
+        let next = AtomicU64::new(0);
+        Ok(Self { blocks, unfinished, documents, direct, reader, fallback, next, root, lock })
     }
 
-    /// Whether the file system takes direct reads and writes.
-    fn probe(&self) -> io::Result<bool> {
-        let path = self.unfinished.join("probe");
-        let probed = create(&path, true).and_then(|file| {
-            let mut page = Page::new();
-            rustix::io::pwrite(&file, page.get(), 0)?;
-            rustix::io::pread(open(&path, true)?, page.get_mut(), 0)?;
-            Ok(())
-        });
-        remove(&path)?;
-        match probed {
-            Ok(()) => Ok(true),
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
+    /// What reads blocks.
+    pub(super) const fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
+    /// Why the reader is not the one that was asked for, or would be preferred.
+    pub(super) fn fallback(&self) -> Option<&str> {
+        self.fallback.as_deref()
     }
 
     pub(super) const fn is_direct(&self) -> bool {
@@ -136,13 +127,14 @@ impl Disk {
         written
     }
 
-    /// Reads a block's file into a slot of the image's size.
-    pub(super) fn read(&self, id: &BlockId, slot: &mut SlotMut) -> Result<Header, Fault> {
-        match open(&self.path(id), self.direct) {
-            Ok(file) => file::read(&file, id, slot),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Fault::Missing),
-            Err(error) => Err(Fault::Disk(error)),
-        }
+    /// Begins to read a block's file into a slot of the image's size.
+    pub(super) fn read(
+        &self,
+        id: &BlockId,
+        slot: SlotMut,
+        urgency: Urgency,
+    ) -> oneshot::Receiver<Answer> {
+        self.reader.read(id, self.path(id), self.direct, slot, urgency)
     }
 
     /// Removes a block's file, if it is there.
@@ -225,6 +217,92 @@ pub(super) enum Found {
     Stop,
 }
 
+/// Whether the file system takes direct reads and writes.
+fn takes_direct(path: &Path) -> io::Result<bool> {
+    let probed = create(path, true).and_then(|file| {
+        let mut page = Page::new();
+        rustix::io::pwrite(&file, page.get(), 0)?;
+        rustix::io::pread(open(path, true)?, page.get_mut(), 0)?;
+        Ok(())
+    });
+    remove(path)?;
+    match probed {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// A block's file to try readers with. Dropped, it is gone.
+struct Probe {
+    path: PathBuf,
+    direct: bool,
+    id: BlockId,
+    block: BlockBytes,
+    arena: Arc<Arena>,
+}
+
+impl Probe {
+    /// The image of the probe: some pages and a bit.
+    const BYTES: usize = 2 * file::PAGE + 1;
+
+    fn write(path: PathBuf, direct: bool) -> io::Result<Self> {
+        // Room for what is written and for what is read back.
+        let arena = Arena::new(16 * file::PAGE as u64);
+        let mut slot = slot(&arena)?;
+        let pattern = (0..=u8::MAX).cycle();
+        slot.iter_mut().zip(pattern).for_each(|(byte, of_pattern)| *byte = of_pattern);
+        let block = slot.freeze();
+        let probe = Self { path, direct, id: BlockId::of(&block), block, arena };
+        let header = Header::of(&probe.id, &CacheClass::from("probe"), &probe.block);
+        file::write(&create(&probe.path, direct)?, &header, &probe.block)?;
+        Ok(probe)
+    }
+
+    /// Whether this reader brings the block.
+    fn read(&self, reader: &Reader) -> io::Result<()> {
+        let slot = slot(&self.arena)?;
+        let path = self.path.clone();
+        let answer = reader.read(&self.id, path, self.direct, slot, Urgency::Demand);
+        match answer.blocking_recv() {
+            Ok(Ok((_, slot))) if slot[..] == self.block[..] => Ok(()),
+            Ok(Ok(_)) => Err(io::Error::other("it read other bytes than were written")),
+            Ok(Err(Unread { fault: Fault::Disk(error), .. })) => Err(error),
+            Ok(Err(unread)) => Err(io::Error::other(format!("{:?}", unread.fault))),
+            Err(_ended) => Err(io::Error::other("it ended without an answer")),
+        }
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        // The next start removes what is left.
+        let _left = remove(&self.path);
+    }
+}
+
+fn slot(arena: &Arc<Arena>) -> io::Result<SlotMut> {
+    arena.slot(Probe::BYTES)?.ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
+/// The reader that was asked for or, where that one reads nothing, threads; and why.
+fn choose(io: NvmeIo, probe: &Probe) -> io::Result<(Reader, Option<String>)> {
+    let tried = |way| {
+        let reader = Reader::start(way)?;
+        probe.read(&reader).map(|()| reader)
+    };
+    let fallback = match io {
+        NvmeIo::Threads => None,
+        NvmeIo::Auto | NvmeIo::IoUring => match tried(Way::IoUring) {
+            Ok(reader) => return Ok((reader, None)),
+            Err(error) => Some(format!("io_uring: {error}")),
+        },
+    };
+    Ok((tried(Way::Threads)?, fallback))
+}
+
 /// A file's header and size, if it is a whole block's file.
 fn inspect(path: &Path) -> io::Result<Option<(Header, u64)>> {
     if !fs::symlink_metadata(path)?.is_file() {
@@ -246,7 +324,8 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-fn open(path: &Path, direct: bool) -> io::Result<File> {
+/// A block's file, to read; `direct` past the page cache.
+pub(super) fn open(path: &Path, direct: bool) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let flags = if direct { flags | OFlags::DIRECT } else { flags };
     Ok(rustix::fs::open(path, flags, Mode::empty())?.into())

@@ -8,7 +8,7 @@ use std::ops::Range;
 use tpad_manifest::BlockId;
 
 use crate::level::crc64_nvme;
-use crate::{BlockBytes, CacheClass, SlotMut};
+use crate::{BlockBytes, CacheClass};
 
 /// Direct I/O reads and writes whole pages.
 pub(super) const PAGE: usize = 4096;
@@ -19,7 +19,7 @@ const MAGIC: [u8; 8] = *b"TPADBLK\x01";
 /// The longest class name that a page holds.
 const MAX_CLASS: usize = 512;
 
-/// How much one call reads or writes.
+/// How much one call writes.
 const PIECE: usize = 8 << 20;
 
 const ID: Range<usize> = 8..40;
@@ -29,7 +29,8 @@ const CLASS_BYTES: Range<usize> = 56..58;
 const CLASS: usize = 58;
 const SUM: Range<usize> = PAGE - 8..PAGE;
 
-/// A page at a page's boundary.
+/// A page at a page's boundary. Moving it does not move its bytes.
+#[derive(Debug)]
 pub(super) struct Page(Vec<u8>);
 
 /// What the page says.
@@ -156,43 +157,6 @@ fn write_all(file: &File, bytes: &[u8], mut at: u64) -> io::Result<()> {
                 }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Reads the block `id` into a slot of its size.
-pub(super) fn read(file: &File, id: &BlockId, slot: &mut SlotMut) -> Result<Header, Fault> {
-    let mut page = Page::new();
-    read_exact(file, page.get_mut(), 0)?;
-    let header = Header::read(page.get()).map_err(Fault::Damaged)?;
-    if header.id != *id {
-        return Err(Fault::Damaged("it holds another block"));
-    }
-    if header.bytes != slot.len() as u64 {
-        return Err(Fault::Damaged("its block has another size"));
-    }
-    let image = slot.len();
-    let padded = image.next_multiple_of(PAGE);
-    read_exact(file, &mut slot.padded_mut()[..padded], PAGE as u64)?;
-    if slot.padded_mut()[image..padded].iter().any(|byte| *byte != 0) {
-        return Err(Fault::Damaged("its padding is not zero"));
-    }
-    Ok(header)
-}
-
-fn read_exact(file: &File, into: &mut [u8], mut at: u64) -> Result<(), Fault> {
-    for mut piece in into.chunks_mut(PIECE) {
-        while !piece.is_empty() {
-            match rustix::io::pread(file, &mut *piece, at) {
-                Ok(0) => return Err(Fault::Damaged("it is cut short")),
-                Ok(read) => {
-                    piece = &mut piece[read..];
-                    at += read as u64;
-                }
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(Fault::Disk(error.into())),
             }
         }
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::disk::Disk;
+use super::reader::NvmeIo;
 
 /// How long nothing is written after the disk refused it; it doubles from there.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -19,6 +20,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Service {
     path: PathBuf,
+    io: NvmeIo,
     /// One opens it at a time. Apart from the state, which must be readable while
     /// a disk hangs.
     opening: Mutex<()>,
@@ -35,8 +37,8 @@ struct State {
 }
 
 impl Service {
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, opening: Mutex::default(), state: Mutex::default() }
+    pub(super) fn new(path: PathBuf, io: NvmeIo) -> Self {
+        Self { path, io, opening: Mutex::default(), state: Mutex::default() }
     }
 
     /// The directory, if it was opened.
@@ -51,10 +53,20 @@ impl Service {
         if let Some(disk) = self.disk() {
             return Ok((disk, false));
         }
-        let disk = Arc::new(Disk::open(&self.path)?);
+        let disk = Arc::new(Disk::open(&self.path, self.io)?);
         self.lock().disk = Some(Arc::clone(&disk));
-        let io = if disk.is_direct() { "direct" } else { "buffered" };
-        tracing::info!(level = "nvme", path = %self.path.display(), io, "cache directory opened");
+        let files = if disk.is_direct() { "direct" } else { "buffered" };
+        let (path, io) = (self.path.display(), disk.reader().way().as_str());
+        match disk.fallback() {
+            // Whoever asked for it by name wants to know; nobody is served better by a
+            // daemon that does not start.
+            Some(reason) if self.io == NvmeIo::IoUring => {
+                tracing::warn!(level = "nvme", %path, io, files, reason, "levels.nvme.io is not to be had");
+            }
+            reason => {
+                tracing::info!(level = "nvme", %path, io, files, reason, "cache directory opened");
+            }
+        }
         Ok((disk, true))
     }
 

@@ -1,12 +1,13 @@
 //! The level on disk in processes that are killed and on disks that fill up. The
 //! program is its own child: `fill` writes until it is killed, `refuse` runs where
-//! it may mount a disk.
+//! it may mount a disk, `forbid` where it may not use io_uring.
 #![expect(clippy::print_stdout, reason = "it reports as the test harness does")]
 
 #[path = "../store/model.rs"]
 #[expect(dead_code, clippy::cast_possible_truncation, reason = "the store's tests use the rest")]
 mod model;
 
+mod forbid;
 mod kill;
 mod refuse;
 
@@ -14,11 +15,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tpad_store::{Hierarchy, Level, NvmeConfig, NvmeLevel, StoreMetrics};
+use tpad_store::{Hierarchy, Level, NvmeConfig, NvmeIo, NvmeLevel, StoreMetrics};
 
 use crate::model::{MIB, Model, config};
 
-const TESTS: [(&str, fn()); 2] = [
+const TESTS: [(&str, fn()); 3] = [
+    ("where_io_uring_is_forbidden_threads_read_and_it_is_said", forbid::run),
     ("a_thousand_kills_during_fills_leave_no_wrong_byte", kill::run),
     ("a_disk_that_refuses_writes_fails_no_request_and_is_used_again", refuse::run),
 ];
@@ -27,6 +29,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match &*arguments.iter().map(String::as_str).collect::<Vec<&str>>() {
         ["fill", path, seed] => kill::fill(Path::new(path), seed.parse().expect("a number")),
+        ["forbid", path, expected] => forbid::child(Path::new(path), expected),
         ["refuse", path] => refuse::child(Path::new(path)),
         _ => tests(&arguments),
     }
@@ -77,11 +80,16 @@ fn open(
     capacity_bytes: u64,
     metrics: &StoreMetrics,
 ) -> (Arc<NvmeLevel>, Arc<Hierarchy>) {
-    let nvme = NvmeConfig { path: path.to_owned(), capacity_bytes, free_floor_bytes: 0 };
+    let nvme =
+        NvmeConfig { path: path.to_owned(), capacity_bytes, free_floor_bytes: 0, io: NvmeIo::Auto };
     let level = NvmeLevel::open(nvme, metrics.clone()).expect("sound bounds");
-    let lower: Vec<Arc<dyn Level>> = vec![Arc::clone(&level) as Arc<dyn Level>];
-    let hierarchy = Hierarchy::new(config(MIB), lower, metrics.clone()).expect("sound bounds");
+    let hierarchy = hierarchy(&level, metrics);
     (level, hierarchy)
+}
+
+fn hierarchy(level: &Arc<NvmeLevel>, metrics: &StoreMetrics) -> Arc<Hierarchy> {
+    let lower: Vec<Arc<dyn Level>> = vec![Arc::clone(level) as Arc<dyn Level>];
+    Hierarchy::new(config(MIB), lower, metrics.clone()).expect("sound bounds")
 }
 
 /// This program, to be run again.

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use tpad_store::conformance::{level_conforms, level_is_safe};
 use tpad_store::fault::{Fault, Faults, FaultyLevel};
 use tpad_store::{
-    Arena, Health, Hierarchy, Level, LevelRead, Medium, NvmeConfig, NvmeLevel, Origin, StoreMetrics,
+    Arena, Health, Hierarchy, Level, LevelRead, Medium, NvmeConfig, NvmeIo, NvmeLevel, Origin,
+    StoreMetrics, Urgency,
 };
 
 use crate::model::{Block, MIB, Model, check, config, metric};
@@ -17,9 +18,27 @@ use crate::model::{Block, MIB, Model, check, config, metric};
 const VERIFY_FAILURES: &str = "tpad_verify_failures_total{level=\"nvme\"}";
 const MISSES: &str = "tpad_level_reads_total{level=\"nvme\",outcome=\"miss\"}";
 
+/// Both ways to read; neither is taken for the other.
+const WAYS: [NvmeIo; 2] = [NvmeIo::IoUring, NvmeIo::Threads];
+
 fn open(path: &Path, capacity_bytes: u64, metrics: &StoreMetrics) -> Arc<NvmeLevel> {
-    let config = NvmeConfig { path: path.to_owned(), capacity_bytes, free_floor_bytes: 0 };
+    open_to_read(path, capacity_bytes, metrics, NvmeIo::Auto)
+}
+
+fn open_to_read(
+    path: &Path,
+    capacity_bytes: u64,
+    metrics: &StoreMetrics,
+    io: NvmeIo,
+) -> Arc<NvmeLevel> {
+    let path = path.to_owned();
+    let config = NvmeConfig { path, capacity_bytes, free_floor_bytes: 0, io };
     NvmeLevel::open(config, metrics.clone()).expect("sound bounds")
+}
+
+fn reads_by(level: &NvmeLevel, io: NvmeIo) {
+    let expected = if io == NvmeIo::Threads { "threads" } else { "io_uring" };
+    assert_eq!(level.reader().map(|reader| reader.io), Some(expected));
 }
 
 /// Polls, since disk work is done on other threads.
@@ -47,8 +66,12 @@ struct Disk {
 
 impl Disk {
     async fn open(path: &Path, model: &Model) -> Self {
+        Self::open_to_read(path, model, NvmeIo::Auto).await
+    }
+
+    async fn open_to_read(path: &Path, model: &Model, io: NvmeIo) -> Self {
         let metrics = StoreMetrics::default();
-        let level = open(path, 64 * MIB, &metrics);
+        let level = open_to_read(path, 64 * MIB, &metrics, io);
         scanned(&level).await;
         let lower: Vec<Arc<dyn Level>> = vec![Arc::clone(&level) as Arc<dyn Level>];
         let hierarchy = Hierarchy::new(config(16 * MIB), lower, metrics.clone()).expect("sound");
@@ -95,20 +118,74 @@ async fn fill(disk: &Disk, model: &Model) {
 
 #[tokio::test]
 async fn the_level_on_disk_conforms() {
-    let scratch = tempfile::tempdir().expect("scratch");
-    let level = open(scratch.path(), 12 * MIB, &StoreMetrics::default());
-    let level: Arc<dyn Level> = level;
-    level_conforms(&level, &Arena::new(16 * MIB)).await;
+    for io in WAYS {
+        let scratch = tempfile::tempdir().expect("scratch");
+        let level = open_to_read(scratch.path(), 12 * MIB, &StoreMetrics::default(), io);
+        scanned(&level).await;
+        reads_by(&level, io);
+        let level: Arc<dyn Level> = level;
+        let arena = Arena::new(16 * MIB);
+        level_conforms(&level, &arena).await;
+        level.close().await;
+        assert_eq!(arena.usage().held, 0, "nothing leaks");
+    }
 }
 
 #[tokio::test]
 async fn the_level_on_disk_is_safe_under_faults() {
-    let scratch = tempfile::tempdir().expect("scratch");
-    let level = open(scratch.path(), 12 * MIB, &StoreMetrics::default());
-    let faults = Faults::new(7, [Fault::Flipped, Fault::Failing, Fault::Missing].map(|f| (f, 0.1)));
-    let level: Arc<dyn Level> = Arc::new(FaultyLevel::new(level, Arc::clone(&faults)));
-    level_is_safe(&level, &Arena::new(16 * MIB), 200).await;
-    assert!(faults.fired_in_all() > 0);
+    for io in WAYS {
+        let scratch = tempfile::tempdir().expect("scratch");
+        let level = open_to_read(scratch.path(), 12 * MIB, &StoreMetrics::default(), io);
+        scanned(&level).await;
+        reads_by(&level, io);
+        let three = [Fault::Flipped, Fault::Failing, Fault::Missing];
+        let faults = Faults::new(7, three.map(|fault| (fault, 0.1)));
+        let level: Arc<dyn Level> = Arc::new(FaultyLevel::new(level, Arc::clone(&faults)));
+        level_is_safe(&level, &Arena::new(16 * MIB), 200).await;
+        assert!(three.iter().all(|fault| faults.fired(*fault) > 0));
+    }
+}
+
+#[tokio::test]
+async fn readers_that_hang_up_cost_neither_slots_nor_blocks() {
+    for io in WAYS {
+        let scratch = tempfile::tempdir().expect("scratch");
+        let model = Model::new(17, "a", vec![9 * MIB; 3]);
+        let disk = Disk::open_to_read(scratch.path(), &model, io).await;
+        reads_by(&disk.level, io);
+        let arena = Arena::new(128 * MIB);
+        let origin = model.origin();
+        let filler: Vec<Arc<dyn Level>> = vec![Arc::clone(&disk.level) as Arc<dyn Level>];
+        let filler = Hierarchy::new(config(128 * MIB), filler, StoreMetrics::default());
+        let filler = filler.expect("sound");
+        for block in &model.blocks {
+            check(&filler, &origin, block).await;
+            until("the block is written", || disk.level.contains(&block.fetch.id)).await;
+        }
+        for round in 0..30 {
+            let block = &model.blocks[round % 3];
+            let slot = arena.slot(block.image.len()).expect("mapped").expect("room");
+            let read = disk.level.read(&block.fetch.id, slot, Urgency::Demand);
+            // Polled as often as the round says: not at all, in the queue, under way.
+            let mut read = Box::pin(read);
+            for _ in 0..round {
+                tokio::select! {
+                    biased;
+                    _ = &mut read => break,
+                    () = tokio::task::yield_now() => {}
+                }
+            }
+            drop(read);
+        }
+        until("every slot is free again", || arena.usage().held == 0).await;
+        for block in &model.blocks {
+            let slot = arena.slot(block.image.len()).expect("mapped").expect("room");
+            let read = disk.level.read(&block.fetch.id, slot, Urgency::Demand).await;
+            let Ok(LevelRead::Hit { slot, .. }) = read else { panic!("{io:?}: {read:?}") };
+            assert!(slot[..] == block.image[..], "{io:?}");
+        }
+        disk.close().await;
+    }
 }
 
 #[tokio::test]
@@ -156,10 +233,17 @@ async fn a_smaller_capacity_holds_from_the_start() {
 
 #[tokio::test]
 async fn every_flipped_byte_of_a_file_is_a_counted_miss() {
+    for io in WAYS {
+        every_flipped_byte_of_a_file_is_a_counted_miss_by(io).await;
+    }
+}
+
+async fn every_flipped_byte_of_a_file_is_a_counted_miss_by(io: NvmeIo) {
     let scratch = tempfile::tempdir().expect("scratch");
     let model = Model::new(3, "a", [3000]);
     let block = &model.blocks[0];
-    let disk = Disk::open(scratch.path(), &model).await;
+    let disk = Disk::open_to_read(scratch.path(), &model, io).await;
+    reads_by(&disk.level, io);
     fill(&disk, &model).await;
     let path = files(scratch.path()).remove(0);
     let sound = fs::read(&path).expect("read");
@@ -185,7 +269,7 @@ async fn every_flipped_byte_of_a_file_is_a_counted_miss() {
             assert_eq!(disk.cold(block).await, Medium::Nvme, "byte {at}");
         } else {
             let id = &block.fetch.id;
-            let read = disk.level.read(id, slot()).await.expect("the disk works");
+            let read = disk.level.read(id, slot(), Urgency::Demand).await.expect("the disk works");
             match read {
                 // The reader checks it, and counts as above.
                 LevelRead::Hit { slot, check } => assert!(!check.holds(id, &slot), "byte {at}"),
@@ -201,9 +285,16 @@ async fn every_flipped_byte_of_a_file_is_a_counted_miss() {
 
 #[tokio::test]
 async fn files_cut_short_or_swapped_or_gone_are_misses() {
+    for io in WAYS {
+        files_cut_short_or_swapped_or_gone_are_misses_by(io).await;
+    }
+}
+
+async fn files_cut_short_or_swapped_or_gone_are_misses_by(io: NvmeIo) {
     let scratch = tempfile::tempdir().expect("scratch");
     let model = Model::new(4, "a", [3000, 3000, 3000, 3000]);
-    let disk = Disk::open(scratch.path(), &model).await;
+    let disk = Disk::open_to_read(scratch.path(), &model, io).await;
+    reads_by(&disk.level, io);
     fill(&disk, &model).await;
     let paths = files(scratch.path());
     let other = scratch.path().join("other");

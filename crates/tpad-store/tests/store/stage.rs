@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tpad_store::fault::{Fault, Faults, FaultyLevel};
 use tpad_store::testing::MemoryLevel;
 use tpad_store::{
-    CacheClass, Claim, DramConfig, Hierarchy, HierarchyConfig, Level, Medium, NvmeConfig,
+    CacheClass, Claim, DramConfig, Hierarchy, HierarchyConfig, Level, Medium, NvmeConfig, NvmeIo,
     NvmeLevel, Origin, ReadOptions, Staged, StoreMetrics, Urgency,
 };
 
@@ -173,6 +173,7 @@ async fn what_nobody_has_at_home_any_more_goes_before_what_was_found_there() {
         path: scratch.path().to_owned(),
         capacity_bytes: 1_250_000,
         free_floor_bytes: 0,
+        io: NvmeIo::Auto,
     };
     let disk = NvmeLevel::open(config_of_disk, StoreMetrics::default()).expect("sound bounds");
     disk.scanned().await;

@@ -122,6 +122,7 @@ pub(super) struct Log {
     pub(super) level: Option<String>,
     pub(super) format: Option<String>,
 }
+    pub(super) io: Option<String>,
 
 #[derive(Debug, Default, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use super::resolve::{Problems, size};
-use super::{Nvme, Surroundings, mirror, show_bytes};
+use super::{Nvme, NvmeIo, Surroundings, mirror, show_bytes};
 
 const PATH: &str = "levels.nvme.path";
 const CAPACITY: &str = "levels.nvme.capacity";
 const FLOOR: &str = "levels.nvme.free_floor";
+const IO: &str = "levels.nvme.io";
 
 /// Less holds no expert of any published model beside its documents.
 const LEAST: u64 = 16 << 20;
@@ -21,9 +22,11 @@ pub(super) fn resolve(
     surroundings: &Surroundings,
     problems: &mut Problems,
 ) -> Option<Nvme> {
-    let mirror::Nvme { path, capacity, free_floor } = nvme;
+    let mirror::Nvme { path, capacity, free_floor, io } = nvme;
     let Some(path) = path.map(PathBuf::from) else {
-        for (key, set) in [(CAPACITY, capacity.is_some()), (FLOOR, free_floor.is_some())] {
+        let others =
+            [(CAPACITY, capacity.is_some()), (FLOOR, free_floor.is_some()), (IO, io.is_some())];
+        for (key, set) in others {
             if set {
                 problems
                     .add(key, format!("it says nothing without {PATH}: add the path or remove it"));
@@ -52,7 +55,17 @@ pub(super) fn resolve(
     let floor = FLOOR_DEFAULT.min(disk / 20 / whole * whole);
     let free_floor_bytes = size(FLOOR, free_floor, floor, 0..=u64::MAX, problems);
     check(&path, capacity_bytes, free_floor_bytes, disk, problems);
-    Some(Nvme { path, capacity_bytes, free_floor_bytes })
+    let io = match io.as_deref().unwrap_or("auto") {
+        "auto" => NvmeIo::Auto,
+        "io_uring" => NvmeIo::IoUring,
+        "threads" => NvmeIo::Threads,
+        other => {
+            problems
+                .add(IO, format!("{other:?} is none of \"auto\", \"io_uring\" and \"threads\""));
+            NvmeIo::Auto
+        }
+    };
+    Some(Nvme { path, capacity_bytes, free_floor_bytes, io })
 }
 
 fn check(path: &Path, capacity: u64, floor: u64, disk: u64, problems: &mut Problems) {

@@ -94,6 +94,14 @@ fn the_disk_bounds_the_level_on_it() {
         parse(&format!("{MODEL}[levels.nvme]\npath = \"/c\"\n")).expect("a path is enough");
     let nvme = config.nvme.expect("it is on");
     assert_eq!((nvme.capacity_bytes, nvme.free_floor_bytes), (512 << 30, 1 << 30));
+    assert_eq!(nvme.io, NvmeIo::Auto);
+    for (io, expected) in [("io_uring", NvmeIo::IoUring), ("threads", NvmeIo::Threads)] {
+        let config = parse(&format!("{MODEL}[levels.nvme]\npath = \"/c\"\nio = {io:?}\n"));
+        assert_eq!(config.expect("it is known").nvme.expect("it is on").io, expected);
+    }
+    let problem = only_problem(&format!("{MODEL}[levels.nvme]\npath = \"/c\"\nio = \"aio\"\n"));
+    assert_eq!(problem.key, "levels.nvme.io");
+    assert!(problem.message.contains("io_uring") && problem.message.contains("threads"));
     let problem = only_problem(&format!(
         "{MODEL}[levels.nvme]\npath = \"/c\"\ncapacity = \"2TiB\"\nfree_floor = \"0\"\n"
     ));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tpad_manifest::{BlockId, BlockKey, TierId, TierSet, revision_path};
-use tpad_store::{HierarchyConfig, Medium, NvmeConfig, ReadOptions, StoreMetrics};
+use tpad_store::{HierarchyConfig, Medium, NvmeConfig, NvmeIo, ReadOptions, StoreMetrics};
 
 use super::{CLASSES, soon};
 use crate::fixture::{Checkpoint, Shape, Tier};
@@ -142,6 +142,7 @@ impl World {
             path: disk.path().to_owned(),
             capacity_bytes: 256 << 20,
             free_floor_bytes: 0,
+            io: NvmeIo::Auto,
         });
         let engine = Engine::start(config, EngineMetrics::default(), StoreMetrics::default());
         let engine = engine.expect("it starts");
