@@ -126,6 +126,10 @@ impl Origin for FaultyOrigin {
         self.inner.url()
     }
 
+    fn setbacks(&self) -> u64 {
+        self.inner.setbacks()
+    }
+
     async fn read_range(
         &self,
         object: &str,
@@ -204,21 +208,17 @@ impl Level for FaultyLevel {
         let mut read = self.inner.read(id, slot, urgency).await?;
         if let LevelRead::Hit { slot, check } = &mut read {
             self.faults.spoil(fault, slot);
-        }
-        if fault == Some(Fault::Short) {
-            return Err(LevelError::new("injected short read"));
-        }
             if fault.is_some() && *check == Check::Held {
                 // What the level compared is not what is there any more.
                 *check = Check::Digest;
             }
+        }
+        if fault == Some(Fault::Short) {
+            return Err(LevelError::new("injected short read"));
+        }
         Ok(read)
     }
 
-    async fn admit(
-        &self,
-        id: &BlockId,
-        class: &CacheClass,
     fn hurry(&self, id: &BlockId) {
         self.inner.hurry(id);
     }
@@ -227,6 +227,10 @@ impl Level for FaultyLevel {
         self.inner.progress()
     }
 
+    async fn admit(
+        &self,
+        id: &BlockId,
+        class: &CacheClass,
         bytes: &BlockBytes,
     ) -> Result<bool, LevelError> {
         match self.faults.draw() {
@@ -252,8 +256,8 @@ impl Level for FaultyLevel {
     fn health(&self) -> Health {
         self.inner.health()
     }
-}
 
     async fn close(&self) {
         self.inner.close().await;
     }
+}

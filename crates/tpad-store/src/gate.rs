@@ -15,12 +15,12 @@ use crate::Urgency;
 /// at most half of the places, and none while a demand waits.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    places: u64,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    places: u64,
     used: u64,
     used_by_prefetch: u64,
     demand: VecDeque<Waiter>,
@@ -50,13 +50,13 @@ struct Leaving<'a>(Option<&'a Arc<Gate>>);
 impl Gate {
     /// A gate with so many places, at least one.
     pub(crate) fn new(places: u64) -> Arc<Self> {
-        Arc::new(Self { places: places.max(1), state: Mutex::default() })
+        let state = State { places: places.max(1), ..State::default() };
+        Arc::new(Self { state: Mutex::new(state) })
     }
 
     /// Waits for places. A wish for more than there are is one for all of them.
     /// Dropped, the future leaves the queue.
     pub(crate) async fn enter(self: &Arc<Self>, places: u64, urgency: Urgency) -> Permit {
-        let places = places.min(self.places);
         loop {
             let mut leaving = Leaving(Some(self));
             // Declared later, so dropped earlier.
@@ -76,6 +76,23 @@ impl Gate {
         state.queue(urgency).push_back(Waiter { places, ready });
         self.grant(state);
         permit
+    }
+
+    /// How many places there are.
+    pub(crate) fn places(&self) -> u64 {
+        self.lock().places
+    }
+
+    /// How many are taken.
+    pub(crate) fn used(&self) -> u64 {
+        self.lock().used
+    }
+
+    /// From here on there are so many places, at least one. Who is inside stays.
+    pub(crate) fn set_places(self: &Arc<Self>, places: u64) {
+        let mut state = self.lock();
+        state.places = places.max(1);
+        self.grant(state);
     }
 
     /// Whether the gate is entered, or someone waits for it.
@@ -99,14 +116,15 @@ impl Gate {
                 Urgency::Prefetch
             };
             let Some(places) = state.first(urgency) else { return };
-            let fits = state.used + places <= self.places;
+            let fits = state.used + places <= state.places;
             let crowded = urgency == Urgency::Prefetch
                 && state.used_by_prefetch > 0
-                && state.used_by_prefetch + places > self.places / 2;
+                && state.used_by_prefetch + places > state.places / 2;
             if !fits || crowded {
                 return;
             }
             let Some(waiter) = state.queue(urgency).pop_front() else { return };
+            // As many as were looked for, which may be fewer than were asked for.
             state.used += places;
             if urgency == Urgency::Prefetch {
                 state.used_by_prefetch += places;
@@ -139,7 +157,8 @@ impl State {
         while queue.front().is_some_and(|waiter| waiter.ready.is_closed()) {
             queue.pop_front();
         }
-        queue.front().map(|waiter| waiter.places)
+        let places = queue.front()?.places;
+        Some(places.min(self.places))
     }
 
     /// Forgets those who left once they are half of the queues: who waits in front
@@ -212,6 +231,24 @@ mod tests {
         let prefetch = (&mut prefetch).now_or_never().expect("a place is left");
         drop((small, prefetch));
         assert!(!gate.is_busy());
+    }
+
+    #[tokio::test]
+    async fn places_that_are_added_are_given_and_those_taken_away_are_waited_for() {
+        let gate = Gate::new(1);
+        let first = gate.enter(1, Urgency::Demand).await;
+        let mut second = enter(&gate, 1, Urgency::Demand);
+        assert!((&mut second).now_or_never().is_none());
+        gate.set_places(2);
+        let second = (&mut second).now_or_never().expect("there is room");
+        gate.set_places(1);
+        // A wish for more than there are, from before there were fewer.
+        let mut all = enter(&gate, 2, Urgency::Demand);
+        drop(first);
+        assert!((&mut all).now_or_never().is_none(), "one is inside, and that is all there is");
+        drop(second);
+        assert!((&mut all).now_or_never().is_some());
+        assert_eq!((gate.places(), gate.used()), (1, 0));
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ mod fill;
 mod flight;
 mod guarded;
 mod lanes;
+mod pace;
 mod ranges;
 mod stage;
 mod status;
@@ -28,6 +29,7 @@ use tpad_manifest::BlockId;
 
 pub use config::{DramConfig, FetchTuning, HierarchyConfig, home_bytes};
 pub use error::{ReadError, StoreError};
+pub use lanes::OriginLane;
 pub use stage::{Claim, Staged};
 pub use status::{LevelStatus, Lookups, StoreStatus};
 
@@ -127,7 +129,7 @@ impl Hierarchy {
             lower: lower.into_iter().map(guarded).map(Arc::new).collect(),
             flights: Flights::default(),
             fills: Gate::new(dram.headroom()),
-            ranges: Lanes::new(tuning.concurrent_ranges as u64),
+            ranges: Lanes::new(tuning.least_ranges, tuning.most_ranges, metrics.clone()),
             digests: Gate::new(tuning.concurrent_digests as u64),
             level_writes: Arc::new(Semaphore::new(LEVEL_WRITES)),
             level_write_pages: Arc::new(Semaphore::new(pages as usize)),
@@ -254,21 +256,22 @@ impl Hierarchy {
             usage: inner.dram.usage(),
             health: Health::Ok,
             note: None,
+            reader: None,
             lookups: inner.metrics.lookups(Medium::Dram),
         };
-            reader: None,
         let lower = inner.lower.iter().map(|level| LevelStatus {
             level: level.medium(),
             usage: level.level().usage(),
             health: level.health(),
             note: level.level().note(),
+            reader: level.level().reader(),
             lookups: inner.metrics.lookups(level.medium()),
         });
-            reader: level.level().reader(),
         StoreStatus {
             levels: std::iter::once(dram).chain(lower).collect(),
             arena: inner.dram.arena().usage(),
             classes: inner.dram.classes(),
+            origins: inner.ranges.status(),
             fills: inner.flights.len(),
             fills_waiting_for_memory: inner.dram.waiting(),
             reads_waiting: inner.waiting.load(Ordering::Relaxed),
@@ -281,12 +284,12 @@ impl Hierarchy {
         self.inner.stop.cancel();
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
-    }
-}
-
         for level in &self.inner.lower {
             level.level().close().await;
         }
+    }
+}
+
 impl Inner {
     async fn read(
         self: &Arc<Self>,

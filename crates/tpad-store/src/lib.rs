@@ -30,7 +30,7 @@ pub use fetch::{BlockFetch, CacheClass, FetchPart, Medium, ReadOptions, Urgency}
 pub use footprint::Footprint;
 pub use hierarchy::{
     Claim, DramConfig, Evicted, FetchTuning, Hierarchy, HierarchyConfig, LevelStatus, Lookups,
-    ReadError, Served, Staged, StoreError, StoreStatus, home_bytes,
+    OriginLane, ReadError, Served, Staged, StoreError, StoreStatus, home_bytes,
 };
 pub use kind::ErrorKind;
 pub use level::{Check, Health, Level, LevelError, LevelRead, LevelReader, LevelUsage, crc64_nvme};

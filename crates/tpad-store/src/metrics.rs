@@ -18,6 +18,7 @@ pub struct StoreMetrics {
     origin_bytes: Counter,
     origin_dropped_bytes: Counter,
     origin_retries: Counter,
+    origin_parallel_ranges: Gauge,
     level_reads: Family<LevelReadLabels, Counter>,
     level_bytes: Family<LevelLabel, Counter>,
     level_admissions: Family<LevelWriteLabels, Counter>,
@@ -75,6 +76,7 @@ impl Default for StoreMetrics {
             origin_bytes: Counter::default(),
             origin_dropped_bytes: Counter::default(),
             origin_retries: Counter::default(),
+            origin_parallel_ranges: Gauge::default(),
             level_reads: Family::default(),
             level_bytes: Family::default(),
             level_admissions: Family::default(),
@@ -103,6 +105,8 @@ impl StoreMetrics {
         registry.register("tpad_origin_dropped_bytes", help, self.origin_dropped_bytes.clone());
         let help = "Attempts at a range after a failed one";
         registry.register("tpad_origin_retries", help, self.origin_retries.clone());
+        let help = "Ranges that may be asked of origins at once, as they go now, over all origins";
+        registry.register("tpad_origin_parallel_ranges", help, self.origin_parallel_ranges.clone());
         let help = "Lookups of blocks in levels";
         registry.register("tpad_level_reads", help, self.level_reads.clone());
         let help = "Image bytes that levels delivered";
@@ -144,6 +148,10 @@ impl StoreMetrics {
 
     pub(crate) fn origin_retried(&self) {
         self.origin_retries.inc();
+    }
+
+    pub(crate) fn origin_parallel(&self, ranges: u64) {
+        self.origin_parallel_ranges.set(i64::try_from(ranges).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn level_hit(&self, level: Medium, bytes: u64) {

@@ -38,6 +38,12 @@ pub trait Origin: Send + Sync + 'static {
         into: &mut [u8],
         deadline: Instant,
     ) -> Result<(), OriginError>;
+
+    /// How many attempts have failed so far in a way that may pass: more of them say
+    /// that the store has too much to do.
+    fn setbacks(&self) -> u64 {
+        0
+    }
 }
 
 /// Makes ring the TLS provider of this process. Calls after the first do

@@ -66,6 +66,8 @@ pub struct Config {
     pub models: Vec<Model>,
     /// How to reach the roots of models that are loaded at run time.
     pub origin: Origin,
+    /// How much is asked of an object store at once.
+    pub fetch: Fetch,
     /// The DRAM level.
     pub dram: Dram,
     /// The NVMe level, if there is one.
@@ -125,6 +127,16 @@ pub struct Model {
     pub tier_sets: BTreeMap<String, Vec<TierId>>,
 }
 
+/// How much is asked of an object store at once: by what it makes of it, within these
+/// bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    /// Ranges at least.
+    pub least_ranges: u64,
+    /// Ranges at most.
+    pub most_ranges: u64,
+}
+
 /// The DRAM level.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dram {
@@ -143,18 +155,6 @@ pub struct Nvme {
     pub capacity_bytes: u64,
     /// What the file system keeps free.
     pub free_floor_bytes: u64,
-}
-
-/// When the daemon says that it is ready.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReadyWhen {
-    /// As soon as models can be read.
-    Loaded,
-    /// When their tiers are at home, too.
-    Warm,
-}
-
-/// What to do with a tier that exceeds its parameter budget.
     /// How blocks are read.
     pub io: NvmeIo,
 }
@@ -168,6 +168,18 @@ pub enum NvmeIo {
     IoUring,
     /// With threads.
     Threads,
+}
+
+/// When the daemon says that it is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadyWhen {
+    /// As soon as models can be read.
+    Loaded,
+    /// When their tiers are at home, too.
+    Warm,
+}
+
+/// What to do with a tier that exceeds its parameter budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BudgetEnforcement {
     /// Serve it and say so.

@@ -52,6 +52,7 @@ impl Daemon {
             listen,
             models,
             origin,
+            fetch,
             dram,
             nvme,
             budget_enforcement,
@@ -97,7 +98,7 @@ impl Daemon {
             follow: follow_interval,
             swap_patience,
             nvme: nvme.map(disk),
-            ..EngineConfig::new(models.into_iter().map(model).collect(), hierarchy(&dram))
+            ..EngineConfig::new(models.into_iter().map(model).collect(), hierarchy(&dram, fetch))
         };
         let engine = Engine::start(engine_config, engine_metrics, store_metrics)?;
 
@@ -186,10 +187,13 @@ fn disk(nvme: config::Nvme) -> NvmeConfig {
     NvmeConfig { path, capacity_bytes, free_floor_bytes, io }
 }
 
-fn hierarchy(dram: &config::Dram) -> HierarchyConfig {
+fn hierarchy(dram: &config::Dram, fetch: config::Fetch) -> HierarchyConfig {
     let config::Dram { capacity_bytes, tier_bytes } = dram;
     let mut hierarchy = HierarchyConfig::new(*capacity_bytes);
     hierarchy.dram.class_budgets = tier_bytes.clone();
+    let config::Fetch { least_ranges, most_ranges } = fetch;
+    hierarchy.fetch.least_ranges = least_ranges;
+    hierarchy.fetch.most_ranges = most_ranges;
     hierarchy
 }
 

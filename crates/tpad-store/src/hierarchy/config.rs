@@ -32,8 +32,10 @@ pub struct FetchTuning {
     pub gap_bytes: u64,
     /// Larger ranges are split into parts of this size, fetched in parallel.
     pub part_bytes: u64,
-    /// Ranges in flight from one origin, over all its blocks.
-    pub concurrent_ranges: usize,
+    /// Ranges in flight from one origin, over all its blocks: at least so many.
+    pub least_ranges: u64,
+    /// At most so many, if the origin makes something of them.
+    pub most_ranges: u64,
     /// Digests computed at once; each uses all cores for large blocks.
     pub concurrent_digests: usize,
     /// Blocks that are being filled or wait for it. One more is refused.
@@ -84,7 +86,8 @@ impl Default for FetchTuning {
         Self {
             gap_bytes: 256 << 10,
             part_bytes: 8 << 20,
-            concurrent_ranges: 32,
+            least_ranges: 4,
+            most_ranges: 64,
             concurrent_digests: std::thread::available_parallelism().map_or(1, usize::from),
             max_fills: 4096,
             max_waiting: 65_536,
@@ -99,7 +102,8 @@ impl FetchTuning {
     pub(super) fn check(&self) -> Result<(), StoreError> {
         let bounds = [
             ("fetch.part_bytes", self.part_bytes),
-            ("fetch.concurrent_ranges", self.concurrent_ranges as u64),
+            ("fetch.least_ranges", self.least_ranges),
+            ("fetch.most_ranges", self.most_ranges),
             ("fetch.concurrent_digests", self.concurrent_digests as u64),
             ("fetch.max_fills", self.max_fills as u64),
             ("fetch.max_waiting", self.max_waiting as u64),

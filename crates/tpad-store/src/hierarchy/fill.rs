@@ -9,6 +9,7 @@ use tpad_manifest::BlockId;
 
 use super::flight::{Flight, Purpose, Stage};
 use super::guarded::Outcome;
+use super::lanes::{Asked, Lane};
 use super::ranges::{Range, carve, ranges};
 use super::verify::{Wrong, verify};
 use super::{Inner, ReadError, Served};
@@ -201,12 +202,12 @@ impl Inner {
     async fn fetch_range(
         &self,
         flight: &Flight,
-        lane: &Arc<Gate>,
+        lane: &Lane,
         range: &Range,
         mut targets: Vec<&mut [u8]>,
         deadline: Instant,
     ) -> Result<(), ReadError> {
-        let _permit = self.turn(lane, 1, flight).await;
+        let _permit = self.turn(lane.gate(), 1, flight).await;
         let Range { object, offset, bytes, pieces } = range;
         let id = flight.fetch.id;
         let wanted: u64 = pieces.iter().map(|piece| piece.bytes).sum();
@@ -220,7 +221,10 @@ impl Inner {
         };
         let collects = direct.is_none();
         let into = direct.unwrap_or(&mut collected);
+        let asked = Asked::of(&*flight.origin);
         let read = flight.origin.read_range(object, *offset, into, deadline).await;
+        let came = if read.is_ok() { *bytes } else { 0 };
+        self.ranges.ended(lane, &*flight.origin, &asked, came);
         self.metrics.origin_request(read.as_ref().map(|()| *bytes).map_err(|e| e.kind()));
         read.map_err(|source| ReadError::Origin { id, source })?;
         if collects {

@@ -1,5 +1,6 @@
 //! What a store holds and does, for the status page.
 
+use super::OriginLane;
 use crate::dram::ClassUsage;
 use crate::level::{Health, LevelReader, LevelUsage};
 use crate::{ArenaUsage, Medium};
@@ -13,6 +14,8 @@ pub struct StoreStatus {
     pub arena: ArenaUsage,
     /// What each class of blocks keeps in host memory.
     pub classes: Vec<ClassUsage>,
+    /// What is asked of each origin.
+    pub origins: Vec<OriginLane>,
     /// Blocks that are being filled or wait for it.
     pub fills: usize,
     /// Fills that wait for memory.
@@ -33,12 +36,12 @@ pub struct LevelStatus {
     /// What else there is to know.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// How often it had what it was asked for, since the start.
-    pub lookups: Lookups,
-}
     /// How it reads, where there are several ways.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reader: Option<LevelReader>,
+    /// How often it had what it was asked for, since the start.
+    pub lookups: Lookups,
+}
 
 /// How often blocks were found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]

@@ -7,6 +7,7 @@ mod retry;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -37,6 +38,7 @@ pub struct ObjectOrigin {
     options: Arc<OriginOptions>,
     metrics: Option<StoreMetrics>,
     pulse: Arc<Pulse>,
+    setbacks: Arc<AtomicU64>,
 }
 
 /// What became of a create-only write.
@@ -71,8 +73,9 @@ impl ObjectOrigin {
     pub fn open(root: &str, options: &OriginOptions) -> Result<Self, OriginError> {
         let Opened { store, prefix, url, local } = store::open(root, options)?;
         let options = Arc::new(options.clone());
-        let pulse = Arc::default();
-        Ok(Self { store, prefix, url: url.into(), local, options, metrics: None, pulse })
+        let (pulse, setbacks) = (Arc::default(), Arc::default());
+        let url = url.into();
+        Ok(Self { store, prefix, url, local, options, metrics: None, pulse, setbacks })
     }
 
     /// Counts retries in `metrics`.
@@ -280,6 +283,10 @@ impl Origin for ObjectOrigin {
                 return end;
             }
         }
+    }
+
+    fn setbacks(&self) -> u64 {
+        self.setbacks.load(Ordering::Relaxed)
     }
 }
 

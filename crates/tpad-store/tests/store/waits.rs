@@ -208,7 +208,8 @@ fn bounds_that_make_no_sense_are_refused() {
     for error in [
         start(|config| config.dram.capacity_bytes = 0),
         start(|config| config.fetch.part_bytes = 0),
-        start(|config| config.fetch.concurrent_ranges = 0),
+        start(|config| config.fetch.least_ranges = 0),
+        start(|config| config.fetch.most_ranges = 0),
         start(|config| config.fetch.max_fills = 0),
     ] {
         assert!(matches!(error, Err(StoreError::Bound { value: 0, .. })), "{error:?}");

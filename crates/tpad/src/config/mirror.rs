@@ -22,6 +22,7 @@ pub(super) struct File {
     pub(super) swap_patience: Option<DurationText>,
     pub(super) listen: Listen,
     pub(super) models: Vec<Model>,
+    pub(super) fetch: Fetch,
     pub(super) levels: Levels,
     pub(super) log: Log,
     pub(super) deadlines: Deadlines,
@@ -93,6 +94,14 @@ pub(super) struct Origin {
 #[derive(Debug, Default, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct Fetch {
+    pub(super) least_ranges: Option<u64>,
+    pub(super) most_ranges: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct Levels {
     pub(super) dram: Dram,
     pub(super) nvme: Nvme,
@@ -113,6 +122,7 @@ pub(super) struct Nvme {
     pub(super) path: Option<String>,
     pub(super) capacity: Option<SizeText>,
     pub(super) free_floor: Option<SizeText>,
+    pub(super) io: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -122,7 +132,6 @@ pub(super) struct Log {
     pub(super) level: Option<String>,
     pub(super) format: Option<String>,
 }
-    pub(super) io: Option<String>,
 
 #[derive(Debug, Default, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]

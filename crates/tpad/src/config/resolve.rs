@@ -11,8 +11,8 @@ use crate::memory::DRAM_LEAST;
 
 use super::units::{DurationText, SizeText, show_bytes};
 use super::{
-    BudgetEnforcement, Config, Deadlines, Dram, Limits, Listen, Log, LogFormat, Model, Origin,
-    Problem, ReadyWhen, Surroundings, UnixSocket, mirror,
+    BudgetEnforcement, Config, Deadlines, Dram, Fetch, Limits, Listen, Log, LogFormat, Model,
+    Origin, Problem, ReadyWhen, Surroundings, UnixSocket, mirror,
 };
 
 const GRPC_DEFAULT: &str = "127.0.0.1:7070";
@@ -45,6 +45,7 @@ pub(super) fn resolve(
         swap_patience,
         listen,
         models,
+        fetch,
         levels: mirror::Levels { dram, nvme },
         log,
         deadlines,
@@ -57,6 +58,7 @@ pub(super) fn resolve(
     let listen =
         resolve_listen(listen, allow_plaintext.unwrap_or(false), surroundings, &mut problems);
     let models = resolve_models(models, surroundings, &mut problems);
+    let fetch = resolve_fetch(fetch, &mut problems);
     let dram = resolve_dram(dram, surroundings, &mut problems, &mut warnings);
     let nvme = super::nvme::resolve(nvme, surroundings, &mut problems);
     let budget_enforcement = match budget_enforcement.as_deref().unwrap_or("warn") {
@@ -106,6 +108,7 @@ pub(super) fn resolve(
             listen,
             models,
             origin: surroundings.origin.clone(),
+            fetch,
             dram,
             nvme,
             budget_enforcement,
@@ -370,6 +373,17 @@ fn resolve_origin(
         read_timeout,
         retries: narrow(retries),
     }
+}
+
+fn resolve_fetch(fetch: mirror::Fetch, problems: &mut Problems) -> Fetch {
+    let mirror::Fetch { least_ranges, most_ranges } = fetch;
+    let least_ranges = count("fetch.least_ranges", least_ranges, 4, 1024, problems);
+    let most_ranges = count("fetch.most_ranges", most_ranges, 64.max(least_ranges), 1024, problems);
+    if most_ranges < least_ranges {
+        let message = format!("{most_ranges} is less than fetch.least_ranges, {least_ranges}");
+        problems.add("fetch.most_ranges", message);
+    }
+    Fetch { least_ranges, most_ranges }
 }
 
 fn resolve_dram(

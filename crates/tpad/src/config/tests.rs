@@ -114,6 +114,18 @@ fn the_disk_bounds_the_level_on_it() {
 }
 
 #[test]
+fn the_bounds_on_what_is_asked_of_a_store_are_in_order() {
+    let fetch = |text: &str| parse(&format!("{MODEL}[fetch]\n{text}\n")).expect("valid").fetch;
+    assert_eq!(fetch(""), Fetch { least_ranges: 4, most_ranges: 64 });
+    assert_eq!(fetch("most_ranges = 4"), Fetch { least_ranges: 4, most_ranges: 4 });
+    assert_eq!(fetch("least_ranges = 100"), Fetch { least_ranges: 100, most_ranges: 100 });
+    for text in ["most_ranges = 3", "least_ranges = 9\nmost_ranges = 8"] {
+        let problem = only_problem(&format!("{MODEL}[fetch]\n{text}\n"));
+        assert_eq!(problem.key, "fetch.most_ranges", "{problem}");
+    }
+}
+
+#[test]
 fn all_problems_are_told_at_once_with_their_keys() {
     let problems = problems(
         r#"
@@ -190,9 +202,17 @@ fn all_problems_are_told_at_once_with_their_keys() {
 fn an_unknown_key_is_refused_with_its_line() {
     let error = parse("allow_plaintxt = true\n").expect_err("unknown").to_string();
     assert!(error.contains("allow_plaintxt") && error.contains("line 1"), "{error}");
-    for section in
-        ["listen", "levels", "levels.dram", "levels.nvme", "log", "deadlines", "drain", "limits"]
-    {
+    for section in [
+        "listen",
+        "fetch",
+        "levels",
+        "levels.dram",
+        "levels.nvme",
+        "log",
+        "deadlines",
+        "drain",
+        "limits",
+    ] {
         let error = parse(&format!("{MODEL}[{section}]\nnonsense = 1\n")).expect_err(section);
         assert!(matches!(error, ConfigError::Document(_)), "{section}: {error}");
     }

@@ -1,5 +1,6 @@
 //! The one place where a failed request is tried again.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rand::Rng as _;
@@ -54,6 +55,9 @@ impl<'a> Attempts<'a> {
             Err(error) => error,
             Ok(value) => return Some(Ok(value)),
         };
+        if error.is_transient() {
+            self.origin.setbacks.fetch_add(1, Ordering::Relaxed);
+        }
         if !error.is_transient() || self.made > self.retries {
             return Some(Err(error));
         }
