@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,9 +17,18 @@ use super::{Levels, Plan, PlannedTier};
 use crate::generation::ScopedBlock;
 use crate::{Engine, EngineError, Generation, Scope, WarmState};
 
-/// Blocks on their way at a time: enough to hide a store's latency, few enough to
-/// leave demand its places.
+/// Blocks on their way at a time, whatever they take: enough that the next ones are
+/// read while some are checked and written.
 const AT_ONCE: usize = 16;
+
+/// Blocks on their way at most, if they are small: a store that takes 50 ms for each
+/// gives 5,000 of them a second.
+const MOST_AT_ONCE: usize = 256;
+
+/// What they take together beyond [`AT_ONCE`]: what a link of 10 Gbit/s carries in
+/// 200 ms. How much of it is in memory is the hierarchy's affair, which gives it half
+/// of what fills may take.
+const AHEAD_BYTES: u64 = 256 << 20;
 
 /// So many blocks in a row that could not be read: the store is away.
 const ENOUGH: u32 = 64;
@@ -198,7 +208,8 @@ impl PlannedTier {
             }
         };
         let mut room = (self.fit.spread.dram, self.fit.spread.nvme);
-        let mut in_a_row = 0;
+        // Over all steps: the end of a layer is no reason to wait.
+        let mut way = Way::default();
         for step in steps {
             let blocks = self.generation.scope_blocks(&step, Instant::now() + patience).await;
             let blocks = match blocks {
@@ -213,23 +224,29 @@ impl PlannedTier {
                     continue;
                 }
             };
-            let brought = blocks.into_iter().map(|block| {
-                let goal = goal(&mut room, block.bytes);
-                async move {
-                    let outcome = self.bring_block(levels, &block, goal, patience).await;
-                    (block.bytes, outcome)
+            for block in blocks {
+                while !way.takes(block.bytes) {
+                    let Some((bytes, outcome)) = way.arrived().await else { break };
+                    lost |= matches!(outcome, Outcome::Lost(_));
+                    left = left.max(outcome.left());
+                    self.note(&outcome, bytes);
                 }
-            });
-            let mut brought = futures::stream::iter(brought).buffer_unordered(AT_ONCE);
-            while let Some((bytes, outcome)) = brought.next().await {
-                let later = matches!(outcome, Outcome::Later(_));
-                in_a_row = if later { in_a_row + 1 } else { 0 };
-                lost |= matches!(outcome, Outcome::Lost(_));
-                left = left.max(outcome.left());
-                self.note(&outcome, bytes);
-                if in_a_row >= ENOUGH {
+                if way.failed_in_a_row >= ENOUGH {
                     return (left, lost);
                 }
+                let (goal, bytes) = (goal(&mut room, block.bytes), block.bytes);
+                way.begin(bytes, async move {
+                    let outcome = self.bring_block(levels, &block, goal, patience).await;
+                    (bytes, outcome)
+                });
+            }
+        }
+        while let Some((bytes, outcome)) = way.arrived().await {
+            lost |= matches!(outcome, Outcome::Lost(_));
+            left = left.max(outcome.left());
+            self.note(&outcome, bytes);
+            if way.failed_in_a_row >= ENOUGH {
+                break;
             }
         }
         (left, lost)
@@ -283,6 +300,41 @@ impl PlannedTier {
 
     fn update(&self, change: impl FnOnce(&mut Place)) {
         self.generation.places().update(&self.fit.tier, change);
+    }
+}
+
+/// Blocks on their way.
+struct Way<F> {
+    blocks: FuturesUnordered<F>,
+    bytes: u64,
+    failed_in_a_row: u32,
+}
+
+impl<F> Default for Way<F> {
+    fn default() -> Self {
+        Self { blocks: FuturesUnordered::new(), bytes: 0, failed_in_a_row: 0 }
+    }
+}
+
+impl<F: Future<Output = (u64, Outcome)>> Way<F> {
+    /// Whether another block may be begun.
+    fn takes(&self, bytes: u64) -> bool {
+        let fits = self.bytes.saturating_add(bytes) <= AHEAD_BYTES;
+        self.blocks.len() < if fits { MOST_AT_ONCE } else { AT_ONCE }
+    }
+
+    fn begin(&mut self, bytes: u64, block: F) {
+        self.bytes += bytes;
+        self.blocks.push(block);
+    }
+
+    /// The next one that ends, and how; `None` when all have.
+    async fn arrived(&mut self) -> Option<(u64, Outcome)> {
+        let (bytes, outcome) = self.blocks.next().await?;
+        self.bytes -= bytes;
+        let later = matches!(outcome, Outcome::Later(_));
+        self.failed_in_a_row = if later { self.failed_in_a_row + 1 } else { 0 };
+        Some((bytes, outcome))
     }
 }
 
