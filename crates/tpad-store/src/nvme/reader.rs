@@ -26,8 +26,8 @@ use self::ring::{IN_FLIGHT, Ring};
 use self::threads::{THREADS, Thread};
 use crate::{SlotMut, Urgency};
 
-/// Rings at most: each checks what it reads, at some 4 GB/s, so that four keep up
-/// with the fastest disks of a node.
+/// Rings at most: each checks what it reads, at some 8 GB/s (docs/performance.md, "Cold
+/// reads"), so that four keep up with the fastest disks of a node.
 const MOST_RINGS: usize = 4;
 
 /// Which way blocks are to be read from disk.

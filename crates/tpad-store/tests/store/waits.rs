@@ -9,8 +9,8 @@ use futures::future::join_all;
 use tokio::time::Instant;
 use tpad_store::fault::{Fault, Faults, FaultyOrigin};
 use tpad_store::{
-    ErrorKind, Hierarchy, HierarchyConfig, Medium, Origin, OriginError, ReadError, ReadOptions,
-    StoreError, StoreMetrics, Urgency,
+    ErrorKind, FetchTuning, Hierarchy, HierarchyConfig, Medium, Origin, OriginError, ReadError,
+    ReadOptions, StoreError, StoreMetrics, Urgency,
 };
 
 use crate::model::{MIB, Model, check, config, hierarchy, read, within};
@@ -95,7 +95,9 @@ async fn an_origin_that_hangs_delays_no_read_of_another() {
         hierarchy.read(&hangs, &block.fetch, within(Duration::from_secs(1000))).boxed()
     });
     let mut hanging: Vec<_> = hanging.collect();
-    while faults.fired(Fault::Hanging) < 32 {
+    // As many as it has places, and more wait for one.
+    let places = FetchTuning::default().least_ranges;
+    while faults.fired(Fault::Hanging) < places {
         for read in &mut hanging {
             assert!(read.now_or_never().is_none());
         }

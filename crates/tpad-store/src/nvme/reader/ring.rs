@@ -20,8 +20,8 @@ use super::Work;
 use super::block::Piece;
 use super::queue::{Bell, Queue, Taken, Task};
 
-/// Pieces in flight over all rings: the depth at which the disk of
-/// docs/performance.md ("Cold reads") gives all it has; 32 gave no more.
+/// Pieces in flight over all rings: with so many of 4 MiB the disk of
+/// docs/performance.md ("Cold reads") gives as much as to eight threads that only read.
 pub(super) const IN_FLIGHT: usize = 16;
 
 /// The key of the read that is none: the bell.

@@ -5,8 +5,9 @@ use std::io;
 use super::Work;
 use super::queue::{Queue, Task};
 
-/// Threads that read. Each checks what it has read before it reads on, so more of
-/// them than reads keep the disk busy: see docs/performance.md, "Cold reads".
+/// Threads that read. Four that only read keep a disk busy with pieces of 4 MiB; these
+/// also check what they have read before they read on, so there are more: 0.92 of what
+/// the disk gives (docs/performance.md, "Cold reads").
 pub(super) const THREADS: usize = 6;
 
 /// A thread that reads one piece at a time.
