@@ -228,6 +228,8 @@ pub struct Limits {
     pub requests: usize,
     /// Bytes of replies that clients have not yet taken.
     pub in_flight_bytes: u64,
+    /// The same for one connection.
+    pub in_flight_bytes_per_connection: u64,
     /// Size of one request message.
     pub request_bytes: usize,
     /// Size of one request's headers.

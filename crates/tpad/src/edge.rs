@@ -22,6 +22,7 @@ mod reply;
 mod request;
 mod stall;
 mod stream;
+mod turn;
 mod unix;
 
 use std::collections::HashSet;

@@ -4,6 +4,8 @@
 mod connections;
 #[path = "edge/drain.rs"]
 mod drain;
+#[path = "edge/fair.rs"]
+mod fair;
 #[path = "edge/raw.rs"]
 mod raw;
 #[path = "edge/requests.rs"]

@@ -157,6 +157,7 @@ pub(super) struct Limits {
     pub(super) streams_per_connection: Option<u64>,
     pub(super) requests: Option<u64>,
     pub(super) in_flight_bytes: Option<SizeText>,
+    pub(super) in_flight_bytes_per_connection: Option<SizeText>,
     pub(super) request_bytes: Option<SizeText>,
     pub(super) header_bytes: Option<SizeText>,
     pub(super) preface_deadline: Option<DurationText>,

@@ -1,12 +1,12 @@
 //! The books of one request: counted when it begins, recorded once when it ends, however it ends.
 
 use http::HeaderMap;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 use tracing::Span;
 
 use super::held::Held;
+use super::in_flight::Place;
 use super::metrics::{EdgeMetrics, MethodLabel, RequestLabels};
 use super::request::RequestId;
 
@@ -18,7 +18,7 @@ pub(super) struct Account {
     span: Span,
     began: Instant,
     finished: bool,
-    _admitted: Option<OwnedSemaphorePermit>,
+    _place: Option<Place>,
     _held: Option<Held>,
 }
 
@@ -28,7 +28,7 @@ impl Account {
         method: String,
         id: RequestId,
         span: Span,
-        admitted: Option<OwnedSemaphorePermit>,
+        place: Option<Place>,
     ) -> Self {
         metrics.requests_in_flight.inc();
         Self {
@@ -38,7 +38,7 @@ impl Account {
             span,
             began: Instant::now(),
             finished: false,
-            _admitted: admitted,
+            _place: place,
             _held: None,
         }
     }

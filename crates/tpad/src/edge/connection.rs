@@ -1,8 +1,12 @@
 //! One connection, from its first byte to its end.
 
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::server::conn::http1;
+use hyper::server::conn::http2::Connection;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,6 +18,7 @@ use super::metrics::ConnectionOutcome;
 use super::peer::Peer;
 use super::stall::Stall;
 use super::stream::StreamExecutor;
+use super::turn::Turn;
 use crate::config::Limits;
 
 /// What every HTTP/2 client says first (RFC 9113, section 3.4).
@@ -71,13 +76,15 @@ pub(super) async fn serve_grpc(
     }
     let streams = StreamExecutor::new(limits.progress_deadline, gateway.metrics.clone());
     let stall = Arc::new(Stall::new());
-    let io = WatchedIo::new(socket, PREFACE, Arc::clone(&stall));
-    let io = TokioIo::new(io.lingering(closing.drain.clone()));
     let service = ConnectionService::new(gateway, peer);
+    let turn = Arc::new(Turn::new(service.share()));
+    let io = WatchedIo::new(socket, PREFACE, Arc::clone(&stall)).in_turn(Arc::clone(&turn));
+    let io = TokioIo::new(io.lingering(closing.drain.clone()));
     let outcome = {
         let connection = http2(&limits, streams.clone()).serve_connection(io, service);
-        drive(connection, |c| c.graceful_shutdown(), &stall, limits.progress_deadline, closing)
-            .await
+        let polled = || turn.begin();
+        let shut = |c: Pin<&mut _>| Connection::graceful_shutdown(c);
+        drive(connection, polled, shut, &stall, limits.progress_deadline, closing).await
     };
     streams.close().await;
     outcome
@@ -102,7 +109,8 @@ where
         // The least that hyper accepts; a request's head has to fit.
         .max_buf_size((limits.header_bytes as usize).max(8192))
         .serve_connection(io, service);
-    drive(connection, |c| c.graceful_shutdown(), &stall, limits.progress_deadline, closing).await
+    let shut = |c: Pin<&mut _>| http1::Connection::graceful_shutdown(c);
+    drive(connection, || {}, shut, &stall, limits.progress_deadline, closing).await
 }
 
 fn http2(
@@ -127,10 +135,11 @@ fn http2(
     builder
 }
 
-/// Polls a connection to its end, its stall, or the daemon's.
+/// Polls a connection to its end, its stall, or the daemon's; says `polled` before each.
 async fn drive<C>(
     connection: C,
-    graceful_shutdown: impl Fn(std::pin::Pin<&mut C>),
+    polled: impl Fn(),
+    graceful_shutdown: impl Fn(Pin<&mut C>),
     stall: &Stall,
     progress_deadline: Duration,
     closing: Closing,
@@ -145,7 +154,7 @@ where
         tokio::select! {
             biased;
             () = closing.abort.cancelled() => return ConnectionOutcome::Aborted,
-            ended = connection.as_mut() => {
+            ended = poll_fn(|cx| { polled(); connection.as_mut().poll(cx) }) => {
                 return match ended {
                     Ok(()) => ConnectionOutcome::Closed,
                     Err(error) => {

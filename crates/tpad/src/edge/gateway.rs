@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -16,7 +16,7 @@ use tower_service::Service;
 use tracing::Instrument;
 
 use super::account::Account;
-use super::in_flight::{InFlight, Share};
+use super::in_flight::{InFlight, NoPlace, PeerName, Place, Share};
 use super::metrics::EdgeMetrics;
 use super::peer::Peer;
 use super::refusal;
@@ -73,7 +73,11 @@ impl Gateway {
         metrics: EdgeMetrics,
         drain: CancellationToken,
     ) -> Self {
-        let in_flight = InFlight::new(limits.in_flight_bytes, metrics.in_flight_bytes.clone());
+        let in_flight = InFlight::new(
+            limits.in_flight_bytes,
+            limits.in_flight_bytes_per_connection,
+            metrics.in_flight_bytes.clone(),
+        );
         Self {
             limits,
             deadlines,
@@ -97,15 +101,15 @@ impl Gateway {
         let bounded = own && !WATCHES.contains(&request.uri().path());
         let span = tracing::info_span!("request", id = id.as_str(), method, %peer);
 
-        let admitted = self.admit(&id);
+        let admitted = self.admit(&share, &id);
         let deadline = self.deadline(request.headers(), bounded, &id);
-        let (permit, refusal) = match (admitted, &deadline) {
+        let (place, refusal) = match (admitted, &deadline) {
             (Err(refusal), _) => (None, Some(refusal)),
             (Ok(_), Err(status)) => (None, Some(status.clone())),
-            (Ok(permit), Ok(_)) => (Some(permit), None),
+            (Ok(place), Ok(_)) => (Some(place), None),
         };
         let mut account =
-            Account::open(self.metrics.clone(), method, id.clone(), span.clone(), permit);
+            Account::open(self.metrics.clone(), method, id.clone(), span.clone(), place);
         let deadline = deadline.unwrap_or_default();
         if let Some(deadline) = deadline {
             stream.set_deadline(deadline);
@@ -173,12 +177,16 @@ impl Gateway {
         response
     }
 
-    fn admit(&self, id: &RequestId) -> Result<OwnedSemaphorePermit, Status> {
-        if self.in_flight.saturated() {
+    /// A place for the request, or why it is better tried again later: known before
+    /// anything of it is read.
+    fn admit(&self, share: &Share, id: &RequestId) -> Result<Place, Status> {
+        if share.saturated() {
             return Err(refusal::saturated(id));
         }
-        let place = Arc::clone(&self.requests).try_acquire_owned();
-        place.map_err(|_| refusal::too_many_requests(id, self.limits.requests))
+        share.enter(&self.requests).map_err(|no_place| match no_place {
+            NoPlace::Full => refusal::too_many_requests(id, self.limits.requests),
+            NoPlace::OfPeer => refusal::too_many_of_one(id, self.limits.requests),
+        })
     }
 
     /// The caller's deadline within `deadlines.max`, else the default for calls that have an end.
@@ -209,8 +217,13 @@ fn announced_too_much(response: &Response<tonic::body::Body>) -> bool {
 
 impl ConnectionService {
     pub(super) fn new(gateway: Arc<Gateway>, peer: Peer) -> Self {
-        let share = Arc::new(Share::new(Arc::clone(&gateway.in_flight)));
+        let share = Arc::new(gateway.in_flight.join(PeerName::of(&peer)));
         Self { gateway, peer, share }
+    }
+
+    /// What the connection may hold and write.
+    pub(super) fn share(&self) -> Arc<Share> {
+        Arc::clone(&self.share)
     }
 }
 

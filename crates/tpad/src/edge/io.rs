@@ -11,10 +11,14 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_util::sync::CancellationToken;
 
 use super::stall::Stall;
+use super::turn::Turn;
 
 /// What is read at a time of what nobody wants: peers that only say how much they
 /// have read say 13 bytes.
 const SCRAP: usize = 512;
+
+/// Slices of a write that is cut short: a frame is its header and its payload.
+const SLICES: usize = 8;
 
 /// A socket of either family.
 #[derive(Debug)]
@@ -30,6 +34,8 @@ pub(super) struct WatchedIo {
     /// What was read to tell the protocol, and how much of it was replayed.
     preface: &'static [u8],
     stall: Arc<Stall>,
+    /// Whether there is somebody to share the thread with.
+    turn: Option<Arc<Turn>>,
     /// Once it is cancelled, the end waits for the peer's.
     linger: Option<CancellationToken>,
     /// Nothing is written any more.
@@ -50,7 +56,12 @@ impl Socket {
 impl WatchedIo {
     /// `preface` is handed out before the socket is read.
     pub(super) fn new(socket: Socket, preface: &'static [u8], stall: Arc<Stall>) -> Self {
-        Self { socket, preface, stall, linger: None, ended: false }
+        Self { socket, preface, stall, turn: None, linger: None, ended: false }
+    }
+
+    /// The same, which writes no more than `turn` allows each time it is polled.
+    pub(super) fn in_turn(self, turn: Arc<Turn>) -> Self {
+        Self { turn: Some(turn), ..self }
     }
 
     /// The same, which ends with its peer once `drain` is cancelled.
@@ -78,10 +89,27 @@ impl WatchedIo {
         }
     }
 
-    fn watch(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    /// Writes with `write` what the turn allows: nothing, and later, when it is over.
+    fn write(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut Socket>, &mut Context<'_>, usize) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let Some(most) = self.turn.as_ref().map_or(Some(usize::MAX), |turn| turn.longest_write())
+        else {
+            // The socket would take more: nothing stalls.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        };
+        let written = write(Pin::new(&mut self.socket), cx, most);
         match &written {
             Poll::Pending => self.stall.begin(),
-            Poll::Ready(_) => self.stall.clear(),
+            Poll::Ready(result) => {
+                self.stall.clear();
+                if let (Some(turn), Ok(bytes)) = (&self.turn, result) {
+                    turn.wrote(*bytes);
+                }
+            }
         }
         written
     }
@@ -165,9 +193,8 @@ impl AsyncWrite for WatchedIo {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = Pin::new(&mut this.socket).poll_write(cx, bytes);
-        this.watch(written)
+        self.get_mut()
+            .write(cx, |socket, cx, most| socket.poll_write(cx, &bytes[..bytes.len().min(most)]))
     }
 
     fn poll_write_vectored(
@@ -175,9 +202,13 @@ impl AsyncWrite for WatchedIo {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = Pin::new(&mut this.socket).poll_write_vectored(cx, slices);
-        this.watch(written)
+        self.get_mut().write(cx, |socket, cx, most| {
+            let mut first = [io::IoSlice::new(&[]); SLICES];
+            match cut(slices, most, &mut first) {
+                None => socket.poll_write_vectored(cx, slices),
+                Some(first) => socket.poll_write_vectored(cx, first),
+            }
+        })
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -201,4 +232,25 @@ impl AsyncWrite for WatchedIo {
         this.stall.clear();
         Poll::Ready(Ok(()))
     }
+}
+
+/// The first `most` bytes of `slices`, in `first`; `None` if that is all of them.
+fn cut<'a, 'b>(
+    slices: &'a [io::IoSlice<'a>],
+    most: usize,
+    first: &'b mut [io::IoSlice<'a>; SLICES],
+) -> Option<&'b [io::IoSlice<'a>]> {
+    if most == usize::MAX || slices.iter().map(|slice| slice.len()).sum::<usize>() <= most {
+        return None;
+    }
+    let (mut left, mut count) = (most, 0);
+    for (slice, place) in slices.iter().zip(first.iter_mut()) {
+        let now = slice.len().min(left);
+        *place = io::IoSlice::new(&slice[..now]);
+        (left, count) = (left - now, count + 1);
+        if left == 0 {
+            break;
+        }
+    }
+    Some(&first[..count])
 }

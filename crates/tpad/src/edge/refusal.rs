@@ -23,9 +23,17 @@ pub(super) fn too_many_requests(id: &RequestId, limit: usize) -> Status {
     pushed_back(Code::ResourceExhausted, "TOO_MANY_REQUESTS", &message, id)
 }
 
-/// `limits.in_flight_bytes` is reached and nothing moves.
+/// The peer has its share of `limits.requests`.
+pub(super) fn too_many_of_one(id: &RequestId, limit: usize) -> Status {
+    let message = format!(
+        "of the {limit} requests that limits.requests allows this client has as many in progress as are left for others: try again later"
+    );
+    pushed_back(Code::ResourceExhausted, "TOO_MANY_REQUESTS", &message, id)
+}
+
+/// The connection has its share of `limits.in_flight_bytes` and nothing moves.
 pub(super) fn saturated(id: &RequestId) -> Status {
-    let message = "limits.in_flight_bytes is reached and clients are not taking their replies: try again later";
+    let message = "this connection's share of limits.in_flight_bytes is reached and its replies are not taken: read them, or try again later";
     pushed_back(Code::ResourceExhausted, "IN_FLIGHT_BYTES", message, id)
 }
 

@@ -18,10 +18,6 @@ use super::metrics::EdgeMetrics;
 use super::refusal;
 use super::stream::StreamState;
 
-/// Handed to HTTP/2 at a time: its frame size with clients that ask for speed, and
-/// the unit in which a client's progress is seen.
-const PIECE_BYTES: usize = 1 << 20;
-
 /// A reply on its way to HTTP/2.
 pub(super) struct ReplyBody {
     inner: Option<tonic::body::Body>,
@@ -68,8 +64,8 @@ impl ReplyBody {
         self.rest.is_empty() && self.inner.as_ref().is_none_or(Body::is_end_stream)
     }
 
-    fn next_piece(&mut self) -> Frame<Bytes> {
-        let piece = self.rest.split_to(self.rest.len().min(PIECE_BYTES));
+    fn next_piece(&mut self, room: usize) -> Frame<Bytes> {
+        let piece = self.rest.split_to(self.rest.len().min(room));
         Frame::data(self.stream.send(piece, &self.share, &self.metrics))
     }
 
@@ -106,9 +102,9 @@ impl Body for ReplyBody {
                 this.account.finish(end.as_ref());
                 return Poll::Ready(end.map(|trailers| Ok(Frame::trailers(trailers))));
             }
-            ready!(this.share.poll_room(&mut this.waiting, cx));
+            let room = ready!(this.share.poll_room(&this.stream, &mut this.waiting, cx));
             if !this.rest.is_empty() {
-                return Poll::Ready(Some(Ok(this.next_piece())));
+                return Poll::Ready(Some(Ok(this.next_piece(room))));
             }
             let Some(inner) = &mut this.inner else {
                 this.end = Some(None);

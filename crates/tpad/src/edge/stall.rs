@@ -33,6 +33,14 @@ impl Stall {
         self.since.store(0, Ordering::Relaxed);
     }
 
+    /// For how long something has waited without progress; `None`: nothing waits.
+    pub(super) fn lasted(&self) -> Option<Duration> {
+        match self.since.load(Ordering::Relaxed) {
+            0 => None,
+            since => Some(Duration::from_millis(self.now().saturating_sub(since))),
+        }
+    }
+
     /// Ends once something has waited for `limit` without progress.
     ///
     /// One timer, armed again at most once per `limit`: whatever begins to wait

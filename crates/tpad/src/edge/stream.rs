@@ -106,8 +106,8 @@ impl StreamState {
         if length == 0 {
             return bytes;
         }
-        share.add(length);
-        self.outstanding.fetch_add(length, Ordering::AcqRel);
+        let begins = self.outstanding.fetch_add(length, Ordering::AcqRel) == 0;
+        share.add(length, begins);
         self.stall.begin();
         Bytes::from_owner(Piece {
             bytes,
@@ -117,8 +117,8 @@ impl StreamState {
         })
     }
 
-    fn taken(&self, bytes: u64) {
-        let before = self.outstanding.fetch_sub(bytes, Ordering::AcqRel);
+    /// After `bytes` of the `before` that were outstanding were taken.
+    fn taken(&self, bytes: u64, before: u64) {
         if before == bytes {
             self.stall.clear();
             // More may have been sent between the two lines above.
@@ -200,8 +200,10 @@ impl Drop for Piece {
     fn drop(&mut self) {
         let length = length(&self.bytes);
         self.metrics.sent_bytes.inc_by(length);
-        self.share.remove(length);
-        self.stream.taken(length);
+        let before = self.stream.outstanding.fetch_sub(length, Ordering::AcqRel);
+        // Room first: who is woken looks for it.
+        self.share.remove(length, before == length);
+        self.stream.taken(length, before);
     }
 }
 

@@ -17,6 +17,9 @@ pub(crate) const PING: u8 = 6;
 pub(crate) const GOAWAY: u8 = 7;
 pub(crate) const WINDOW_UPDATE: u8 = 8;
 
+pub(crate) const INITIAL_WINDOW_SIZE: u16 = 4;
+pub(crate) const MAX_FRAME_SIZE: u16 = 5;
+
 pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -55,12 +58,21 @@ impl Raw {
         socket: impl AsyncRead + AsyncWrite + Send + 'static,
         window: u32,
     ) -> Self {
+        Self::with(socket, &[(INITIAL_WINDOW_SIZE, window)]).await
+    }
+
+    /// The same with any settings.
+    pub(crate) async fn with(
+        socket: impl AsyncRead + AsyncWrite + Send + 'static,
+        settings: &[(u16, u32)],
+    ) -> Self {
         let (reader, writer) = tokio::io::split(socket);
         let mut raw = Self { reader: Reader(Box::new(reader)), writer: Writer(Box::new(writer)) };
         raw.writer.bytes(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
-        let mut settings = vec![0, 4];
-        settings.extend(window.to_be_bytes());
-        raw.writer.frame(SETTINGS, 0, 0, &settings).await;
+        let settings = settings
+            .iter()
+            .flat_map(|(id, value)| id.to_be_bytes().into_iter().chain(value.to_be_bytes()));
+        raw.writer.frame(SETTINGS, 0, 0, &settings.collect::<Vec<u8>>()).await;
         raw
     }
 }
@@ -104,6 +116,12 @@ impl Reader {
     /// The next frame; `None` when the connection has ended.
     pub(crate) async fn frame(&mut self) -> Option<Frame> {
         tokio::time::timeout(PATIENCE, self.read()).await.expect("a frame or the end in time")
+    }
+
+    /// How much there was to read, up to the buffer; the bytes are nobody's.
+    pub(crate) async fn some(&mut self, buffer: &mut [u8]) -> usize {
+        let read = tokio::time::timeout(PATIENCE, self.0.read(buffer)).await;
+        read.expect("bytes or the end in time").expect("read")
     }
 
     /// The next frame that `wanted` accepts; `None` when the connection ends first.

@@ -1,0 +1,254 @@
+//! One connection's share of the bytes in flight, and of the time to write them.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::futures::OwnedNotified;
+use tokio::sync::{Notify, Semaphore};
+
+use super::InFlight;
+use super::peers::{NoPlace, PeerShare, Place};
+use crate::edge::stall::Stall;
+use crate::edge::stream::StreamState;
+
+/// Handed to HTTP/2 at a time: its frame size with clients that ask for speed, and
+/// the unit in which a client's progress is seen.
+pub(in crate::edge) const PIECE_BYTES: u64 = 1 << 20;
+
+/// The smallest piece, so that many streams of one connection, or no room at all,
+/// do not end in crumbs.
+pub(super) const LEAST_PIECE_BYTES: u64 = 64 << 10;
+
+/// HTTP/2 writes a frame of each stream in turn. This is what a round of all of a
+/// connection's streams may come to, and so how long a small reply waits for bulk
+/// on its own connection.
+const ROUND_BYTES: u64 = 4 << 20;
+
+/// What a connection writes before others have their turn.
+const TURN_BYTES: u64 = 1 << 20;
+
+/// The same for a whole peer while others write too. Near what a socket on loopback
+/// takes at a time (some 380 KiB here), so that who has one connection can use its turn.
+const SHARED_TURN_BYTES: u64 = 512 << 10;
+
+/// The least of it for one of a peer's connections.
+const LEAST_TURN_BYTES: u64 = 32 << 10;
+
+/// Without room and without a byte of the connection moving for this long, its new
+/// requests are refused: with a client that reads at 10 MB/s one moves many times a second.
+const SATURATED_AFTER: Duration = Duration::from_secs(1);
+
+/// What is held for one connection.
+#[derive(Debug)]
+pub(in crate::edge) struct Share {
+    all: Arc<InFlight>,
+    peer: Arc<PeerShare>,
+    bytes: AtomicU64,
+    /// Streams of which HTTP/2 holds bytes.
+    streams: AtomicUsize,
+    stall: Stall,
+    moved: Arc<Notify>,
+}
+
+/// A stream that waits until it may send another piece.
+pub(in crate::edge) struct Waiting {
+    moved: Pin<Box<OwnedNotified>>,
+    room: Pin<Box<OwnedNotified>>,
+    _counted: Counted,
+}
+
+/// A waiting stream, where those look who make room.
+struct Counted {
+    all: Arc<InFlight>,
+    peer: Arc<PeerShare>,
+}
+
+impl Share {
+    pub(super) fn new(all: Arc<InFlight>, peer: Arc<PeerShare>) -> Self {
+        Self {
+            all,
+            peer,
+            bytes: AtomicU64::new(0),
+            streams: AtomicUsize::new(0),
+            stall: Stall::new(),
+            moved: Arc::new(Notify::new()),
+        }
+    }
+
+    /// A request's place, of which a peer may have as many as are free.
+    pub(in crate::edge) fn enter(&self, requests: &Arc<Semaphore>) -> Result<Place, NoPlace> {
+        self.peer.enter(requests)
+    }
+
+    /// Whether the connection has had no room, and nothing of it has moved, for a while.
+    pub(in crate::edge) fn saturated(&self) -> bool {
+        let held = self.bytes.load(Ordering::SeqCst);
+        held > 0
+            && (held >= self.left() || held >= self.all.connection_limit)
+            && self.stall.lasted().is_some_and(|lasted| lasted >= SATURATED_AFTER)
+    }
+
+    /// Ready with the bytes that `stream` may send now; `waiting` is its place in the queue.
+    pub(in crate::edge) fn poll_room(
+        &self,
+        stream: &StreamState,
+        waiting: &mut Option<Waiting>,
+        cx: &mut Context<'_>,
+    ) -> Poll<usize> {
+        loop {
+            if let Some(bytes) = self.room(stream, cx) {
+                if waiting.take().is_some() {
+                    self.pass_on();
+                }
+                return Poll::Ready(bytes);
+            }
+            match waiting {
+                Some(waits) => match waits.poll(cx) {
+                    Poll::Ready(()) => *waiting = None,
+                    Poll::Pending => return Poll::Pending,
+                },
+                // In the queue first, then looking again: no wake-up is missed.
+                None => *waiting = Some(self.wait()),
+            }
+        }
+    }
+
+    /// Counts a piece that is handed to HTTP/2; `begins` if its stream had none there.
+    pub(in crate::edge) fn add(&self, bytes: u64, begins: bool) {
+        if begins {
+            self.streams.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.bytes.fetch_add(bytes, Ordering::SeqCst) == 0
+            && self.peer.active.fetch_add(1, Ordering::Relaxed) == 0
+        {
+            self.all.active_peers.fetch_add(1, Ordering::Relaxed);
+        }
+        self.peer.bytes.fetch_add(bytes, Ordering::SeqCst);
+        self.all.add(bytes);
+        self.stall.begin();
+    }
+
+    /// A piece was taken or dropped; `ends` if it was its stream's last there.
+    pub(in crate::edge) fn remove(&self, bytes: u64, ends: bool) {
+        if ends {
+            self.streams.fetch_sub(1, Ordering::Relaxed);
+        }
+        let before = self.bytes.fetch_sub(bytes, Ordering::SeqCst);
+        if before == bytes {
+            self.stall.clear();
+            if self.peer.active.fetch_sub(1, Ordering::Relaxed) == 1 {
+                self.all.active_peers.fetch_sub(1, Ordering::Relaxed);
+            }
+            // More may have been added between the lines above.
+            if self.bytes.load(Ordering::SeqCst) > 0 {
+                self.stall.begin();
+            }
+        } else {
+            self.stall.progress();
+        }
+        self.peer.bytes.fetch_sub(bytes, Ordering::SeqCst);
+        self.all.remove(bytes);
+        if self.all.waiting.load(Ordering::SeqCst) > 0 {
+            self.moved.notify_one();
+        }
+    }
+
+    /// What the connection may write before others have their turn. The runtime
+    /// polls connections in turn, so equal turns are equal shares of what the
+    /// daemon can write; a peer's connections share one, and a peer that is alone
+    /// has nobody to share with.
+    pub(in crate::edge) fn turn_bytes(&self) -> u64 {
+        if self.all.active_peers.load(Ordering::Relaxed) < 2 {
+            return TURN_BYTES;
+        }
+        let connections = self.peer.active.load(Ordering::Relaxed).max(1) as u64;
+        (SHARED_TURN_BYTES / connections).max(LEAST_TURN_BYTES)
+    }
+
+    /// What the connection's peer may have, less what it has.
+    fn left(&self) -> u64 {
+        self.all.free().saturating_sub(self.peer.bytes.load(Ordering::SeqCst))
+    }
+
+    fn room(&self, stream: &StreamState, cx: &Context<'_>) -> Option<usize> {
+        let held = self.bytes.load(Ordering::SeqCst);
+        let bytes = if held >= self.left() {
+            (held == 0).then_some(LEAST_PIECE_BYTES)
+        } else if held < self.all.connection_limit {
+            Some(self.piece_bytes())
+        } else {
+            // Streams that are not read stop no other of their connection.
+            (!stream.holds_back(cx.waker())).then_some(LEAST_PIECE_BYTES)
+        };
+        // At most PIECE_BYTES.
+        bytes.and_then(|bytes| usize::try_from(bytes).ok())
+    }
+
+    /// A power of two, so that pieces are whole parts of a payload.
+    fn piece_bytes(&self) -> u64 {
+        let streams = self.streams.load(Ordering::Relaxed).max(1) as u64;
+        let part = ROUND_BYTES / streams.next_power_of_two();
+        part.clamp(LEAST_PIECE_BYTES, PIECE_BYTES)
+    }
+
+    fn wait(&self) -> Waiting {
+        let enabled = |notify: &Arc<Notify>| {
+            let mut notified = Box::pin(Arc::clone(notify).notified_owned());
+            notified.as_mut().enable();
+            notified
+        };
+        let (moved, room) = (enabled(&self.moved), enabled(&self.peer.room));
+        let counted = Counted::new(Arc::clone(&self.all), Arc::clone(&self.peer));
+        Waiting { moved, room, _counted: counted }
+    }
+
+    /// Wakes the next: the one that passed may have nothing to send yet.
+    fn pass_on(&self) {
+        let held = self.bytes.load(Ordering::SeqCst);
+        let left = self.left();
+        if held == 0 || (held < left && held < self.all.connection_limit) {
+            self.moved.notify_one();
+        }
+        if left > 0 && self.peer.waiting.load(Ordering::SeqCst) > 0 {
+            self.peer.room.notify_one();
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.all.peers.leave(self.peer.name());
+    }
+}
+
+impl Waiting {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // Dropping the other one hands its wake-up on if it had one.
+        if self.room.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        self.moved.as_mut().poll(cx)
+    }
+}
+
+impl Counted {
+    fn new(all: Arc<InFlight>, peer: Arc<PeerShare>) -> Self {
+        peer.waiting.fetch_add(1, Ordering::SeqCst);
+        all.waiting.fetch_add(1, Ordering::SeqCst);
+        Self { all, peer }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.all.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.peer.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests;
