@@ -63,7 +63,9 @@ def main(proto: str, address: str, model: str, checkpoint: str) -> None:
         generate(pathlib.Path(proto), generated)
         from tpad.v1 import expert_pb2, expert_pb2_grpc, model_pb2, model_pb2_grpc
 
-        with grpc.insecure_channel(address) as channel:
+        # Otherwise the socket's path would be the authority, which is none.
+        unix = [("grpc.default_authority", "localhost")] if address.startswith("unix:") else []
+        with grpc.insecure_channel(address, unix) as channel:
             models = model_pb2_grpc.ModelServiceStub(channel)
             described = models.DescribeModel(
                 model_pb2.DescribeModelRequest(model=model), timeout=60

@@ -4,10 +4,12 @@
 //! Nothing here skips. A tool that is missing is a failure whose message says
 //! `cargo xtask setup`.
 
+pub mod bulk;
 pub mod cgroup;
 pub mod checkpoint;
 pub mod compare;
 pub mod container;
+pub mod counts;
 pub mod cutter;
 pub mod daemon;
 pub mod growing;
@@ -19,6 +21,7 @@ pub mod logs;
 pub mod newer;
 pub mod pod_security;
 pub mod process;
+pub mod reader;
 pub mod reference;
 pub mod scene;
 pub mod shards;

@@ -60,6 +60,12 @@ impl Process {
         format!("unix://{}", self.socket.display())
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The most memory that it used so far.
     ///
     /// # Panics

@@ -1,6 +1,7 @@
 //! Programs that the tests run: pinned tools, and the two of this workspace.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::SystemTime;
 
 /// The workspace's root.
@@ -20,6 +21,19 @@ pub fn tool(name: &str) -> PathBuf {
     let path = directory.join(name);
     assert!(path.is_file(), "{} is missing: run `cargo xtask setup`", path.display());
     path
+}
+
+/// A script of `tests/node`, with the packages that `cargo xtask setup` installed.
+///
+/// # Panics
+/// When they are not there.
+#[must_use]
+pub fn node(script: &str) -> Command {
+    let packages = workspace().join(".tools/node/node_modules");
+    assert!(packages.is_dir(), "{} is missing: run `cargo xtask setup`", packages.display());
+    let mut command = Command::new("node");
+    command.env("NODE_PATH", packages).arg(workspace().join("tests/node").join(script));
+    command
 }
 
 /// One of the workspace's programs, `tpad` or `tpactl`, as built last.

@@ -2,12 +2,14 @@
 
 mod activate;
 mod admin;
+mod any_client;
 mod arrival;
 mod bench;
 mod cli;
 mod coalesce;
 mod corrupt;
 mod counters;
+mod counts;
 mod deploy;
 mod drain;
 mod expansion;

