@@ -11,7 +11,6 @@
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt as _};
-use tokio::io::AsyncReadExt as _;
 use tonic::{Request, Response, Status};
 use tpad_proto::v1;
 use tpad_proto::v1::block_part::Part;
@@ -96,14 +95,11 @@ async fn main() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     println!("{}", listener.local_addr().expect("it is bound"));
     let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
-    let ended = async {
-        let mut nothing = Vec::new();
-        tokio::io::stdin().read_to_end(&mut nothing).await.expect("it ends");
-    };
+    let ended = tokio::task::spawn_blocking(|| std::io::read_to_string(std::io::stdin()));
     let served = tonic::transport::Server::builder().add_service(ExpertServiceServer::new(blocks));
     tokio::select! {
         served = served.serve_with_incoming(incoming) => served.expect("it serves"),
-        () = ended => {}
+        read = ended => drop(read.expect("it is joined").expect("it ends")),
     }
     println!("{}", Counts::of(std::process::id()).cpu_seconds);
 }
