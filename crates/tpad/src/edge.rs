@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -62,6 +62,10 @@ const GRPC_FAREWELL: &[u8] = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00\
 /// To an HTTP connection beyond the bound.
 const HTTP_FAREWELL: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+
+/// Connections that wait to be accepted over TCP: as many as may be served by default.
+/// With the usual 128 some of 450 clients that came at once were reset.
+const BACKLOG: u32 = 1024;
 
 /// What tasks need to notice that they are to end, after the drain's deadline.
 const ABORT_GRACE: Duration = Duration::from_millis(100);
@@ -168,8 +172,8 @@ pub enum BindError {
 impl Bound {
     /// Binds every listener that is on. Connections queue in the kernel until [`Bound::serve`].
     pub async fn bind(listen: &Listen) -> Result<Self, BindError> {
-        let grpc = bind_tcp("listen.grpc", listen.grpc).await?;
-        let http = bind_tcp("listen.http", listen.http).await?;
+        let grpc = bind_tcp("listen.grpc", listen.grpc)?;
+        let http = bind_tcp("listen.http", listen.http)?;
         let uds = listen.uds.as_ref().map(unix::bind).transpose()?;
         let uds_path = listen.uds.as_ref().map(|socket| socket.path.clone());
         Ok(Self { grpc, uds, uds_path, http })
@@ -231,13 +235,20 @@ impl Bound {
     }
 }
 
-async fn bind_tcp(
+fn bind_tcp(
     key: &'static str,
     address: Option<SocketAddr>,
 ) -> Result<Option<(TcpListener, SocketAddr)>, BindError> {
     let Some(address) = address else { return Ok(None) };
     let failed = |error| BindError::Address { key, address, error };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // As `TcpListener::bind` does: a restart finds its port although old connections linger.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    let listener = listen().map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok(Some((listener, bound)))
 }
