@@ -3,6 +3,7 @@
 //! Everything that a contributor or CI runs goes through here, so that both run
 //! the same thing. It depends on next to nothing and builds in seconds.
 
+mod bench;
 mod boundary;
 mod ci;
 mod compat;
@@ -24,6 +25,7 @@ usage: cargo xtask COMMAND
   setup   install the tools that tests and checks need into .tools/ (pinned; once)
   test    setup, then every test of the workspace; ARGS go to `cargo test`
   fuzz    every fuzz target for a minute; [--seconds N] [TARGET...]
+  bench   tpad side by side with its peers; [--quick] [--only wire|latency|cold|s3] [--rounds N]
   compat  serve what is written now with the program of an early commit
   image   build the container image and run it as the manifests deploy it (as root)
   ci      test, fuzz, image, compat, format, lints, docs, licences, proto, crate boundaries, house rules
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
     let done = match (command, rest) {
         ("setup", []) => tools::setup().map(drop),
         ("test", extra) => test::test(extra),
+        ("bench", arguments) => bench::bench(arguments),
         ("fuzz", arguments) => fuzz::fuzz(arguments),
         ("image", []) => image::image(),
         ("compat", []) => compat::compat(),

@@ -12,48 +12,64 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::run::{output, root, run, say};
 
-/// Where the pinned list is, from the checkout's root.
-const REQUIREMENTS: &str = "tests/requirements.txt";
+/// A virtual environment and the pinned list that it is made from, both from the
+/// checkout's root.
+pub(crate) struct Environment {
+    pub(crate) requirements: &'static str,
+    pub(crate) directory: &'static str,
+    /// What is said when it is made.
+    pub(crate) what: &'static str,
+}
+
+/// What the tests and checks run.
+const TESTS: Environment = Environment {
+    requirements: "tests/requirements.txt",
+    directory: ".tools/venv",
+    what: "the tests' tools into .tools/ (once; about 500 MB)",
+};
 
 /// The oldest Python for which every pinned package has a release.
 const OLDEST_PYTHON: (u32, u32) = (3, 10);
 
-/// The environment's programs. The tests look here too (`tests/src/tools.rs`).
-pub(crate) fn directory() -> PathBuf {
-    root().join(".tools/venv/bin")
-}
-
-/// Installs what is missing. Returns the directory of the environment's programs.
+/// Makes the tests' environment unless it stands as the list wants it. Returns the
+/// directory of its programs. The tests look there too (`tests/src/tools.rs`).
 pub(crate) fn setup() -> Result<PathBuf> {
     node::setup()?;
-    environment()
+    TESTS.setup()
 }
 
-/// Makes the environment unless it stands as the list wants it.
-fn environment() -> Result<PathBuf> {
-    let python = python()?;
-    let wanted = std::fs::read_to_string(root().join(REQUIREMENTS))
-        .with_context(|| format!("{REQUIREMENTS} cannot be read"))?;
-    let environment = root().join(".tools/venv");
-    let stamp = environment.join("installed.txt");
-    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted)
-        && directory().join("python").is_file()
-    {
-        return Ok(directory());
+impl Environment {
+    /// Makes it unless it stands as the list wants it. Returns the directory of its
+    /// programs.
+    pub(crate) fn setup(&self) -> Result<PathBuf> {
+        let Self { requirements, directory, what } = self;
+        let python = python()?;
+        let wanted = std::fs::read_to_string(root().join(requirements))
+            .with_context(|| format!("{requirements} cannot be read"))?;
+        let environment = root().join(directory);
+        let programs = environment.join("bin");
+        let stamp = environment.join("installed.txt");
+        if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted)
+            && programs.join("python").is_file()
+        {
+            return Ok(programs);
+        }
+        say(&format!("installing {what}"));
+        if environment.exists() {
+            std::fs::remove_dir_all(&environment)
+                .with_context(|| format!("{directory} cannot be replaced"))?;
+        }
+        run(Command::new(python).args(["-m", "venv"]).arg(&environment)).context(
+            "python3 cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv",
+        )?;
+        run(Command::new(programs.join("python"))
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+            .args(["--no-input", "--requirement", requirements]))?;
+        // Written last: an interrupted installation is made again.
+        std::fs::write(&stamp, wanted)
+            .with_context(|| format!("the stamp of {directory} cannot be written"))?;
+        Ok(programs)
     }
-    say("installing the tests' tools into .tools/ (once; about 500 MB)");
-    if environment.exists() {
-        std::fs::remove_dir_all(&environment).context(".tools/venv cannot be replaced")?;
-    }
-    run(Command::new(python).args(["-m", "venv"]).arg(&environment)).context(
-        "python3 cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv",
-    )?;
-    run(Command::new(directory().join("python"))
-        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
-        .args(["--no-input", "--requirement", REQUIREMENTS]))?;
-    // Written last: an interrupted installation is made again.
-    std::fs::write(&stamp, wanted).context("the stamp of .tools/venv cannot be written")?;
-    Ok(directory())
 }
 
 /// One of the environment's programs.

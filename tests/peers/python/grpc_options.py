@@ -1,0 +1,12 @@
+"""What grpcio needs to be told for large values: large frames and windows, and no
+probing of the link, which on loopback finds too little."""
+
+RECOMMENDED = [
+    ("grpc.http2.max_frame_size", 1 << 20),
+    ("grpc.http2.lookahead_bytes", 16 << 20),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # A connection for each channel; channels of equal options share one otherwise.
+    ("grpc.use_local_subchannel_pool", 1),
+]

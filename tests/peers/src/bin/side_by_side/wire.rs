@@ -1,0 +1,266 @@
+//! Values in memory, over TCP on loopback.
+
+use std::fmt;
+use std::process::Command;
+
+use anyhow::{Result, anyhow};
+
+use crate::children::on;
+use crate::contest::{Contender, Reader, Run, client, contest};
+use crate::figures::{Row, Sample};
+use crate::place::Place;
+use crate::servers::{self, Server, Tiers, Weed};
+use crate::values::{self, SIZES, Size};
+use crate::{Plan, say};
+
+/// Whose figures the ratios divide by.
+pub(crate) const LIMIT: &str = "raw TCP loop";
+
+/// tpad as workers read it.
+pub(crate) const OURS: &str = "tpad";
+
+/// Seconds before and of a run: the machine's clocks tick in hundredths, and a run of
+/// a second is known to a hundredth or so of its processor time.
+const WARMUP: &str = "0.2";
+const SECONDS: &str = "1";
+
+/// Requests at a time, for values of one size.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Case {
+    pub(crate) size: Size,
+    pub(crate) concurrency: usize,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} x {}", self.size.name, self.concurrency)
+    }
+}
+
+fn everywhere(_: &Case) -> bool {
+    true
+}
+
+/// Rows beside the comparison proper have the middle size alone, for the sake of time.
+fn middle(case: &Case) -> bool {
+    case.size == SIZES[1]
+}
+
+/// The whole part.
+pub(crate) fn run(place: &Place, plan: &Plan) -> Result<Vec<Row>> {
+    say("making values and starting servers");
+    let field = Field::new(place, plan)?;
+    let all = field.contenders();
+    let contenders: Vec<_> =
+        all.into_iter().filter(|contender| plan.wants(contender.name, LIMIT)).collect();
+    for contender in &contenders {
+        if let Err(error) = &contender.run {
+            say(&format!("{}: {}", contender.name, place.told(error)));
+        }
+    }
+    let concurrencies: &[usize] = if plan.quick { &[4] } else { &[1, 4, 16] };
+    let sizes = if plan.quick { &SIZES[1..2] } else { &SIZES[..] };
+    let at = |size: Size| concurrencies.iter().map(move |&concurrency| Case { size, concurrency });
+    let cases: Vec<Case> = sizes.iter().copied().flat_map(at).collect();
+    contest(place, &contenders, &cases, plan.rounds, |_| Ok(()))
+}
+
+/// All servers, each there or the reason why it is not.
+struct Field<'a> {
+    place: &'a Place,
+    raw: Result<Server>,
+    tpad: Result<Server>,
+    nginx: Result<Server>,
+    redis: Result<Server>,
+    memcached: Result<Server>,
+    flight: Result<Server>,
+    mooncake: Result<Server>,
+    weed: Result<Weed>,
+    grpcio: Result<Server>,
+    tonic: Result<Server>,
+    /// Whether `tpactl bench fetch` lets one choose how it receives.
+    chooses: bool,
+}
+
+impl<'a> Field<'a> {
+    fn new(place: &'a Place, plan: &Plan) -> Result<Self> {
+        let values = values::write(place, &SIZES)?;
+        let unless = |name: &str, start: &dyn Fn() -> Result<Server>| {
+            if plan.wants_server(name) { start() } else { Err(anyhow!("not asked for")) }
+        };
+        let weed = if plan.wants_server("SeaweedFS") {
+            servers::weed(place, "weed-wire", &place.server).and_then(|weed| {
+                store(place, &weed, &values)?;
+                Ok(weed)
+            })
+        } else {
+            Err(anyhow!("not asked for"))
+        };
+        Ok(Self {
+            place,
+            raw: servers::ours(place, "raw-tcp", &values),
+            tpad: unless(OURS, &|| tpad(place)),
+            nginx: unless("nginx", &|| servers::nginx(place, &values)),
+            redis: unless("Redis", &|| servers::redis(place, &values)),
+            memcached: unless("memcached", &|| servers::memcached(place, &values)),
+            flight: unless("Flight", &|| servers::python(place, "flight_server.py", &values)),
+            mooncake: unless("Mooncake", &|| servers::mooncake(place, &values)),
+            weed,
+            grpcio: unless("grpcio", &|| servers::python(place, "grpc_server.py", &values)),
+            tonic: unless("tonic", &|| servers::ours(place, "generated-tonic", &values)),
+            chooses: chooses_receiver(place)?,
+        })
+    }
+
+    fn contenders(&self) -> Vec<Contender<'_, Case>> {
+        let load = |server, verb| self.peer_load(server, verb);
+        let python = |server, script, extra| self.python(server, script, extra);
+        let everywhere = |name, run| Contender { name, run, at: everywhere };
+        let middle = |name, run| Contender { name, run, at: middle };
+        vec![
+            everywhere(LIMIT, load(&self.raw, "raw")),
+            everywhere(OURS, self.tpactl(Some("bulk"), &["--no-verify"])),
+            everywhere("tpad, ordinary receiver", self.tpactl(Some("ordinary"), &["--no-verify"])),
+            middle("tpad, client checks digests", self.tpactl(Some("bulk"), &[])),
+            everywhere("nginx, sendfile", load(&self.nginx, "http")),
+            everywhere("memcached get", load(&self.memcached, "memcached")),
+            everywhere("Redis GET", load(&self.redis, "redis")),
+            everywhere("Arrow Flight (pyarrow)", python(&self.flight, "flight_load.py", "")),
+            everywhere("S3 GET, SeaweedFS", self.s3()),
+            everywhere("generated tonic, both sides", load(&self.tonic, "tonic")),
+            everywhere("grpcio, both sides", python(&self.grpcio, "grpc_load.py", "")),
+            everywhere("Mooncake Store", python(&self.mooncake, "mooncake_load.py", "")),
+            middle("tpad, read by grpcio", python(&self.tpad, "grpc_load.py", "--tpad")),
+            middle(
+                "generated tonic, read by grpcio",
+                python(&self.tonic, "grpc_load.py", "--tpad"),
+            ),
+        ]
+    }
+
+    fn peer_load<'s>(
+        &'s self,
+        server: &'s Result<Server>,
+        verb: &'static str,
+    ) -> Result<Run<'s, Case>> {
+        let server = there(server)?;
+        let command = move |case: &Case| {
+            let mut command = on(&self.place.client, self.place.program("peer-load")?);
+            command.arg(verb).arg("--addr").arg(server.address.to_string());
+            load(&mut command, case, server);
+            Ok(command)
+        };
+        Ok(self.run(command, Sample::of_outcome))
+    }
+
+    fn python<'s>(
+        &'s self,
+        server: &'s Result<Server>,
+        script: &'static str,
+        extra: &'static str,
+    ) -> Result<Run<'s, Case>> {
+        let server = there(server)?;
+        let command = move |case: &Case| {
+            let mut command = on(&self.place.client, self.place.tool("python")?);
+            command.arg(self.place.script(script)).arg("--addr").arg(server.address.to_string());
+            command.args(Some(extra).filter(|extra| !extra.is_empty()));
+            load(&mut command, case, server);
+            Ok(command)
+        };
+        Ok(self.run(command, Sample::of_outcome))
+    }
+
+    fn tpactl<'s>(
+        &'s self,
+        receiver: Option<&'static str>,
+        extra: &'static [&'static str],
+    ) -> Result<Run<'s, Case>> {
+        let server = there(&self.tpad)?;
+        // A build from before there was a choice has the ordinary receiver alone.
+        if receiver == Some("bulk") && !self.chooses {
+            return Err(anyhow!("this build of tpactl has no --receiver"));
+        }
+        let command = move |case: &Case| {
+            let mut command = server.tpactl(self.place, &self.place.client)?;
+            command.args(["bench", "fetch", "--json", "--model", &case.size.model()]);
+            command.args(["--concurrency", &case.concurrency.to_string()]);
+            command.args(["--warmup", WARMUP, "--duration", SECONDS]).args(extra);
+            if self.chooses {
+                command
+                    .args(receiver.map(|receiver| ["--receiver", receiver]).into_iter().flatten());
+            }
+            Ok(command)
+        };
+        Ok(self.run(command, Sample::of_tpactl))
+    }
+
+    fn s3(&self) -> Result<Run<'_, Case>> {
+        let weed = self.weed.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+        let command = move |case: &Case| {
+            let size = case.size;
+            let names = self.place.memory.join(format!("{}.names", size.model()));
+            let lines: Vec<String> = (0..size.keys)
+                .map(|key| {
+                    let name = tpad_peers::exchange::name(size.bytes(), key);
+                    format!("{} {PREFIX}/{name}", size.bytes())
+                })
+                .collect();
+            std::fs::write(&names, lines.join("\n"))?;
+            let mut command = weed.load(self.place, &self.place.client, "s3")?;
+            command.arg("--objects").arg(names);
+            load_args(&mut command, case, &weed.server);
+            Ok(command)
+        };
+        Ok(self.run(command, Sample::of_outcome))
+    }
+
+    fn run<'s>(
+        &'s self,
+        command: impl Fn(&Case) -> Result<Command> + 's,
+        read: Reader,
+    ) -> Run<'s, Case> {
+        Box::new(move |case| client(self.place, command(case), read, "client"))
+    }
+}
+
+/// Where the S3 server keeps the values.
+const PREFIX: &str = "values";
+
+fn store(place: &Place, weed: &Weed, values: &std::path::Path) -> Result<()> {
+    weed.upload(place, values, PREFIX)
+}
+
+fn there(server: &Result<Server>) -> Result<&Server> {
+    server.as_ref().map_err(|error| anyhow!("{error:#}"))
+}
+
+fn load(command: &mut Command, case: &Case, server: &Server) {
+    command.arg("--bytes").arg(case.size.bytes().to_string());
+    load_args(command, case, server);
+}
+
+fn load_args(command: &mut Command, case: &Case, server: &Server) {
+    command.args(["--concurrency", &case.concurrency.to_string()]);
+    command.args(["--keys", &case.size.keys.to_string()]);
+    command.args(["--warmup", WARMUP, "--seconds", SECONDS]);
+    for pid in server.pids() {
+        command.arg("--server").arg(pid.to_string());
+    }
+}
+
+/// The daemon with a model for each size, all in its memory.
+fn tpad(place: &Place) -> Result<Server> {
+    let mut tiers = Tiers { dram: "2GiB", pinned: true, ..Tiers::default() };
+    for size in SIZES {
+        let root = place.memory.join("checkpoints").join(size.model());
+        size.checkpoint(place, &root)?;
+        tiers.models.push((size, root.display().to_string()));
+    }
+    servers::daemon(place, "tpad-wire", &tiers)
+}
+
+fn chooses_receiver(place: &Place) -> Result<bool> {
+    let mut help = on(&place.all, place.program("tpactl")?);
+    help.args(["bench", "fetch", "--help"]);
+    Ok(place.prepare(&mut help)?.contains("--receiver"))
+}
