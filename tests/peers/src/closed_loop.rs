@@ -176,14 +176,16 @@ impl Shared<'_> {
         connect: &impl Fn() -> Result<F>,
     ) -> Result<F> {
         let mut peer = connect()?;
+        if self.load.once {
+            return Ok(peer);
+        }
         let until = Instant::now() + Duration::from_secs_f64(self.load.warmup);
-        while !self.load.once {
+        loop {
             peer.fetch(rng.random_range(0..self.load.keys))?;
             if Instant::now() >= until {
-                break;
+                return Ok(peer);
             }
         }
-        Ok(peer)
     }
 
     /// The next value to ask for.

@@ -1,13 +1,15 @@
 //! The limit: a request of 16 bytes, key and length, is answered with as many bytes
-//! from memory by one `write_all`. A thread for each connection.
+//! from memory, and nothing else. Writes until a socket is full, then turns to the
+//! next.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 
 /// Serve values from files named BYTES-KEY over plain TCP
 #[derive(Debug, Parser)]
@@ -20,30 +22,31 @@ struct Arguments {
     from: PathBuf,
 }
 
-fn main() -> Result<()> {
+#[tokio::main]
+async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let values = Arc::new(tpad_peers::values(&arguments.from)?);
-    let listener = TcpListener::bind(arguments.listen)?;
-    for stream in listener.incoming() {
-        let (stream, values) = (stream?, Arc::clone(&values));
-        std::thread::spawn(move || {
+    let listener = TcpListener::bind(arguments.listen).await?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let values = Arc::clone(&values);
+        tokio::spawn(async move {
             // A client that hangs up is done.
-            let _done = serve(stream, &values);
+            let _done = serve(stream, &values).await;
         });
     }
-    Ok(())
 }
 
-fn serve(mut stream: TcpStream, values: &[Vec<Vec<u8>>]) -> Result<()> {
+async fn serve(mut stream: TcpStream, values: &[Vec<Vec<u8>>]) -> Result<()> {
     stream.set_nodelay(true)?;
     let mut request = [0; 16];
     loop {
-        stream.read_exact(&mut request)?;
+        stream.read_exact(&mut request).await?;
         let (key, bytes) = request.split_at(8);
         let key = usize::try_from(u64::from_le_bytes(key.try_into()?))?;
         let bytes = usize::try_from(u64::from_le_bytes(bytes.try_into()?))?;
         let of_size = values.iter().find(|of| of.first().is_some_and(|v| v.len() == bytes));
         let value = of_size.and_then(|of| of.get(key)).context("no such value")?;
-        stream.write_all(value)?;
+        stream.write_all(value).await?;
     }
 }

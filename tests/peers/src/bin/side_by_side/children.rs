@@ -79,12 +79,18 @@ impl Child {
     ) -> Result<()> {
         let until = Instant::now() + deadline;
         while !ready(&self.log) {
-            if let Some(status) = self.child.try_wait()? {
-                bail!("ended ({status}): {}", told(&self.log));
-            }
+            self.still_runs()?;
             pause(until).with_context(|| format!("not ready: {}", told(&self.log)))?;
         }
         Ok(())
+    }
+
+    /// An error when it has ended, with what it said last.
+    pub(crate) fn still_runs(&mut self) -> Result<()> {
+        match self.child.try_wait()? {
+            Some(status) => bail!("ended ({status}): {}", told(&self.log)),
+            None => Ok(()),
+        }
     }
 
     fn wait(&mut self, deadline: Duration) -> Result<ExitStatus> {

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::process::Command;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 
 use crate::children::{Child, on};
 use crate::contest::{Contender, Run, client, contest};
@@ -54,8 +54,7 @@ pub(crate) fn run(place: &Place, plan: &Plan) -> Result<Vec<Row>> {
             let mut command = on(&place.client, place.program("peer-load")?);
             command.arg("empty").arg("--addr").arg(server.address.to_string());
             command.args(["--warmup", WARMUP, "--seconds", SECONDS]);
-            let _beside = beside(place, *case, bulk)?;
-            client(place, Ok(command), Sample::of_outcome, "client")
+            beside(place, *case, bulk, || client(place, Ok(command), Sample::of_outcome, "client"))
         });
         run
     });
@@ -85,17 +84,25 @@ fn ours<'a>(
         let mut command = server.tpactl(place, &place.client)?;
         command.args(["bench", what, "--json", "--model", &SMALL.model(), "--concurrency", "1"]);
         command.args(["--warmup", WARMUP, "--duration", SECONDS]).args(extra);
-        let _beside = beside(place, *case, bulk)?;
-        client(place, Ok(command), Sample::of_tpactl, "client")
+        beside(place, *case, bulk, || client(place, Ok(command), Sample::of_tpactl, "client"))
     }))
 }
 
-/// The other client, which ends when it goes.
-fn beside(place: &Place, case: Case, mut bulk: Command) -> Result<Option<Child>> {
-    match case {
-        Case::Idle => Ok(None),
-        Case::Loaded => Child::start(&mut bulk, place.log("bulk")).map(Some),
+/// Measures, while the other client reads where the case says so.
+fn beside(
+    place: &Place,
+    case: Case,
+    mut bulk: Command,
+    measure: impl FnOnce() -> Result<Sample>,
+) -> Result<Sample> {
+    if case == Case::Idle {
+        return measure();
     }
+    let mut other = Child::start(&mut bulk, place.log("bulk"))?;
+    let sample = measure()?;
+    // A figure beside a client that had given up would be an idle one.
+    other.still_runs().context("the other client")?;
+    Ok(sample)
 }
 
 fn tpad(place: &Place) -> Result<Server> {

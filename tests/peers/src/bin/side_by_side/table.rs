@@ -137,7 +137,7 @@ fn latency(part: &Part) -> String {
             for values in row.map(|row| [&row.p50_ms, &row.p99_ms]).into_iter().flatten() {
                 let spread = Spread::of(values);
                 medians.push(spread.map_or(0.0, |spread| spread.median));
-                cells.push(spread.map_or_else(String::new, |s| shown3(s)));
+                cells.push(spread.map_or_else(String::new, shown3));
             }
         }
         let limit = cases.first().and_then(|case| part.row(&part.limit, case));

@@ -89,6 +89,8 @@ impl Weed {
             .env("AWS_REGION", REGION)
             .env("AWS_DEFAULT_REGION", REGION)
             .env("AWS_ENDPOINT_URL", self.endpoint())
+            // s5cmd's name for it.
+            .env("S3_ENDPOINT_URL", self.endpoint())
             .env("AWS_ALLOW_HTTP", "true")
             .env("AWS_EC2_METADATA_DISABLED", "true")
             .env("RUNAI_STREAMER_S3_ENDPOINT", self.endpoint())
