@@ -147,6 +147,7 @@ async fn small(channel: Channel) {
     let request = v1::FetchDenseRequest {
         model: bulk::MODEL.to_owned(),
         names: vec![bulk::SMALL_TENSOR.to_owned()],
+        ..v1::FetchDenseRequest::default()
     };
     let answer = ExpertServiceClient::new(channel).fetch_dense(request).await;
     let mut messages = answer.expect("it is served").into_inner();

@@ -180,7 +180,9 @@ async fn a_round_of_all_streams_is_bounded_and_pieces_are_parts_of_a_payload() {
     for streams in 1..=256u64 {
         share.add(1, true);
         let piece = share.piece_bytes();
-        assert!((LEAST_PIECE_BYTES..=PIECE_BYTES).contains(&piece) && PIECE_BYTES % piece == 0);
+        assert!(
+            (LEAST_PIECE_BYTES..=PIECE_BYTES).contains(&piece) && PIECE_BYTES.is_multiple_of(piece)
+        );
         assert!(piece * streams <= ROUND_BYTES || piece == LEAST_PIECE_BYTES, "{streams}");
     }
     assert_eq!(share.piece_bytes(), LEAST_PIECE_BYTES);
