@@ -5,6 +5,7 @@
 mod index_header;
 mod index_segment;
 mod plan;
+mod reply;
 mod revision;
 mod shard_header;
 
@@ -13,6 +14,7 @@ use peak_alloc::PeakAlloc;
 pub use index_header::index_header;
 pub use index_segment::index_segment;
 pub use plan::plan;
+pub use reply::reply;
 pub use revision::revision;
 pub use shard_header::shard_header;
 
@@ -37,6 +39,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("index_segment", index_segment),
     ("shard_header", shard_header),
     ("plan", plan),
+    ("reply", reply),
 ];
 
 /// Runs `read` on an input and fails when it allocates out of proportion.

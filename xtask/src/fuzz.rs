@@ -22,6 +22,7 @@ const TARGETS: &[(&str, Option<&str>)] = &[
     ("index_segment", Some("segment")),
     ("shard_header", Some("shard")),
     ("plan", None),
+    ("reply", None),
 ];
 
 /// The compiler's part of libFuzzer: counters at every edge, and what is

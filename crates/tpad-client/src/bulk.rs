@@ -29,7 +29,8 @@ use tonic::Status;
 use self::call::{AUTHORITY_BYTES, CallState, Request};
 use self::connection::{Connection, ConnectionError};
 use self::idle::IdleConnections;
-use self::io::{Layered, Socket};
+use self::io::Layered;
+pub(crate) use self::io::Socket;
 use crate::receive::ReplyBytes;
 use crate::tls::Tls;
 use crate::{Address, Error};
@@ -89,30 +90,17 @@ impl Bulk {
         message: Bytes,
         timeout: Option<Duration>,
     ) -> Result<BulkReply, Status> {
-        let place = Arc::clone(&self.places).acquire_owned().await;
-        let place = Arc::new(place.map_err(|error| Status::from_error(Box::new(error)))?);
+        let place = self.place().await?;
         let since = Instant::now();
         loop {
             let idle = self.idle.take();
             let reused = idle.is_some();
-            let mut connection = match idle {
+            let connection = match idle {
                 Some(connection) => connection,
                 None => Connection::new(self.connect().await?, self.patience),
             };
-            connection.begin();
             let left = timeout.map(|timeout| timeout.saturating_sub(since.elapsed()));
-            connection.session.start(Request {
-                secure: self.tls.is_some(),
-                authority: self.authority.clone(),
-                path,
-                timeout: left.map(grpc_timeout),
-                body: message.clone(),
-            });
-            let mut reply = BulkReply {
-                connection: Some(connection),
-                bulk: Arc::clone(self),
-                _place: Arc::clone(&place),
-            };
+            let mut reply = self.begin(connection, &place, path, message.clone(), left);
             match reply.head().await {
                 Ok(()) => return reply.begun(),
                 // It was closed while it was idle. The daemon did not look at the
@@ -121,6 +109,45 @@ impl Bulk {
                 Err(error) => return Err(Status::from_error(Box::new(error))),
             }
         }
+    }
+
+    /// The same over a socket that is already there.
+    pub(crate) async fn call_over(
+        self: &Arc<Self>,
+        socket: Box<dyn Socket>,
+        path: &'static str,
+        message: Bytes,
+    ) -> Result<BulkReply, Status> {
+        let place = self.place().await?;
+        let connection = Connection::new(socket, self.patience);
+        let mut reply = self.begin(connection, &place, path, message, None);
+        reply.head().await.map_err(|error| Status::from_error(Box::new(error)))?;
+        reply.begun()
+    }
+
+    async fn place(&self) -> Result<Arc<OwnedSemaphorePermit>, Status> {
+        let place = Arc::clone(&self.places).acquire_owned().await;
+        Ok(Arc::new(place.map_err(|error| Status::from_error(Box::new(error)))?))
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        mut connection: Connection,
+        place: &Arc<OwnedSemaphorePermit>,
+        path: &'static str,
+        body: Bytes,
+        timeout: Option<Duration>,
+    ) -> BulkReply {
+        connection.begin();
+        connection.session.start(Request {
+            secure: self.tls.is_some(),
+            authority: self.authority.clone(),
+            path,
+            timeout: timeout.map(grpc_timeout),
+            body,
+        });
+        let (connection, bulk) = (Some(connection), Arc::clone(self));
+        BulkReply { connection, bulk, _place: Arc::clone(place) }
     }
 
     async fn connect(&self) -> Result<Box<dyn Socket>, Status> {

@@ -72,7 +72,7 @@ impl Fetch {
         }
     }
 
-    const fn path(&self) -> &'static str {
+    pub(crate) const fn path(&self) -> &'static str {
         match self {
             Self::Experts(_) => "/tpad.v1.ExpertService/FetchExperts",
             Self::Routers(_) => "/tpad.v1.ExpertService/FetchRouters",
@@ -81,7 +81,7 @@ impl Fetch {
     }
 
     /// The message with its prefix.
-    fn message(&self, resume: Option<v1::Resume>) -> Result<Bytes, Error> {
+    pub(crate) fn message(&self, resume: Option<v1::Resume>) -> Result<Bytes, Error> {
         let model = self.model().to_owned();
         match self {
             Self::Experts(fetch) => framed(&v1::FetchExpertsRequest {

@@ -46,6 +46,8 @@ mod client;
 mod error;
 mod fetch;
 mod file;
+#[doc(hidden)]
+pub mod fuzzing;
 mod mask;
 mod model;
 mod options;

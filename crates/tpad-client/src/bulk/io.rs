@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A connected socket.
-pub(super) trait Socket: Debug + Send {
+pub(crate) trait Socket: Debug + Send {
     /// Reads into `into`, and what there is beyond it into `spare`: how much of both. The payload
     /// of a frame goes where it belongs, and the head of the next comes with it, in one call.
     fn poll_read(

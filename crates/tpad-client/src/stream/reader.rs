@@ -1,15 +1,20 @@
 //! A stream's blocks, one by one, into whatever memory they are given; and how a
 //! stream that broke goes on.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::assembly::Assembly;
 use super::header::Header;
 use super::{BlockLimits, StreamStart};
+use crate::bulk::{Bulk, Socket};
 use crate::call::Call;
 use crate::fetch::{Fetch, Transport};
 use crate::receive::{Incoming, Messages, ReadError};
-use crate::{Error, Kind};
+use crate::{Error, Kind, RetryPolicy};
+
+/// What a reply without a client of its own may claim.
+const MOST_BLOCK_BYTES: u64 = 1 << 20;
 
 /// Before a stream that broke is resumed; twice as long after each failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -49,13 +54,25 @@ impl BlockReader {
     pub(super) async fn over(
         reply: impl crate::receive::ReplyBytes + 'static,
         fetch: Fetch,
-        max_block_bytes: u64,
     ) -> Result<Self, Error> {
-        let call = Call::starting_now("test".into(), None, crate::RetryPolicy::off());
-        let channel = tonic::transport::Endpoint::from_static("http://test").connect_lazy();
-        let (messages, assembly) =
-            begin(Messages::of(reply), &fetch, &call, max_block_bytes).await?;
-        let transport = Transport::Ordinary(channel);
+        Self::of(Messages::of(reply), nobody()?, fetch).await
+    }
+
+    /// Reads what comes from a socket that is already there, and nothing else.
+    pub(crate) async fn over_socket(
+        bulk: &Arc<Bulk>,
+        socket: Box<dyn Socket>,
+        fetch: Fetch,
+    ) -> Result<Self, Error> {
+        let called = bulk.call_over(socket, fetch.path(), fetch.message(None)?).await;
+        let reply = called.map_err(|status| Error::of(&status, "socket"))?;
+        Self::of(Messages::of(reply), bulk.clone(), fetch).await
+    }
+
+    async fn of(messages: Messages, bulk: Arc<Bulk>, fetch: Fetch) -> Result<Self, Error> {
+        let call = Call::starting_now("socket".into(), None, RetryPolicy::off());
+        let (messages, assembly) = begin(messages, &fetch, &call, MOST_BLOCK_BYTES).await?;
+        let transport = Transport::Bulk(bulk);
         Ok(Self { fetch, transport, call, messages, assembly, resumes: 0, broken: 0 })
     }
 
@@ -188,4 +205,10 @@ async fn begin(
     };
     let assembly = Assembly::open(first, fetch.model(), fetch.asked(), max_block_bytes)?;
     Ok((messages, assembly))
+}
+
+#[cfg(test)]
+fn nobody() -> Result<Arc<Bulk>, Error> {
+    let nowhere = crate::Address::Unix("/nonexistent".into());
+    Ok(Arc::new(Bulk::new(&nowhere, None, 1, FIRST_PAUSE, FIRST_PAUSE)?))
 }

@@ -91,7 +91,7 @@ fn read(parts: Vec<Part>, experts: u32) -> Result<BTreeMap<BlockKey, Vec<u8>>, E
     let keys = (0..experts).map(|expert| ExpertKey { tier: TierId::Number(1), group: 0, expert });
     let fetch =
         crate::FetchExperts { model: "m".into(), keys: keys.collect(), ..Default::default() };
-    let reader = BlockReader::over(Whole(bytes, 113), fetch.into(), 1 << 20);
+    let reader = BlockReader::over(Whole(bytes, 113), fetch.into());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(async {
         let mut reader = reader.await?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -65,6 +65,8 @@ impl Sample {
         let value: Value = serde_json::from_str(answer).context("the client's answer")?;
         let number = |key: &str| value[key].as_f64().with_context(|| format!("no {key}"));
         let (bytes, seconds) = (number("bytes")?, number("seconds")?);
+        let requests = value["requests"].as_f64();
+        ensure!(requests.is_none_or(|requests| requests > 0.0), "no request was answered");
         let gb = bytes / GB;
         let per_gb = |seconds: f64| if gb > 0.0 { seconds / gb } else { 0.0 };
         Ok(Self {
@@ -82,8 +84,9 @@ impl Sample {
         let run = value.get("rounds").map_or(&value, |rounds| &rounds[0]);
         let failed = run["errors"].as_object().is_some_and(|errors| !errors.is_empty());
         if failed {
-            anyhow::bail!("requests failed: {}", run["errors"]);
+            bail!("requests failed: {}", run["errors"]);
         }
+        ensure!(run["requests"].as_f64() > Some(0.0), "no request was answered");
         let cpu = |side: &str| run[side]["cpu_seconds_per_gb"].as_f64().unwrap_or_default();
         let latency = &run["latency_ms"]["percentiles"];
         let at = |percentile: &str| latency[percentile].as_f64().unwrap_or_default();

@@ -78,8 +78,6 @@ struct Field<'a> {
     weed: Result<Weed>,
     grpcio: Result<Server>,
     tonic: Result<Server>,
-    /// Whether `tpactl bench fetch` lets one choose how it receives.
-    chooses: bool,
 }
 
 impl<'a> Field<'a> {
@@ -108,7 +106,6 @@ impl<'a> Field<'a> {
             weed,
             grpcio: unless("grpcio", &|| servers::python(place, "grpc_server.py", &values)),
             tonic: unless("tonic", &|| servers::ours(place, "generated-tonic", &values)),
-            chooses: chooses_receiver(place)?,
         })
     }
 
@@ -119,9 +116,9 @@ impl<'a> Field<'a> {
         let middle = |name, run| Contender { name, run, at: middle };
         vec![
             everywhere(LIMIT, load(&self.raw, "raw")),
-            everywhere(OURS, self.tpactl(Some("bulk"), &["--no-verify"])),
-            everywhere("tpad, ordinary receiver", self.tpactl(Some("ordinary"), &["--no-verify"])),
-            middle("tpad, client checks digests", self.tpactl(Some("bulk"), &[])),
+            everywhere(OURS, self.tpactl("bulk", &["--no-verify"])),
+            everywhere("tpad, ordinary receiver", self.tpactl("ordinary", &["--no-verify"])),
+            middle("tpad, client checks digests", self.tpactl("bulk", &[])),
             everywhere("nginx, sendfile", load(&self.nginx, "http")),
             everywhere("memcached get", load(&self.memcached, "memcached")),
             everywhere("Redis GET", load(&self.redis, "redis")),
@@ -172,23 +169,16 @@ impl<'a> Field<'a> {
 
     fn tpactl<'s>(
         &'s self,
-        receiver: Option<&'static str>,
+        receiver: &'static str,
         extra: &'static [&'static str],
     ) -> Result<Run<'s, Case>> {
         let server = there(&self.tpad)?;
-        // A build from before there was a choice has the ordinary receiver alone.
-        if receiver == Some("bulk") && !self.chooses {
-            return Err(anyhow!("this build of tpactl has no --receiver"));
-        }
         let command = move |case: &Case| {
             let mut command = server.tpactl(self.place, &self.place.client)?;
             command.args(["bench", "fetch", "--json", "--model", &case.size.model()]);
             command.args(["--concurrency", &case.concurrency.to_string()]);
-            command.args(["--warmup", WARMUP, "--duration", SECONDS]).args(extra);
-            if self.chooses {
-                command
-                    .args(receiver.map(|receiver| ["--receiver", receiver]).into_iter().flatten());
-            }
+            command.args(["--warmup", WARMUP, "--duration", SECONDS]);
+            command.args(["--into", "--receiver", receiver]).args(extra);
             Ok(command)
         };
         Ok(self.run(command, Sample::of_tpactl))
@@ -257,10 +247,4 @@ fn tpad(place: &Place) -> Result<Server> {
         tiers.models.push((size, root.display().to_string()));
     }
     servers::daemon(place, "tpad-wire", &tiers)
-}
-
-fn chooses_receiver(place: &Place) -> Result<bool> {
-    let mut help = on(&place.all, place.program("tpactl")?);
-    help.args(["bench", "fetch", "--help"]);
-    Ok(place.prepare(&mut help)?.contains("--receiver"))
 }
