@@ -1,7 +1,10 @@
 //! A client that shares nothing with tpad but the proto files.
 
-use std::process::Command;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Command, Stdio};
 
+use tpad_client::{Client, ClientOptions, FetchExperts, Kind, Receiver};
+use tpad_manifest::BlockId;
 use tpad_tests::checkpoint::{Checkpoint, Store, fixture, said};
 use tpad_tests::daemon::Served;
 use tpad_tests::scene::play;
@@ -37,6 +40,64 @@ fn python_grpcio_reads_every_expert_exactly() {
             assert_eq!(line, expected, "{name}");
         }
         served.stop().await;
+    });
+}
+
+/// As `serve_blocks.py` makes it.
+fn image(expert: usize) -> Vec<u8> {
+    let size = [256, 1 << 20, (5 << 20) + 512][expert];
+    (0..size).map(|at| u8::try_from((at % 256 * 7 + expert) % 256).expect("a byte")).collect()
+}
+
+#[test]
+fn both_receivers_read_a_server_of_grpcio_exactly() {
+    play(async |_| {
+        let mut script = Command::new(tools::tool("python"));
+        script.env("PYTHONDONTWRITEBYTECODE", "1");
+        script.arg(tools::workspace().join("tests/python/serve_blocks.py"));
+        script.arg(tools::workspace().join("proto"));
+        let mut server =
+            script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python");
+        let mut input = server.stdin.take().expect("it is piped");
+        for expert in 0..3 {
+            writeln!(input, "{}", BlockId::of(&image(expert))).expect("it reads");
+        }
+        let mut port = String::new();
+        let output = server.stdout.take().expect("it is piped");
+        BufReader::new(output).read_line(&mut port).expect("it listens");
+        let address = format!("http://127.0.0.1:{}", port.trim()).parse().expect("an address");
+        let request = |model: &str| FetchExperts {
+            model: model.to_owned(),
+            tiers: vec!["t".to_owned()],
+            ..FetchExperts::default()
+        };
+        for receiver in [Receiver::Bulk, Receiver::Ordinary] {
+            let mut options = ClientOptions::default();
+            options.receiver = receiver;
+            let client = Client::connect_with(&address, options).await.expect("it answers");
+            for _ in 0..3 {
+                let mut stream = client.fetch_experts(request("m")).await.expect("a start");
+                for expert in 0..3 {
+                    let block = stream.next().await.expect("a block").expect("a block");
+                    assert_eq!(block.image, image(expert), "{receiver:?}, expert {expert}");
+                }
+                assert!(stream.next().await.is_none());
+            }
+            let mut memory = vec![0; 8 << 20];
+            let placed = client.fetch_into(request("m"), &mut memory).await.expect("all of it");
+            for (expert, block) in placed.blocks.into_iter().enumerate() {
+                assert_eq!(memory[block.image], image(expert));
+            }
+            let mut stream = client.fetch_experts(request("broken")).await.expect("a start");
+            for _ in 0..2 {
+                stream.next().await.expect("a block").expect("before the failure");
+            }
+            let error = stream.next().await.expect("an end").expect_err("a status");
+            assert_eq!(error.kind(), Kind::Unavailable, "{error}");
+            assert!(error.to_string().contains("as the test wants it"), "{error}");
+        }
+        drop(input);
+        assert!(server.wait().expect("it ends").success());
     });
 }
 

@@ -150,7 +150,7 @@ struct LoadArgs {
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
     concurrency: u32,
 
-    /// Connections that share them [default: one for each request at a time up to 8; with
+    /// Connections that share them [default: one for each request at a time up to 16; with
     /// --receiver ordinary one for four]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     connections: Option<u32>,
@@ -260,7 +260,7 @@ impl Receive {
     ) -> Result<(Vec<Client>, u32), Failure> {
         let (receiver, clients, connections) = match self.receiver {
             // One client spreads its streams itself.
-            ReceiverName::Bulk => (Receiver::Bulk, 1, connections.unwrap_or(concurrency.min(8))),
+            ReceiverName::Bulk => (Receiver::Bulk, 1, connections.unwrap_or(concurrency.min(16))),
             ReceiverName::Ordinary => {
                 let connections = connections.unwrap_or(concurrency.div_ceil(4)).min(concurrency);
                 (Receiver::Ordinary, connections, connections)

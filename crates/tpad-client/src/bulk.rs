@@ -53,8 +53,14 @@ pub(crate) struct BulkReply {
     /// There until the reply is dropped.
     connection: Option<Connection>,
     bulk: Arc<Bulk>,
-    _place: Arc<OwnedSemaphorePermit>,
+    _place: Place,
 }
+
+/// Room for one call; given back when all that hold it are gone.
+#[derive(Clone, Debug)]
+pub(crate) struct Place(
+    #[expect(dead_code, reason = "held until it is dropped")] Arc<OwnedSemaphorePermit>,
+);
 
 impl Bulk {
     /// Connects when the first call is made. `patience` is how long a daemon may
@@ -82,15 +88,22 @@ impl Bulk {
         })
     }
 
+    /// Room for one more call, if there is any. Nobody waits for it: who holds the others may
+    /// be the one who asks.
+    pub(crate) fn place(&self) -> Option<Place> {
+        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
+        Some(Place(Arc::new(place)))
+    }
+
     /// Makes a call of a method that takes one message, `message` with its
     /// prefix, and waits until its reply begins.
     pub(crate) async fn call(
         self: &Arc<Self>,
+        place: Place,
         path: &'static str,
         message: Bytes,
         timeout: Option<Duration>,
     ) -> Result<BulkReply, Status> {
-        let place = self.place().await?;
         let since = Instant::now();
         loop {
             let idle = self.idle.take();
@@ -114,26 +127,21 @@ impl Bulk {
     /// The same over a socket that is already there.
     pub(crate) async fn call_over(
         self: &Arc<Self>,
+        place: Place,
         socket: Box<dyn Socket>,
         path: &'static str,
         message: Bytes,
     ) -> Result<BulkReply, Status> {
-        let place = self.place().await?;
         let connection = Connection::new(socket, self.patience);
         let mut reply = self.begin(connection, &place, path, message, None);
         reply.head().await.map_err(|error| Status::from_error(Box::new(error)))?;
         reply.begun()
     }
 
-    async fn place(&self) -> Result<Arc<OwnedSemaphorePermit>, Status> {
-        let place = Arc::clone(&self.places).acquire_owned().await;
-        Ok(Arc::new(place.map_err(|error| Status::from_error(Box::new(error)))?))
-    }
-
     fn begin(
         self: &Arc<Self>,
         mut connection: Connection,
-        place: &Arc<OwnedSemaphorePermit>,
+        place: &Place,
         path: &'static str,
         body: Bytes,
         timeout: Option<Duration>,
@@ -147,7 +155,7 @@ impl Bulk {
             body,
         });
         let (connection, bulk) = (Some(connection), Arc::clone(self));
-        BulkReply { connection, bulk, _place: Arc::clone(place) }
+        BulkReply { connection, bulk, _place: place.clone() }
     }
 
     async fn connect(&self) -> Result<Box<dyn Socket>, Status> {

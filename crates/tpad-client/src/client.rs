@@ -102,7 +102,8 @@ impl Client {
             Receiver::Ordinary => Transport::Ordinary(channel.clone()),
             Receiver::Bulk => {
                 let (most, patience) = (options.bulk_connections, options.connect_timeout);
-                Transport::Bulk(Arc::new(Bulk::new(address, tls, most, patience, KEEP_ALIVE)?))
+                let bulk = Bulk::new(address, tls, most, patience, KEEP_ALIVE)?;
+                Transport::Bulk(Arc::new(bulk), channel.clone())
             }
         };
         Ok(Self {

@@ -31,8 +31,8 @@ pub enum Fetch {
 /// How replies come.
 #[derive(Clone, Debug)]
 pub(crate) enum Transport {
-    /// Straight from the socket.
-    Bulk(Arc<Bulk>),
+    /// Straight from the socket, as long as there is room for one more; then as the other.
+    Bulk(Arc<Bulk>, Channel),
     /// Over the connection that all calls share.
     Ordinary(Channel),
 }
@@ -117,11 +117,17 @@ impl Fetch {
     ) -> Result<Messages, Error> {
         let message = self.message(resume)?;
         let reply = async {
-            Ok(match transport {
-                Transport::Bulk(bulk) => {
-                    Messages::of(bulk.call(self.path(), message, call.time_left()).await?)
+            let (bulk, channel) = match transport {
+                Transport::Bulk(bulk, channel) => {
+                    (bulk.place().map(|place| (bulk, place)), channel)
                 }
-                Transport::Ordinary(channel) => {
+                Transport::Ordinary(channel) => (None, channel),
+            };
+            Ok(match bulk {
+                Some((bulk, place)) => {
+                    Messages::of(bulk.call(place, self.path(), message, call.time_left()).await?)
+                }
+                None => {
                     let request = self.request(message, call)?;
                     Messages::of(OrdinaryReply::call(channel.clone(), request).await?)
                 }

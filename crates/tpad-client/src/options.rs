@@ -32,7 +32,8 @@ pub struct ClientOptions {
     /// How streams of blocks are received. Default: [`Receiver::Bulk`].
     pub receiver: Receiver,
     /// The most connections that the bulk receiver uses at a time, each for one
-    /// stream; more streams wait for one. Default: 8.
+    /// stream; further streams share the connection of all other calls.
+    /// Default: 16.
     pub bulk_connections: usize,
     /// Memory that is kept for the images to come. Default: 256 MiB.
     pub kept_bytes: u64,
@@ -79,7 +80,7 @@ impl Default for ClientOptions {
             retry: RetryPolicy::off(),
             resumes: 3,
             receiver: Receiver::Bulk,
-            bulk_connections: 8,
+            bulk_connections: 16,
             kept_bytes: 256 << 20,
             tls: TlsOptions::default(),
         }

@@ -11,12 +11,14 @@ use super::flow::{Overrun, Window};
 use super::frame::{self, FrameHead};
 use super::header::{self, Fields, HEADER_BLOCK_BYTES, HEADER_LIST_BYTES, HeaderFault};
 
-/// What the daemon may send before it hears from us. It never waits for us while we
-/// read, and what is not read stays in the sockets: nothing here takes this memory.
+/// What the daemon may send before it hears from us: a thirtieth of a second at 2 GB/s
+/// until half of it is given back, far more than any round trip. What is not read
+/// stays in the sockets: nothing here takes this memory.
 pub(super) const WINDOW_BYTES: u32 = 64 << 20;
 
-/// The largest frames that we take.
-pub(super) const FRAME_BYTES: u32 = 1 << 20;
+/// The largest frames that we take: twice the daemon's pieces. Nothing else waits
+/// behind one, since a call has its connection for itself.
+pub(super) const FRAME_BYTES: u32 = 4 << 20;
 
 /// Answers that wait for a daemon which asks and does not read.
 const ANSWER_BYTES: usize = 64 << 10;

@@ -22,7 +22,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Reads one fetch.
 pub(crate) struct BlockReader {
     fetch: Fetch,
-    transport: Transport,
+    /// Where the stream goes on if it breaks; `None`: nowhere.
+    transport: Option<Transport>,
     call: Call,
     messages: Messages,
     assembly: Assembly,
@@ -46,6 +47,7 @@ impl BlockReader {
             })
             .await?;
         let resumes = limits.resumes;
+        let transport = Some(transport);
         Ok(Self { fetch, transport, call, messages, assembly, resumes, broken: 0 })
     }
 
@@ -55,7 +57,7 @@ impl BlockReader {
         reply: impl crate::receive::ReplyBytes + 'static,
         fetch: Fetch,
     ) -> Result<Self, Error> {
-        Self::of(Messages::of(reply), nobody()?, fetch).await
+        Self::of(Messages::of(reply), fetch).await
     }
 
     /// Reads what comes from a socket that is already there, and nothing else.
@@ -64,16 +66,16 @@ impl BlockReader {
         socket: Box<dyn Socket>,
         fetch: Fetch,
     ) -> Result<Self, Error> {
-        let called = bulk.call_over(socket, fetch.path(), fetch.message(None)?).await;
+        let place = bulk.place().ok_or_else(|| Error::protocol("fetch", "no room for a call"))?;
+        let called = bulk.call_over(place, socket, fetch.path(), fetch.message(None)?).await;
         let reply = called.map_err(|status| Error::of(&status, "socket"))?;
-        Self::of(Messages::of(reply), bulk.clone(), fetch).await
+        Self::of(Messages::of(reply), fetch).await
     }
 
-    async fn of(messages: Messages, bulk: Arc<Bulk>, fetch: Fetch) -> Result<Self, Error> {
+    async fn of(messages: Messages, fetch: Fetch) -> Result<Self, Error> {
         let call = Call::starting_now("socket".into(), None, RetryPolicy::off());
         let (messages, assembly) = begin(messages, &fetch, &call, MOST_BLOCK_BYTES).await?;
-        let transport = Transport::Bulk(bulk);
-        Ok(Self { fetch, transport, call, messages, assembly, resumes: 0, broken: 0 })
+        Ok(Self { fetch, transport: None, call, messages, assembly, resumes: 0, broken: 0 })
     }
 
     pub(crate) fn start(&self) -> &StreamStart {
@@ -169,9 +171,10 @@ impl BlockReader {
 
     /// Whether the daemon goes on where the stream broke.
     async fn open_again(&mut self, resume: &tpad_proto::v1::Resume) -> Result<bool, Error> {
+        let Some(transport) = &self.transport else { return Ok(false) };
         let resume = resume.clone();
         let partial = resume.partial.is_some();
-        let mut messages = self.fetch.open(&self.transport, &self.call, Some(resume)).await?;
+        let mut messages = self.fetch.open(transport, &self.call, Some(resume)).await?;
         let first = self.call.read(messages.next()).await?;
         let Some(Incoming::Part(Some(first))) = first else { return Ok(false) };
         if !self.assembly.is_resumed_by(&first) {
@@ -205,10 +208,4 @@ async fn begin(
     };
     let assembly = Assembly::open(first, fetch.model(), fetch.asked(), max_block_bytes)?;
     Ok((messages, assembly))
-}
-
-#[cfg(test)]
-fn nobody() -> Result<Arc<Bulk>, Error> {
-    let nowhere = crate::Address::Unix("/nonexistent".into());
-    Ok(Arc::new(Bulk::new(&nowhere, None, 1, FIRST_PAUSE, FIRST_PAUSE)?))
 }

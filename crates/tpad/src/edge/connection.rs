@@ -36,9 +36,9 @@ const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 /// Likewise the frames that a client may send: HTTP/2's least, since each
 /// connection can hold one that is incomplete.
 const RECEIVED_FRAME_BYTES: u32 = 16 << 10;
-/// What HTTP/2 holds of a stream's reply beyond the last piece: one frame of the
-/// largest size that our clients announce. A quarter and four times of it read alike.
-const SEND_BUFFER_BYTES: usize = 1 << 20;
+/// What HTTP/2 holds of a stream's reply beyond the last piece: one piece. A
+/// quarter and four times of 1 MiB read alike.
+const SEND_BUFFER_BYTES: usize = 2 << 20;
 /// Streams that a client reset before they were served (rapid reset): HTTP/2's own default.
 const PENDING_RESETS: usize = 20;
 /// Streams that the server reset for the client's mistakes, over a connection's life.

@@ -20,10 +20,10 @@ use super::look_ahead::{Ahead, Budget, Window};
 use super::resume::Resume;
 use super::status;
 
-/// Bytes of one payload message. Messages of 1 to 4 MiB gave the best
-/// throughput over loopback; 32 MiB were slower and took more memory. 1 MiB is also
-/// a piece of the edge, which cuts longer ones.
-pub(super) const PAYLOAD_BYTES: usize = 1 << 20;
+/// Bytes of one payload message: a piece of the edge, which cuts longer ones, and
+/// below the 4 MiB that clients of other languages take by default. 2 MiB read a fifth
+/// faster than 1 MiB (docs/performance.md, "Frames and windows").
+pub(super) const PAYLOAD_BYTES: usize = 2 << 20;
 
 /// Failed keys that the final status names.
 const KEYS_NAMED: usize = 16;

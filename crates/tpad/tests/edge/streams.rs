@@ -13,7 +13,7 @@ use crate::raw::{
 use crate::server::{ENDLESS, Server, eventually, exact, impatient, limits};
 
 /// What is handed to HTTP/2 at a time.
-const PIECE_BYTES: i64 = 1 << 20;
+const PIECE_BYTES: i64 = 2 << 20;
 
 /// The same for who has no room.
 const LEAST_PIECE_BYTES: i64 = 64 << 10;

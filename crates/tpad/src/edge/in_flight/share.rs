@@ -16,10 +16,11 @@ use crate::edge::stall::Stall;
 use crate::edge::stream::StreamState;
 
 /// Handed to HTTP/2 at a time: its frame size with clients that ask for speed, and
-/// the unit in which a client's progress is seen. 1 MiB read at 3.9 GB/s, 512 KiB at
-/// 3.5 and 256 KiB at 2.9; 2 and 4 MiB at 4.3 and 4.4, but a small reply would wait
-/// two and four times as long (docs/performance.md, "Frames and windows").
-pub(in crate::edge) const PIECE_BYTES: u64 = 1 << 20;
+/// the unit in which a client's progress is seen. 2 MiB read at 4.3 GB/s, 1 MiB at
+/// 3.9, 512 KiB at 3.5 and 256 KiB at 2.9; 4 MiB at 4.4, for twice the memory of each
+/// stream. Frames are what the client takes, if that is less: a small reply beside
+/// bulk waits for those (docs/performance.md, "Frames and windows").
+pub(in crate::edge) const PIECE_BYTES: u64 = 2 << 20;
 
 /// The smallest piece, so that many streams of one connection, or no room at all,
 /// do not end in crumbs.
@@ -27,13 +28,13 @@ pub(super) const LEAST_PIECE_BYTES: u64 = 64 << 10;
 
 /// HTTP/2 writes a frame of each stream in turn. This is what a round of all of a
 /// connection's streams may come to, and so how long a small reply waits for bulk
-/// on its own connection. Sixteen streams keep whole pieces: with a round of 4 MiB
+/// on its own connection. Sixteen streams keep pieces of 1 MiB: with a round of 4 MiB
 /// they lost a sixth of their throughput, with 1 MiB half.
 const ROUND_BYTES: u64 = 16 << 20;
 
 /// What a connection writes before others have their turn. 256 KiB took a fifth of a
 /// lone client's throughput; without any turns it had no more.
-const TURN_BYTES: u64 = 1 << 20;
+const TURN_BYTES: u64 = 2 << 20;
 
 /// The same for a whole peer while others write too. Near what a socket on loopback
 /// takes at a time (some 380 KiB here), so that who has one connection can use its turn.

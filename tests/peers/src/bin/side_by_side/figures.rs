@@ -244,12 +244,14 @@ mod tests {
 
     #[test]
     fn failed_requests_are_no_figure() {
-        let good = r#"{"gb_per_second": 2.0, "errors": {}, "client": {"cpu_seconds_per_gb": 0.1},
+        let good = r#"{"requests": 7, "gb_per_second": 2.0, "errors": {}, "client": {"cpu_seconds_per_gb": 0.1},
             "daemon": {"cpu_seconds_per_gb": 0.2}, "latency_ms": {"percentiles": {"p50": 1.0}}}"#;
         let sample = Sample::of_tpactl(good).expect("it is whole");
         assert_eq!((sample.gb_per_second, sample.server_cpu, sample.p50_ms), (2.0, 0.2, 1.0));
         let bad = good.replace("{}", r#"{"unavailable": 3}"#);
         assert!(Sample::of_tpactl(&bad).is_err());
+        let none = good.replace("7", "0");
+        assert!(Sample::of_tpactl(&none).is_err(), "nothing was answered");
         let round = format!(r#"{{"rounds": [{good}]}}"#);
         assert_eq!(Sample::of_tpactl(&round).expect("a round").gb_per_second, 2.0);
     }
