@@ -56,6 +56,15 @@ pub(crate) struct BulkReply {
     _place: Place,
 }
 
+/// Why a call has no reply.
+#[derive(Debug)]
+pub(crate) enum Unanswered {
+    /// There is no connection for it, or it ended before the reply began.
+    Connection,
+    /// The daemon's word, or what is wrong with it.
+    Status(Status),
+}
+
 /// Room for one call; given back when all that hold it are gone.
 #[derive(Clone, Debug)]
 pub(crate) struct Place(
@@ -103,23 +112,30 @@ impl Bulk {
         path: &'static str,
         message: Bytes,
         timeout: Option<Duration>,
-    ) -> Result<BulkReply, Status> {
+    ) -> Result<BulkReply, Unanswered> {
         let since = Instant::now();
         loop {
             let idle = self.idle.take();
             let reused = idle.is_some();
             let connection = match idle {
                 Some(connection) => connection,
-                None => Connection::new(self.connect().await?, self.patience),
+                None => Connection::new(
+                    self.connect().await.map_err(|_| Unanswered::Connection)?,
+                    self.patience,
+                ),
             };
             let left = timeout.map(|timeout| timeout.saturating_sub(since.elapsed()));
             let mut reply = self.begin(connection, &place, path, message.clone(), left);
             match reply.head().await {
-                Ok(()) => return reply.begun(),
-                // It was closed while it was idle. The daemon did not look at the
-                // call, and if it did: reading twice changes nothing.
+                Ok(()) => return reply.begun().map_err(Unanswered::Status),
+                // It was closed while it was idle, or the call crossed the daemon's word that
+                // it takes no more there. If the call was looked at: reading twice changes
+                // nothing.
                 Err(_) if reused => {}
-                Err(error) => return Err(Status::from_error(Box::new(error))),
+                Err(error @ ConnectionError::Broken(_)) => {
+                    return Err(Unanswered::Status(status_of(error)));
+                }
+                Err(_) => return Err(Unanswered::Connection),
             }
         }
     }
@@ -134,7 +150,7 @@ impl Bulk {
     ) -> Result<BulkReply, Status> {
         let connection = Connection::new(socket, self.patience);
         let mut reply = self.begin(connection, &place, path, message, None);
-        reply.head().await.map_err(|error| Status::from_error(Box::new(error)))?;
+        reply.head().await.map_err(status_of)?;
         reply.begun()
     }
 
@@ -158,7 +174,7 @@ impl Bulk {
         BulkReply { connection, bulk, _place: place.clone() }
     }
 
-    async fn connect(&self) -> Result<Box<dyn Socket>, Status> {
+    async fn connect(&self) -> std::io::Result<Box<dyn Socket>> {
         let connecting = async {
             Ok(match &self.address {
                 Address::Unix(path) => {
@@ -180,8 +196,7 @@ impl Bulk {
         };
         let connected = tokio::time::timeout(self.connect_timeout, connecting).await;
         let timed_out = std::io::Error::from(std::io::ErrorKind::TimedOut);
-        let failed = |error: std::io::Error| Status::from_error(Box::new(error));
-        connected.unwrap_or(Err(timed_out)).map_err(failed)
+        connected.unwrap_or(Err(timed_out))
     }
 }
 
@@ -216,7 +231,7 @@ impl ReplyBytes for BulkReply {
     fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<Result<usize, Status>> {
         let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(0)) };
         let read = std::task::ready!(connection.poll_read(cx, into));
-        Poll::Ready(read.map_err(|error| Status::from_error(Box::new(error))))
+        Poll::Ready(read.map_err(status_of))
     }
 
     fn status(&mut self) -> Status {
@@ -233,6 +248,15 @@ impl Drop for BulkReply {
         } else {
             connection.leave();
         }
+    }
+}
+
+/// What a connection's end means for its call. A daemon that breaks the protocol would do so
+/// again: that is none of the breaks after which a stream goes on.
+fn status_of(error: ConnectionError) -> Status {
+    match error {
+        ConnectionError::Broken(_) => Status::internal(error.to_string()),
+        error => Status::from_error(Box::new(error)),
     }
 }
 

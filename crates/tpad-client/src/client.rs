@@ -33,6 +33,10 @@ const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 const FRAME_BYTES: u32 = 1 << 20;
 
+/// HTTP/2's most: of streams that are not read each has its own window and no more, and
+/// those that are read do not wait for it.
+const MOST_WINDOW_BYTES: u32 = (1 << 31) - 1;
+
 /// The largest message of a fetch: the daemon sends pieces of up to 4 MiB, and
 /// a block's description is far smaller.
 const FETCH_MESSAGE_BYTES: usize = 8 << 20;
@@ -88,6 +92,10 @@ impl Client {
             Address::Http(_) | Address::Unix(_) => None,
         };
         let endpoint = endpoint(address, tls.as_ref())?.connect_timeout(options.connect_timeout);
+        // Streams that nobody reads for a while hold a connection's window, and with it all
+        // calls on that connection: streams have one of their own, opened when it is used.
+        let streams = endpoint.clone().initial_connection_window_size(MOST_WINDOW_BYTES);
+        let streams = streams.connect_lazy();
         let failed = |reason: String| Error::Connect { address: address.to_string(), reason };
         let connecting = tokio::time::timeout(options.connect_timeout, endpoint.connect());
         let channel = match connecting.await {
@@ -99,11 +107,11 @@ impl Client {
             }
         };
         let transport = match options.receiver {
-            Receiver::Ordinary => Transport::Ordinary(channel.clone()),
+            Receiver::Ordinary => Transport::Ordinary(streams),
             Receiver::Bulk => {
                 let (most, patience) = (options.bulk_connections, options.connect_timeout);
                 let bulk = Bulk::new(address, tls, most, patience, KEEP_ALIVE)?;
-                Transport::Bulk(Arc::new(bulk), channel.clone())
+                Transport::Bulk(Arc::new(bulk), streams)
             }
         };
         Ok(Self {

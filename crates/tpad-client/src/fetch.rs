@@ -11,7 +11,7 @@ use tonic::body::Body;
 use tonic::transport::Channel;
 use tpad_proto::v1;
 
-use crate::bulk::{Bulk, grpc_timeout};
+use crate::bulk::{Bulk, Unanswered, grpc_timeout};
 use crate::call::Call;
 use crate::receive::{Messages, OrdinaryReply};
 use crate::request::Asked;
@@ -125,7 +125,17 @@ impl Fetch {
             };
             Ok(match bulk {
                 Some((bulk, place)) => {
-                    Messages::of(bulk.call(place, self.path(), message, call.time_left()).await?)
+                    let (path, left) = (self.path(), call.time_left());
+                    match bulk.call(place, path, message.clone(), left).await {
+                        Ok(reply) => Messages::of(reply),
+                        // No connection for it, of which daemons allow so many: one that is
+                        // there may serve it.
+                        Err(Unanswered::Connection) => {
+                            let request = self.request(message, call)?;
+                            Messages::of(OrdinaryReply::call(channel.clone(), request).await?)
+                        }
+                        Err(Unanswered::Status(status)) => return Err(status),
+                    }
                 }
                 None => {
                     let request = self.request(message, call)?;

@@ -32,7 +32,7 @@ pub struct ClientOptions {
     /// How streams of blocks are received. Default: [`Receiver::Bulk`].
     pub receiver: Receiver,
     /// The most connections that the bulk receiver uses at a time, each for one
-    /// stream; further streams share the connection of all other calls.
+    /// stream; further streams share one more.
     /// Default: 16.
     pub bulk_connections: usize,
     /// Memory that is kept for the images to come. Default: 256 MiB.
@@ -48,8 +48,8 @@ pub enum Receiver {
     /// of its own at that time.
     #[default]
     Bulk,
-    /// Over the one connection that all other calls share, by hyper: a copy
-    /// more. For what stands between client and daemon and counts connections.
+    /// Over one connection that all streams share, by hyper: a copy more. For
+    /// what stands between client and daemon and counts connections.
     Ordinary,
 }
 

@@ -57,6 +57,8 @@ impl Request {
     /// The header block.
     pub(super) fn head(&self) -> Vec<u8> {
         let mut block = Vec::with_capacity(256);
+        // Nothing is kept in the daemon's table: so it is told, whatever size it allows.
+        block.push(header::NO_TABLE);
         header::append(&mut block, ":method", "POST");
         header::append(&mut block, ":scheme", if self.secure { "https" } else { "http" });
         header::append(&mut block, ":path", self.path);
@@ -159,6 +161,14 @@ impl CallState {
             code_of(*status),
             format!("HTTP status {status} in place of a gRPC reply"),
         ))
+    }
+
+    /// Whether the daemon gave the call back without having looked at it.
+    pub(super) fn is_not_taken(&self) -> bool {
+        let refused = Broken::Reset(frame::REFUSED_STREAM);
+        self.broken
+            .as_ref()
+            .is_some_and(|broken| matches!(broken, Broken::TurnedAway(_)) || *broken == refused)
     }
 
     /// How the call ended, once it has.

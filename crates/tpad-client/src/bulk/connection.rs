@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
+use super::call::CallState;
 use super::frame::{self, FrameHead, HEAD_BYTES};
 use super::header::HEADER_BLOCK_BYTES;
 use super::io::Socket;
@@ -33,6 +34,8 @@ pub(super) struct Connection {
     /// What is left of a frame that means nothing.
     skip: usize,
     silence: Silence,
+    /// What the daemon did wrong.
+    fault: u32,
     /// The daemon hears nothing any more. What it said before may still be read.
     deaf: bool,
 }
@@ -60,6 +63,8 @@ pub(super) enum ConnectionError {
     Io(#[from] io::Error),
     #[error("the daemon closed the connection")]
     Closed,
+    #[error("the daemon did not take the call")]
+    NotTaken,
     #[error("the daemon said nothing for {} s", .0.as_secs())]
     Silent(Duration),
     #[error("the daemon breaks HTTP/2 ({}): {}", frame::reason(.0.code), .0.what)]
@@ -92,6 +97,7 @@ impl Connection {
                 asked: false,
                 timer: Box::pin(tokio::time::sleep_until(since + patience)),
             },
+            fault: frame::NO_ERROR,
             deaf: false,
         }
     }
@@ -110,6 +116,9 @@ impl Connection {
     pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
         loop {
             let call = self.session.call.as_ref();
+            if call.is_some_and(CallState::is_not_taken) {
+                return Poll::Ready(Err(ConnectionError::NotTaken));
+            }
             if call.is_none_or(|call| call.head.is_some() || call.ended) {
                 return Poll::Ready(Ok(()));
             }
@@ -152,7 +161,10 @@ impl Connection {
         match self.frame() {
             Ok(None) => Poll::Ready(Ok(())),
             Ok(Some(needed)) => self.poll_fill(cx, needed),
-            Err(fault) => Poll::Ready(Err(fault.into())),
+            Err(fault) => {
+                self.fault = fault.code;
+                Poll::Ready(Err(fault.into()))
+            }
         }
     }
 
@@ -289,10 +301,11 @@ impl Connection {
             } else if self.silence.asked {
                 return Poll::Ready(Err(ConnectionError::Silent(self.silence.limit * 2)));
             } else {
-                self.silence.since = due;
+                // From now: nobody may have looked for long.
+                self.silence.since = Instant::now();
                 self.silence.asked = true;
                 self.session.ping();
-                self.silence.timer.as_mut().reset(due + self.silence.limit);
+                self.silence.timer.as_mut().reset(self.silence.since + self.silence.limit);
                 return Poll::Ready(Ok(()));
             }
         }
@@ -314,7 +327,7 @@ impl Connection {
         if self.deaf {
             return;
         }
-        self.session.leave(frame::NO_ERROR);
+        self.session.leave(self.fault);
         let bytes = &self.session.output[self.written..];
         self.socket.say(bytes);
     }

@@ -12,6 +12,9 @@ pub(super) const HEADER_LIST_BYTES: usize = 64 << 10;
 /// The same before it is decoded.
 pub(super) const HEADER_BLOCK_BYTES: usize = HEADER_LIST_BYTES;
 
+/// Begins a block with a dynamic table of no size (RFC 7541, section 6.3).
+pub(super) const NO_TABLE: u8 = 0x20;
+
 /// What a field costs beside its bytes (RFC 9113, section 6.5.2).
 const FIELD_OVERHEAD: usize = 32;
 

@@ -85,9 +85,25 @@ impl std::fmt::Debug for State {
     }
 }
 
+/// Says that nobody watches any more when the task ends before its time, with its
+/// runtime. The connections were that runtime's too.
+struct Watched(Weak<Shared>);
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let Some(shared) = self.0.upgrade() else { return };
+        let mut state = shared.lock();
+        if state.watched && Handle::try_current().is_err() {
+            state.watched = false;
+            state.waiting.clear();
+        }
+    }
+}
+
 /// Reads the connections that wait until there are none. Their silence timers are
 /// longer than [`IDLE`], and wake this task to close those whose time is up.
 async fn watch(shared: Weak<Shared>) {
+    let _watched = Watched(shared.clone());
     poll_fn(|cx| {
         let Some(shared) = shared.upgrade() else { return Poll::Ready(()) };
         shared.watcher.register(cx.waker());
@@ -96,6 +112,7 @@ async fn watch(shared: Weak<Shared>) {
             .waiting
             .retain_mut(|(connection, since)| since.elapsed() < IDLE && connection.is_open(cx));
         if state.waiting.is_empty() {
+            // Under the lock: who keeps one after this starts another task.
             state.watched = false;
             return Poll::Ready(());
         }

@@ -1,6 +1,8 @@
 //! Messages from a reply's bytes: small ones decoded, payload left where it
 //! comes from until somebody has a place for it.
 
+use std::task::{Context, Poll};
+
 use bytes::{Buf as _, BytesMut};
 use prost::encoding::{WireType, decode_key, decode_varint, encoded_len_varint};
 use prost::{DecodeError, Message};
@@ -17,8 +19,13 @@ const PREFIX_BYTES: usize = 5;
 /// up to five.
 const PEEK_BYTES: usize = 12;
 
-/// The largest message that is no payload: a block's description is far smaller.
-const MESSAGE_BYTES: usize = 8 << 20;
+/// The largest message that does not begin as a payload does: one that is a payload all the
+/// same, of 4 MiB as clients take by default, or a block's description, which is far smaller.
+const MESSAGE_BYTES: usize = (4 << 20) + 64;
+
+/// The largest that is no payload: decoded, a list of empty tensors takes fifty times its
+/// bytes. A block of a thousand tensors is described in 100 KiB.
+const PART_BYTES: usize = 1 << 20;
 
 /// The fields on the way to a payload: `part`, then `payload`.
 const PAYLOAD: [u32; 2] = [1, 3];
@@ -56,6 +63,19 @@ pub(crate) struct Messages {
     peeked: BytesMut,
     /// What of the payload was not handed out.
     left: u64,
+}
+
+/// A reply that was given up.
+struct Over;
+
+impl ReplyBytes for Over {
+    fn poll_read(&mut self, _: &mut Context<'_>, _: &mut [u8]) -> Poll<Result<usize, Status>> {
+        Poll::Ready(Ok(0))
+    }
+
+    fn status(&mut self) -> Status {
+        Status::cancelled("the reply was given up")
+    }
 }
 
 impl From<Status> for ReadError {
@@ -107,6 +127,10 @@ impl Messages {
         }
         let mut message = std::mem::take(&mut self.peeked);
         let there = message.len();
+        if length > PART_BYTES && !is_payload(&message) {
+            let what = format!("a description of {length} bytes, at most {PART_BYTES} are taken");
+            return Err(ReadError::Protocol(what));
+        }
         message.resize(length, 0);
         self.fill(&mut message[there..]).await?;
         Ok(Some(self.decoded(message)?))
@@ -125,6 +149,11 @@ impl Messages {
             return Ok(Incoming::Payload(self.left));
         }
         Ok(Incoming::Part(part))
+    }
+
+    /// Gives the reply up.
+    pub(crate) fn close(&mut self) {
+        self.reply = Box::new(Over);
     }
 
     /// What is left of the payload.
@@ -170,6 +199,15 @@ impl Messages {
             ReadError::Status(status)
         }
     }
+}
+
+/// Whether a message's first field is `part`, and its first one `payload`, in whatever form.
+fn is_payload(mut bytes: &[u8]) -> bool {
+    PAYLOAD.into_iter().all(|field| {
+        let key = decode_key(&mut bytes);
+        key.is_ok_and(|key| key == (field, WireType::LengthDelimited))
+            && decode_varint(&mut bytes).is_ok()
+    })
 }
 
 /// If a message of `length` bytes that begins with `bytes` is a payload and no more: what

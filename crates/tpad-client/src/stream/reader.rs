@@ -16,8 +16,16 @@ use crate::{Error, Kind, RetryPolicy};
 /// What a reply without a client of its own may claim.
 const MOST_BLOCK_BYTES: u64 = 1 << 20;
 
-/// Before a stream that broke is resumed; twice as long after each failure.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// Before a stream that broke is resumed; four times as long after each failure, or as
+/// long as the daemon says. With three tries that is four seconds: a restart.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+
+/// The longest pause that is accepted from the daemon.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// What a stream has to bring before it may break as often as before: one that breaks after
+/// each byte is not worth a connection for each.
+const PROGRESS_BYTES: u64 = 1 << 20;
 
 /// Reads one fetch.
 pub(crate) struct BlockReader {
@@ -30,6 +38,8 @@ pub(crate) struct BlockReader {
     /// How often in a row the stream may break without a byte in between.
     resumes: u32,
     broken: u32,
+    /// Bytes since it broke last.
+    since: u64,
 }
 
 impl BlockReader {
@@ -48,7 +58,7 @@ impl BlockReader {
             .await?;
         let resumes = limits.resumes;
         let transport = Some(transport);
-        Ok(Self { fetch, transport, call, messages, assembly, resumes, broken: 0 })
+        Ok(Self { fetch, transport, call, messages, assembly, resumes, broken: 0, since: 0 })
     }
 
     /// Reads a reply that is already there, and nothing else.
@@ -75,7 +85,16 @@ impl BlockReader {
     async fn of(messages: Messages, fetch: Fetch) -> Result<Self, Error> {
         let call = Call::starting_now("socket".into(), None, RetryPolicy::off());
         let (messages, assembly) = begin(messages, &fetch, &call, MOST_BLOCK_BYTES).await?;
-        Ok(Self { fetch, transport: None, call, messages, assembly, resumes: 0, broken: 0 })
+        Ok(Self {
+            fetch,
+            transport: None,
+            call,
+            messages,
+            assembly,
+            resumes: 0,
+            broken: 0,
+            since: 0,
+        })
     }
 
     pub(crate) fn start(&self) -> &StreamStart {
@@ -92,7 +111,6 @@ impl BlockReader {
                 Ok(None) => return self.assembly.finish().map(|()| None),
                 Ok(Some(Incoming::Payload(bytes))) => self.assembly.payload(bytes)?,
                 Ok(Some(Incoming::Part(part))) => {
-                    self.broken = 0;
                     if let Some(bytes) = self.assembly.accept(part)? {
                         return Ok(Some(bytes));
                     }
@@ -132,7 +150,10 @@ impl BlockReader {
             let bytes = self.messages.receive(&mut into[*filled..]).await?;
             *filled += bytes;
             self.assembly.received(bytes);
-            self.broken = 0;
+            self.since += bytes as u64;
+            if self.since >= PROGRESS_BYTES {
+                self.broken = 0;
+            }
         }
         Ok(())
     }
@@ -145,7 +166,10 @@ impl BlockReader {
     /// The open block, once its image was received.
     pub(crate) fn close(&mut self) -> Result<Header, Error> {
         let missing = || Error::protocol("fetch", "a block was closed before its end");
-        self.assembly.close().ok_or_else(missing)
+        let header = self.assembly.close().ok_or_else(missing)?;
+        // A whole block is progress, however small.
+        self.broken = 0;
+        Ok(header)
     }
 
     /// Goes on with a stream that broke with `error`, or fails with it.
@@ -154,16 +178,24 @@ impl BlockReader {
             return Err(error);
         }
         let Some(resume) = self.assembly.resume() else { return Err(error) };
+        // Its connection's place is free for the next.
+        self.messages.close();
+        self.since = 0;
+        let mut asked = Duration::ZERO;
         while self.broken < self.resumes {
-            let pause = FIRST_PAUSE.saturating_mul(1 << self.broken.min(8));
+            let pause = FIRST_PAUSE.saturating_mul(1 << (2 * self.broken).min(16));
+            let pause = pause.max(std::mem::take(&mut asked)).min(LONGEST_PAUSE);
             self.broken += 1;
             self.call.wait(tokio::time::sleep(pause)).await?;
             match self.open_again(&resume).await {
                 Ok(true) => return Ok(()),
                 // It cannot go on: what broke it is what there is to say.
                 Ok(false) => return Err(error),
-                Err(again) if again.kind() == Kind::Unavailable => {}
-                Err(again) => return Err(again),
+                Err(again) => match again.refusal().and_then(|refusal| refusal.retry_after) {
+                    Some(after) if after <= LONGEST_PAUSE => asked = after,
+                    None if again.kind() == Kind::Unavailable => {}
+                    _ => return Err(again),
+                },
             }
         }
         Err(error)

@@ -124,7 +124,7 @@ impl BlockStream {
     fn read(&mut self, ordinal: usize) -> bool {
         let Some((key, bytes)) = self.selected.get(ordinal) else { return true };
         if Instant::now() >= self.call.deadline {
-            let left = self.selected.len() - self.next;
+            let left = (self.next..self.selected.len()).filter(|n| !self.resume.has(*n)).count();
             self.next = self.selected.len();
             self.failures.add_late(&key, left);
             self.first.take_if(|first| *first == ordinal);

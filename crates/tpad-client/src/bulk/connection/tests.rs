@@ -323,8 +323,15 @@ async fn a_connection_serves_one_call_after_the_other_until_the_daemon_leaves() 
     let (mut connection, mut daemon) = connected(request(1));
     let bytes = [settings(&[]), frame(frame::GOAWAY, 0, 0, &[0; 8])].concat();
     daemon.write_all(&bytes).await.expect("room");
-    let (bytes, code) = read(&mut connection).await.expect("an end");
-    assert_eq!((bytes.len(), code), (0, Code::Unknown), "it was not taken");
+    let turned_away = read(&mut connection).await;
+    assert!(matches!(turned_away, Err(ConnectionError::NotTaken)), "{turned_away:?}");
+
+    let (mut connection, mut daemon) = connected(request(1));
+    let refused = frame::REFUSED_STREAM.to_be_bytes();
+    let bytes = [settings(&[]), frame(frame::RST_STREAM, 0, 1, &refused)].concat();
+    daemon.write_all(&bytes).await.expect("room");
+    let refused = read(&mut connection).await;
+    assert!(matches!(refused, Err(ConnectionError::NotTaken)), "{refused:?}");
 
     let (mut connection, daemon) = connected(request(1));
     drop(daemon);

@@ -20,9 +20,9 @@ pub(crate) const LIMIT: &str = "raw TCP loop";
 pub(crate) const OURS: &str = "tpad";
 
 /// Seconds before and of a run: the machine's clocks tick in hundredths, and a run of
-/// a second is known to a hundredth or so of its processor time.
-const WARMUP: &str = "0.2";
-const SECONDS: &str = "1";
+/// half a second is known to a fiftieth or so of its processor time.
+const WARMUP: &str = "0.1";
+const SECONDS: &str = "0.5";
 
 /// Requests at a time, for values of one size.
 #[derive(Clone, Copy, Debug)]
