@@ -197,7 +197,10 @@ impl Level for NvmeLevel {
             return Ok(LevelRead::Miss(slot));
         }
         let Some(disk) = self.inner.service.disk() else { return Ok(LevelRead::Miss(slot)) };
+        // Dropped after the receiver, if nobody waits for the answer any more.
+        let mut unanswered = Unanswered(Some(Arc::clone(&disk)));
         let answer = disk.read(id, slot, urgency).await;
+        unanswered.0 = None;
         let Unread { fault, slot } = match answer {
             Ok(Ok((_, slot))) => return Ok(LevelRead::Hit { slot, check: Check::Held }),
             Ok(Err(unread)) => unread,
@@ -417,6 +420,17 @@ impl Inner {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A read whose answer did not come: what was not begun of it is dropped, with its slot.
+struct Unanswered(Option<Arc<Disk>>);
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        if let Some(disk) = &self.0 {
+            disk.reader().purge();
+        }
     }
 }
 

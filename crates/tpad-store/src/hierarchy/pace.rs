@@ -97,7 +97,10 @@ impl Pace {
             return false;
         }
         if ended.setback {
-            self.settle(self.places / 2);
+            self.change(self.places / 2);
+            // A store that is back after an outage is tried again soon: only trials
+            // that did not pay make the rests longer.
+            self.step = Step::Rest { looks: FIRST_REST };
             return self.places != before;
         }
         let now = Instant::now();

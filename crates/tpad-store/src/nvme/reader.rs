@@ -134,6 +134,11 @@ impl Reader {
         answered
     }
 
+    /// Who waited for a read has let go of it.
+    pub(super) fn purge(&self) {
+        self.queue.purge();
+    }
+
     /// Someone waits for a block that was read for nobody.
     pub(super) fn hurry(&self, id: &BlockId) {
         self.queue.hurry(id);

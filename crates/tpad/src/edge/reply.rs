@@ -73,6 +73,8 @@ impl ReplyBody {
     fn end_with(&mut self, status: &Status) {
         self.inner = None;
         self.rest = Bytes::new();
+        // A wake-up that comes now is another's.
+        self.waiting = None;
         self.end = Some(Some(trailers(status)));
     }
 }

@@ -168,6 +168,21 @@ impl Queue {
         }
     }
 
+    /// Drops what nobody waits for any more: its slots come free though no worker comes
+    /// by, on a disk that hangs or while others go first.
+    pub(super) fn purge(&self) {
+        let mut state = self.lock();
+        let (mut jobs, mut pieces) = (VecDeque::new(), VecDeque::new());
+        let State { demand, prefetch, .. } = &mut *state;
+        for line in [demand, prefetch] {
+            move_all(&mut line.jobs, &mut jobs, Job::is_forsaken);
+            move_all(&mut line.pieces, &mut pieces, Piece::is_void);
+        }
+        drop(state);
+        // Not under the lock: slots come free.
+        pieces.into_iter().for_each(Piece::finish);
+    }
+
     /// How much was seen to so far.
     pub(super) fn progress(&self) -> u64 {
         self.progress.load(Ordering::Relaxed)

@@ -57,19 +57,39 @@ pub(in crate::edge) struct Share {
     streams: AtomicUsize,
     stall: Stall,
     moved: Arc<Notify>,
+    /// Streams that wait for the connection's own bound, and for `moved` alone.
+    at_bound: Arc<AtomicUsize>,
 }
 
 /// A stream that waits until it may send another piece.
 pub(in crate::edge) struct Waiting {
     moved: Pin<Box<OwnedNotified>>,
-    room: Pin<Box<OwnedNotified>>,
+    /// `None` at the connection's own bound: what others give back is of no use there, and
+    /// a wake-up would be lost on it.
+    room: Option<Pin<Box<OwnedNotified>>>,
     _counted: Counted,
 }
 
+/// Who woke a stream.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    ByRoom,
+    ByMoved,
+}
+
+/// What a stream may do now.
+enum Room {
+    Send(u64),
+    /// Wait until the peer has room.
+    Wait,
+    /// Wait until the connection is below its own bound.
+    AtBound,
+}
+
 /// A waiting stream, where those look who make room.
-struct Counted {
-    all: Arc<InFlight>,
-    peer: Arc<PeerShare>,
+enum Counted {
+    Waiting { all: Arc<InFlight>, peer: Arc<PeerShare> },
+    AtBound(Arc<AtomicUsize>),
 }
 
 impl Share {
@@ -81,6 +101,7 @@ impl Share {
             streams: AtomicUsize::new(0),
             stall: Stall::new(),
             moved: Arc::new(Notify::new()),
+            at_bound: Arc::default(),
         }
     }
 
@@ -104,20 +125,36 @@ impl Share {
         waiting: &mut Option<Waiting>,
         cx: &mut Context<'_>,
     ) -> Poll<usize> {
+        let mut woken = None;
         loop {
-            if let Some(bytes) = self.room(stream, cx) {
-                if waiting.take().is_some() {
-                    self.pass_on();
+            let at_bound = match self.room(stream, cx) {
+                Room::Send(bytes) => {
+                    if waiting.take().is_some() || woken.is_some() {
+                        self.pass_on();
+                    }
+                    // At most PIECE_BYTES.
+                    return Poll::Ready(usize::try_from(bytes).unwrap_or(usize::MAX));
                 }
-                return Poll::Ready(bytes);
-            }
+                Room::Wait => false,
+                Room::AtBound => true,
+            };
             match waiting {
-                Some(waits) => match waits.poll(cx) {
-                    Poll::Ready(()) => *waiting = None,
+                Some(waits) if waits.room.is_none() == at_bound => match waits.poll(cx) {
+                    Poll::Ready(by) => {
+                        woken = Some(by);
+                        *waiting = None;
+                    }
                     Poll::Pending => return Poll::Pending,
                 },
                 // In the queue first, then looking again: no wake-up is missed.
-                None => *waiting = Some(self.wait()),
+                _ => {
+                    *waiting = Some(self.wait(at_bound));
+                    if at_bound && woken.take() == Some(Woken::ByRoom) {
+                        // It was meant for one that can use it, and this one is not in
+                        // that queue any more.
+                        self.peer.room.notify_one();
+                    }
+                }
             }
         }
     }
@@ -157,7 +194,7 @@ impl Share {
         }
         self.peer.bytes.fetch_sub(bytes, Ordering::SeqCst);
         self.all.remove(bytes);
-        if self.all.waiting.load(Ordering::SeqCst) > 0 {
+        if self.all.waiting.load(Ordering::SeqCst) > 0 || self.at_bound.load(Ordering::SeqCst) > 0 {
             self.moved.notify_one();
         }
     }
@@ -179,18 +216,18 @@ impl Share {
         self.all.free().saturating_sub(self.peer.bytes.load(Ordering::SeqCst))
     }
 
-    fn room(&self, stream: &StreamState, cx: &Context<'_>) -> Option<usize> {
+    fn room(&self, stream: &StreamState, cx: &Context<'_>) -> Room {
         let held = self.bytes.load(Ordering::SeqCst);
-        let bytes = if held >= self.left() {
-            (held == 0).then_some(LEAST_PIECE_BYTES)
+        if held >= self.left() {
+            if held == 0 { Room::Send(LEAST_PIECE_BYTES) } else { Room::Wait }
         } else if held < self.all.connection_limit {
-            Some(self.piece_bytes())
+            Room::Send(self.piece_bytes())
+        } else if stream.holds_back(cx.waker()) {
+            Room::AtBound
         } else {
             // Streams that are not read stop no other of their connection.
-            (!stream.holds_back(cx.waker())).then_some(LEAST_PIECE_BYTES)
-        };
-        // At most PIECE_BYTES.
-        bytes.and_then(|bytes| usize::try_from(bytes).ok())
+            Room::Send(LEAST_PIECE_BYTES)
+        }
     }
 
     /// A power of two, so that pieces are whole parts of a payload.
@@ -200,14 +237,20 @@ impl Share {
         part.clamp(LEAST_PIECE_BYTES, PIECE_BYTES)
     }
 
-    fn wait(&self) -> Waiting {
+    fn wait(&self, at_bound: bool) -> Waiting {
         let enabled = |notify: &Arc<Notify>| {
             let mut notified = Box::pin(Arc::clone(notify).notified_owned());
             notified.as_mut().enable();
             notified
         };
-        let (moved, room) = (enabled(&self.moved), enabled(&self.peer.room));
-        let counted = Counted::new(Arc::clone(&self.all), Arc::clone(&self.peer));
+        let moved = enabled(&self.moved);
+        let room = (!at_bound).then(|| enabled(&self.peer.room));
+        let counted = if at_bound {
+            self.at_bound.fetch_add(1, Ordering::SeqCst);
+            Counted::AtBound(Arc::clone(&self.at_bound))
+        } else {
+            Counted::waiting(Arc::clone(&self.all), Arc::clone(&self.peer))
+        };
         Waiting { moved, room, _counted: counted }
     }
 
@@ -231,27 +274,34 @@ impl Drop for Share {
 }
 
 impl Waiting {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Woken> {
         // Dropping the other one hands its wake-up on if it had one.
-        if self.room.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
+        if self.room.as_mut().is_some_and(|room| room.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Woken::ByRoom);
         }
-        self.moved.as_mut().poll(cx)
+        self.moved.as_mut().poll(cx).map(|()| Woken::ByMoved)
     }
 }
 
 impl Counted {
-    fn new(all: Arc<InFlight>, peer: Arc<PeerShare>) -> Self {
+    fn waiting(all: Arc<InFlight>, peer: Arc<PeerShare>) -> Self {
         peer.waiting.fetch_add(1, Ordering::SeqCst);
         all.waiting.fetch_add(1, Ordering::SeqCst);
-        Self { all, peer }
+        Self::Waiting { all, peer }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.all.waiting.fetch_sub(1, Ordering::SeqCst);
-        self.peer.waiting.fetch_sub(1, Ordering::SeqCst);
+        match self {
+            Self::Waiting { all, peer } => {
+                all.waiting.fetch_sub(1, Ordering::SeqCst);
+                peer.waiting.fetch_sub(1, Ordering::SeqCst);
+            }
+            Self::AtBound(waiting) => {
+                waiting.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
     }
 }
 
