@@ -26,8 +26,10 @@ pub struct ClientOptions {
     pub max_file_bytes: u64,
     /// Retries of calls that were turned away. Default: none.
     pub retry: RetryPolicy,
-    /// How often in a row a stream of blocks may break without a byte in
-    /// between and be resumed where it broke. 0: never. Default: 3.
+    /// How often in a row a stream of blocks may break without progress in
+    /// between and be resumed where it broke: at once, then after pauses that
+    /// grow to seconds. A whole block, or 1 MiB, is progress. 0: never.
+    /// Default: 4.
     pub resumes: u32,
     /// How streams of blocks are received. Default: [`Receiver::Bulk`].
     pub receiver: Receiver,
@@ -78,7 +80,7 @@ impl Default for ClientOptions {
             max_block_bytes: 16 << 30,
             max_file_bytes: 256 << 20,
             retry: RetryPolicy::off(),
-            resumes: 3,
+            resumes: 4,
             receiver: Receiver::Bulk,
             bulk_connections: 16,
             kept_bytes: 256 << 20,

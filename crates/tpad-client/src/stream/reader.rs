@@ -16,8 +16,8 @@ use crate::{Error, Kind, RetryPolicy};
 /// What a reply without a client of its own may claim.
 const MOST_BLOCK_BYTES: u64 = 1 << 20;
 
-/// Before a stream that broke is resumed; four times as long after each failure, or as
-/// long as the daemon says. With three tries that is four seconds: a restart.
+/// Before a stream that broke is resumed a second time in a row; four times as long after
+/// each failure, or as long as the daemon says. Four tries take four seconds: a restart.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
 /// The longest pause that is accepted from the daemon.
@@ -183,7 +183,10 @@ impl BlockReader {
         self.since = 0;
         let mut asked = Duration::ZERO;
         while self.broken < self.resumes {
-            let pause = FIRST_PAUSE.saturating_mul(1 << (2 * self.broken).min(16));
+            let pause = match self.broken.checked_sub(1) {
+                None => Duration::ZERO,
+                Some(failed) => FIRST_PAUSE.saturating_mul(1 << failed.saturating_mul(2).min(16)),
+            };
             let pause = pause.max(std::mem::take(&mut asked)).min(LONGEST_PAUSE);
             self.broken += 1;
             self.call.wait(tokio::time::sleep(pause)).await?;
