@@ -27,6 +27,9 @@ const MESSAGE_BYTES: usize = (4 << 20) + 64;
 /// bytes. A block of a thousand tensors is described in 100 KiB.
 const PART_BYTES: usize = 1 << 20;
 
+/// Memory that a message which is decoded takes before any of it came.
+const STEP_BYTES: usize = 64 << 10;
+
 /// The fields on the way to a payload: `part`, then `payload`.
 const PAYLOAD: [u32; 2] = [1, 3];
 
@@ -126,13 +129,18 @@ impl Messages {
             return Err(ReadError::Protocol(what));
         }
         let mut message = std::mem::take(&mut self.peeked);
-        let there = message.len();
+        let mut there = message.len();
         if length > PART_BYTES && !is_payload(&message) {
             let what = format!("a description of {length} bytes, at most {PART_BYTES} are taken");
             return Err(ReadError::Protocol(what));
         }
-        message.resize(length, 0);
-        self.fill(&mut message[there..]).await?;
+        while there < length {
+            // What a message claims is believed as it comes.
+            let more = there.max(STEP_BYTES).min(length - there);
+            message.resize(there + more, 0);
+            self.fill(&mut message[there..]).await?;
+            there += more;
+        }
         Ok(Some(self.decoded(message)?))
     }
 
