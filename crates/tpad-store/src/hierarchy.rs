@@ -11,6 +11,7 @@ mod fill;
 mod flight;
 mod guarded;
 mod lanes;
+mod origin;
 mod pace;
 mod ranges;
 mod stage;

@@ -6,6 +6,7 @@
 //! before anyone sees it. This crate knows neither experts nor any wire format.
 
 mod arena;
+mod arrival;
 #[cfg(feature = "testing")]
 pub mod conformance;
 mod dram;
@@ -25,6 +26,7 @@ mod origin;
 pub mod testing;
 
 pub use arena::{Arena, ArenaUsage, BlockBytes, SlotMut, slot_bytes};
+pub use arrival::Intake;
 pub use dram::{ClassUsage, DramLevel};
 pub use fetch::{BlockFetch, CacheClass, FetchPart, Medium, ReadOptions, Urgency};
 pub use footprint::Footprint;

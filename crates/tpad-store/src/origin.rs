@@ -11,6 +11,8 @@ mod store;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
+use crate::Intake;
+
 pub use error::OriginError;
 pub use object::{Created, Listing, ObjectEntry, ObjectOrigin};
 pub use options::OriginOptions;
@@ -38,6 +40,24 @@ pub trait Origin: Send + Sync + 'static {
         into: &mut [u8],
         deadline: Instant,
     ) -> Result<(), OriginError>;
+
+    /// Likewise, from `offset` on until nothing is left of `into`. An origin that has
+    /// the bytes before the last one has come says so: they are digested meanwhile.
+    ///
+    /// # Errors
+    /// When not all bytes were read; what came stays.
+    async fn read_into(
+        &self,
+        object: &str,
+        offset: u64,
+        into: &mut Intake,
+        deadline: Instant,
+    ) -> Result<(), OriginError> {
+        let bytes = into.left();
+        self.read_range(object, offset, into.rest(), deadline).await?;
+        into.came(bytes);
+        Ok(())
+    }
 
     /// How many attempts have failed so far in a way that may pass: more of them say
     /// that the store has too much to do.

@@ -56,6 +56,23 @@ impl SlotPart {
         unsafe { self.slot.span_mut(self.at, self.bytes) }
     }
 
+    /// Cuts off the first `bytes`, at most all.
+    pub(crate) fn split_to(&mut self, bytes: usize) -> Self {
+        let bytes = bytes.min(self.bytes);
+        let first = Self { slot: Arc::clone(&self.slot), at: self.at, bytes };
+        self.at += bytes;
+        self.bytes -= bytes;
+        first
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
     /// What of it belongs to the image; the rest is padding.
     pub(crate) fn image_bytes(&self) -> usize {
         self.slot.image_bytes().saturating_sub(self.at).min(self.bytes)
@@ -102,6 +119,25 @@ mod tests {
             let expected: Vec<u8> = (0..bytes).map(|at| byte(at / part_bytes)).collect();
             assert_eq!(slot[..], expected);
         }
+        assert_eq!(arena.usage().held, 0);
+    }
+
+    #[test]
+    fn a_part_is_split_without_a_byte_lost() {
+        let arena = Arena::new(1 << 20);
+        let slot = arena.slot(10_000).expect("mapped").expect("room");
+        let mut rest = slot.cut(10_000, usize::MAX).remove(0);
+        let mut parts: Vec<SlotPart> = [0, 1, 4095, 7].map(|n| rest.split_to(n)).into();
+        parts.push(rest.split_to(usize::MAX));
+        assert!(rest.is_empty());
+        assert_eq!(rest.at(), 10_000);
+        let spans: Vec<_> = parts.iter().map(|part| (part.at(), part.len())).collect();
+        assert_eq!(spans, [(0, 0), (0, 1), (1, 4095), (4096, 7), (4103, 5897)]);
+        for (n, part) in parts.iter_mut().enumerate() {
+            part.bytes_mut().fill(u8::try_from(n).expect("few parts"));
+        }
+        assert!(SlotMut::joined(parts).is_none(), "the empty rest is elsewhere");
+        drop(rest);
         assert_eq!(arena.usage().held, 0);
     }
 

@@ -36,7 +36,8 @@ pub struct FetchTuning {
     pub least_ranges: u64,
     /// At most so many, if the origin makes something of them.
     pub most_ranges: u64,
-    /// Digests computed at once; each uses all cores for large blocks.
+    /// Digests computed at once: of spans of what arrives, and of blocks that lower
+    /// levels read, each on all cores if it is large.
     pub concurrent_digests: usize,
     /// Blocks that are being filled or wait for it. One more is refused.
     pub max_fills: usize,

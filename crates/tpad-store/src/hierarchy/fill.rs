@@ -3,14 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::{Instant, timeout_at};
 use tpad_manifest::BlockId;
 
 use super::flight::{Flight, Purpose, Stage};
 use super::guarded::Outcome;
-use super::lanes::{Asked, Lane};
-use super::ranges::{Range, carve, ranges};
 use super::verify::{Wrong, verify};
 use super::{Inner, ReadError, Served};
 use crate::dram::RoomError;
@@ -52,7 +49,7 @@ impl Inner {
     }
 
     /// Places in a gate, as urgent as the flight is by then.
-    async fn turn(&self, gate: &Arc<Gate>, places: u64, flight: &Flight) -> Permit {
+    pub(super) async fn turn(&self, gate: &Arc<Gate>, places: u64, flight: &Flight) -> Permit {
         if flight.wishes().urgency == Urgency::Prefetch {
             tokio::select! {
                 permit = gate.enter(places, Urgency::Prefetch) => return permit,
@@ -133,33 +130,6 @@ impl Inner {
         self.fill_from_origin(flight, slot, Instant::now() + limit).await
     }
 
-    /// Reads the block from the origin; once more if its bytes are wrong, which
-    /// a damaged transfer may be and a damaged object is not.
-    async fn fill_from_origin(
-        &self,
-        flight: &Flight,
-        mut slot: SlotMut,
-        deadline: Instant,
-    ) -> Result<(SlotMut, Medium), ReadError> {
-        let id = flight.fetch.id;
-        let mut again = true;
-        loop {
-            self.fetch(flight, &mut slot, deadline).await?;
-            match self.verify(flight, Check::Digest, slot).await? {
-                Ok(right) => return Ok((right, Medium::ObjectStore)),
-                Err(Wrong { slot: wrong, found }) => {
-                    self.metrics.verify_failed(Medium::ObjectStore);
-                    if !again {
-                        let origin = flight.origin.url().to_owned();
-                        return Err(ReadError::Digest { id, origin, found: found.unwrap_or(id) });
-                    }
-                    again = false;
-                    slot = wrong;
-                }
-            }
-        }
-    }
-
     async fn verify(
         &self,
         flight: &Flight,
@@ -172,71 +142,6 @@ impl Inner {
             Err(Some(wrong)) => Ok(Err(wrong)),
             Err(None) => Err(ReadError::Stopping),
         }
-    }
-
-    /// Fetches all ranges of a block into its image, several at once, and zeroes
-    /// what no range covers.
-    async fn fetch(
-        &self,
-        flight: &Flight,
-        image: &mut [u8],
-        deadline: Instant,
-    ) -> Result<(), ReadError> {
-        let id = flight.fetch.id;
-        let ranges = ranges(&flight.fetch, &self.tuning);
-        let outside = || ReadError::Fetch { id, problem: "a part lies outside of the image" };
-        let targets = carve(image, &ranges).ok_or_else(outside)?;
-        let lane = self.ranges.of(&*flight.origin);
-        let mut reads: FuturesUnordered<_> = ranges
-            .iter()
-            .zip(targets)
-            .map(|(range, targets)| self.fetch_range(flight, &lane, range, targets, deadline))
-            .collect();
-        while let Some(read) = reads.next().await {
-            // The first failure drops the other reads.
-            read?;
-        }
-        Ok(())
-    }
-
-    async fn fetch_range(
-        &self,
-        flight: &Flight,
-        lane: &Lane,
-        range: &Range,
-        mut targets: Vec<&mut [u8]>,
-        deadline: Instant,
-    ) -> Result<(), ReadError> {
-        let _permit = self.turn(lane.gate(), 1, flight).await;
-        let Range { object, offset, bytes, pieces } = range;
-        let id = flight.fetch.id;
-        let wanted: u64 = pieces.iter().map(|piece| piece.bytes).sum();
-        let (mut collected, direct) = match &mut targets[..] {
-            [target] if wanted == *bytes => (Vec::new(), Some(&mut **target)),
-            _ => {
-                let bytes = usize::try_from(*bytes)
-                    .map_err(|_| ReadError::Fetch { id, problem: "larger than memory" })?;
-                (vec![0; bytes], None)
-            }
-        };
-        let collects = direct.is_none();
-        let into = direct.unwrap_or(&mut collected);
-        let asked = Asked::of(&*flight.origin);
-        let read = flight.origin.read_range(object, *offset, into, deadline).await;
-        let came = if read.is_ok() { *bytes } else { 0 };
-        self.ranges.ended(lane, &*flight.origin, &asked, came);
-        self.metrics.origin_request(read.as_ref().map(|()| *bytes).map_err(|e| e.kind()));
-        read.map_err(|source| ReadError::Origin { id, source })?;
-        if collects {
-            for (piece, target) in pieces.iter().zip(targets) {
-                let from = usize::try_from(piece.from).ok();
-                let piece = from.and_then(|from| collected.get(from..)?.get(..target.len()));
-                let problem = "a piece lies outside of its range";
-                target.copy_from_slice(piece.ok_or(ReadError::Fetch { id, problem })?);
-            }
-            self.metrics.origin_dropped(bytes.saturating_sub(wanted));
-        }
-        Ok(())
     }
 
     /// Keeps a block in host memory now, and offers it to the levels that were

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::{BlockFetch, FetchPart, FetchTuning};
+use crate::arena::SlotPart;
+use crate::{BlockFetch, FetchPart, FetchTuning, SlotMut};
 
 /// A range is collected beside the slot only up to this size: such buffers are
 /// not part of any budget. Larger parts go to the slot each on its own, where
@@ -95,9 +96,18 @@ fn split(range: Range, part_bytes: u64) -> Vec<Range> {
     parts
 }
 
-/// Cuts the image into what each piece of each range fills, and zeroes the rest.
-/// `None` if pieces overlap or leave the image.
-pub(super) fn carve<'a>(image: &'a mut [u8], ranges: &[Range]) -> Option<Vec<Vec<&'a mut [u8]>>> {
+/// An image in parts.
+#[derive(Debug)]
+pub(super) struct Carved {
+    /// What each piece of each range fills.
+    pub(super) targets: Vec<Vec<SlotPart>>,
+    /// What no range covers, zeroed.
+    pub(super) padding: Vec<SlotPart>,
+}
+
+/// Cuts the slot's image into what each piece of each range fills, and zeroes the
+/// rest. `None` if pieces overlap or leave the image.
+pub(super) fn carve(slot: SlotMut, ranges: &[Range]) -> Option<Carved> {
     let mut order: Vec<(usize, usize, usize, usize)> = Vec::new();
     for (range, of_range) in ranges.iter().enumerate() {
         for (number, piece) in of_range.pieces.iter().enumerate() {
@@ -106,23 +116,31 @@ pub(super) fn carve<'a>(image: &'a mut [u8], ranges: &[Range]) -> Option<Vec<Vec
         }
     }
     order.sort_unstable();
-    let mut targets: Vec<Vec<(usize, &'a mut [u8])>> = ranges.iter().map(|_| Vec::new()).collect();
-    let mut rest = image;
-    let mut end = 0;
+    let mut targets: Vec<Vec<(usize, SlotPart)>> = ranges.iter().map(|_| Vec::new()).collect();
+    let mut padding = Vec::new();
+    let image = slot.len();
+    let mut rest = slot.cut(image, image).pop()?;
     for (at, bytes, range, number) in order {
-        let (padding, tail) = rest.split_at_mut_checked(at.checked_sub(end)?)?;
-        padding.fill(0);
-        let (target, tail) = tail.split_at_mut_checked(bytes)?;
+        let unused = rest.split_to(at.checked_sub(rest.at())?);
+        if !unused.is_empty() {
+            padding.push(unused);
+        }
+        let target = rest.split_to(bytes);
+        if target.at() != at || target.len() != bytes {
+            return None;
+        }
         targets.get_mut(range)?.push((number, target));
-        rest = tail;
-        end = at + bytes;
     }
-    rest.fill(0);
-    let in_order = |mut of_range: Vec<(usize, &'a mut [u8])>| {
+    // Also of an image without a byte: then the slot itself is nowhere else.
+    if !rest.is_empty() || image == 0 {
+        padding.push(rest);
+    }
+    padding.iter_mut().for_each(|part| part.bytes_mut().fill(0));
+    let in_order = |mut of_range: Vec<(usize, SlotPart)>| {
         of_range.sort_unstable_by_key(|(number, _)| *number);
         of_range.into_iter().map(|(_, target)| target).collect()
     };
-    Some(targets.into_iter().map(in_order).collect())
+    Some(Carved { targets: targets.into_iter().map(in_order).collect(), padding })
 }
 
 #[cfg(test)]
@@ -131,6 +149,7 @@ mod tests {
     use tpad_manifest::BlockId;
 
     use super::*;
+    use crate::Arena;
 
     fn fetch(parts: &[(&str, u64, u64, u64)]) -> BlockFetch {
         let part = |(object, offset, bytes, at): &(&str, u64, u64, u64)| FetchPart {
@@ -178,22 +197,31 @@ mod tests {
         Range { object: "a".into(), offset: 0, bytes: 0, pieces: pieces.collect() }
     }
 
+    /// A slot of ten bytes that held something.
+    fn slot() -> SlotMut {
+        let arena = Arena::new(1 << 20);
+        let mut slot = arena.slot(10).expect("mapped").expect("room");
+        slot.fill(9);
+        slot
+    }
+
     #[test]
     fn what_no_piece_covers_is_zeroed() {
-        let mut image = [9u8; 10];
         let ranges = [scattered(&[(7, 2), (1, 1)]), scattered(&[(3, 3)])];
-        let targets = carve(&mut image, &ranges).expect("inside");
+        let Carved { targets, padding } = carve(slot(), &ranges).expect("inside");
         let sizes: Vec<Vec<usize>> =
-            targets.iter().map(|of_range| of_range.iter().map(|t| t.len()).collect()).collect();
+            targets.iter().map(|of_range| of_range.iter().map(SlotPart::len).collect()).collect();
         assert_eq!(sizes, [vec![2, 1], vec![3]]);
-        assert_eq!(image, [0, 9, 0, 9, 9, 9, 0, 9, 9, 0]);
+        let parts = targets.into_iter().flatten().chain(padding).collect();
+        let slot = SlotMut::joined(parts).expect("all of them");
+        assert_eq!(slot[..], [0, 9, 0, 9, 9, 9, 0, 9, 9, 0]);
     }
 
     #[test]
     fn pieces_that_overlap_or_leave_are_refused() {
-        assert!(carve(&mut [0; 10], &[scattered(&[(0, 5), (4, 2)])]).is_none());
-        assert!(carve(&mut [0; 10], &[scattered(&[(8, 3)])]).is_none());
-        assert!(carve(&mut [0; 10], &[scattered(&[(11, 0)])]).is_none());
+        assert!(carve(slot(), &[scattered(&[(0, 5), (4, 2)])]).is_none());
+        assert!(carve(slot(), &[scattered(&[(8, 3)])]).is_none());
+        assert!(carve(slot(), &[scattered(&[(11, 0)])]).is_none());
     }
 
     proptest! {

@@ -1,4 +1,5 @@
-//! Verification: no byte leaves the hierarchy before it.
+//! Verification of what lower levels read: no byte leaves the hierarchy before it.
+//! What an origin sends is digested on arrival (`origin.rs`).
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use crate::{SlotMut, Urgency};
 
 /// Below this a digest takes less than the 500 µs for which a task may keep its
 /// thread, and less than handing it over.
-const INLINE_BYTES: usize = 128 << 10;
+pub(super) const INLINE_BYTES: usize = 128 << 10;
 /// Above this a digest is computed by several threads.
 const PARALLEL_BYTES: usize = 1 << 20;
 
@@ -19,8 +20,6 @@ const PARALLEL_BYTES: usize = 1 << 20;
 pub(super) struct Wrong {
     /// The slot, to be filled again.
     pub(super) slot: SlotMut,
-    /// The digest of what is there; `None` if only the checksum was computed.
-    pub(super) found: Option<BlockId>,
 }
 
 /// Gives the slot back if its bytes satisfy `check`. Large ones are checked on
@@ -54,20 +53,12 @@ pub(super) async fn verify(
 }
 
 fn compare(id: BlockId, check: Check, slot: SlotMut) -> Result<SlotMut, Wrong> {
-    match check {
-        Check::Digest => {
-            let found = digest(&slot);
-            if found == id { Ok(slot) } else { Err(Wrong { slot, found: Some(found) }) }
-        }
-        Check::Held => Ok(slot),
-        Check::Crc64Nvme(expected) => {
-            if crc64_nvme(&slot) == expected {
-                Ok(slot)
-            } else {
-                Err(Wrong { slot, found: None })
-            }
-        }
-    }
+    let right = match check {
+        Check::Digest => digest(&slot) == id,
+        Check::Held => true,
+        Check::Crc64Nvme(expected) => crc64_nvme(&slot) == expected,
+    };
+    if right { Ok(slot) } else { Err(Wrong { slot }) }
 }
 
 fn digest(bytes: &[u8]) -> BlockId {

@@ -22,7 +22,7 @@ use self::pulse::Pulse;
 use self::retry::Attempts;
 use super::store::{self, Opened};
 use super::{Origin, OriginError, OriginOptions};
-use crate::StoreMetrics;
+use crate::{Intake, StoreMetrics};
 
 /// A checkpoint's root in an object store or a directory.
 ///
@@ -278,7 +278,30 @@ impl Origin for ObjectOrigin {
         let named = self.named(object);
         let mut attempts = Attempts::at(self, &named, Some(deadline));
         loop {
-            let attempt = read::range(&*self.store, &location, &named, offset, into);
+            let (bytes, mut rest) = (into.len() as u64, &mut *into);
+            let attempt = read::range(&*self.store, &location, &named, offset, bytes, &mut rest);
+            if let Some(end) = attempts.make(attempt).await {
+                return end;
+            }
+        }
+    }
+
+    async fn read_into(
+        &self,
+        object: &str,
+        offset: u64,
+        into: &mut Intake,
+        deadline: Instant,
+    ) -> Result<(), OriginError> {
+        let location = self.location(object)?;
+        let named = self.named(object);
+        let mut attempts = Attempts::at(self, &named, Some(deadline));
+        let wanted = into.left();
+        loop {
+            // What came before an attempt failed is not asked for again.
+            let offset = offset.saturating_add((wanted - into.left()) as u64);
+            let bytes = into.left() as u64;
+            let attempt = read::range(&*self.store, &location, &named, offset, bytes, into);
             if let Some(end) = attempts.make(attempt).await {
                 return end;
             }

@@ -22,6 +22,8 @@ pub(crate) enum Manner {
     Flipped,
     /// Says how many bytes come, sends half of them and closes.
     Torn,
+    /// Is torn so often, then is honest.
+    Mends(u64),
     /// Sends another range than it was asked for, and says so.
     Elsewhere,
     /// Ignores the range and sends all.
@@ -38,6 +40,7 @@ pub(crate) enum Manner {
 pub(crate) struct Server {
     address: SocketAddr,
     requests: Arc<AtomicU64>,
+    sent: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
@@ -46,6 +49,7 @@ struct Shared {
     content: Vec<u8>,
     manner: Manner,
     requests: Arc<AtomicU64>,
+    sent: Arc<AtomicU64>,
 }
 
 impl Server {
@@ -57,12 +61,13 @@ impl Server {
     pub(crate) async fn start(path: &str, content: &[u8], manner: Manner) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
-        let requests = Arc::new(AtomicU64::new(0));
+        let (requests, sent) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let shared = Arc::new(Shared {
             path: format!("/{path}"),
             content: content.to_vec(),
             manner,
             requests: Arc::clone(&requests),
+            sent: Arc::clone(&sent),
         });
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
@@ -74,7 +79,7 @@ impl Server {
                 });
             }
         });
-        Self { address, requests, task }
+        Self { address, requests, sent, task }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -84,6 +89,11 @@ impl Server {
     /// GET requests so far.
     pub(crate) fn requests(&self) -> u64 {
         self.requests.load(Ordering::SeqCst)
+    }
+
+    /// Bytes of ranges so far.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::SeqCst)
     }
 }
 
@@ -171,14 +181,18 @@ impl Shared {
         }
         let length = body.len() as u64;
         stream.write_all(head_of(206, Some(claimed), size, length).as_bytes()).await?;
-        match self.manner {
+        let torn = match self.manner {
             Manner::Silent => std::future::pending().await,
-            Manner::Torn => {
-                stream.write_all(&body[..body.len() / 2]).await?;
-                stream.shutdown().await
-            }
-            _ => stream.write_all(&body).await,
+            Manner::Torn => true,
+            Manner::Mends(times) => served < times,
+            _ => false,
+        };
+        if torn {
+            body.truncate(body.len() / 2);
         }
+        self.sent.fetch_add(body.len() as u64, Ordering::SeqCst);
+        stream.write_all(&body).await?;
+        if torn { stream.shutdown().await } else { Ok(()) }
     }
 }
 

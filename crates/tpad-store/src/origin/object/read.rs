@@ -1,6 +1,8 @@
 //! Reading an object's bytes, and counting them.
 
 use std::fs::File;
+use std::io::{self, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
@@ -15,15 +17,15 @@ use crate::OriginError;
 /// buffer is copied into place afterwards, so it should still be in the cache.
 const FILE_STEP_BYTES: usize = 1 << 20;
 
-/// Fills `into` from `offset` on, or fails.
+/// Writes so many bytes from `offset` on to `into`, which has room for them, or fails.
 pub(super) async fn range(
     store: &dyn ObjectStore,
     location: &Path,
     object: &str,
     offset: u64,
-    into: &mut [u8],
+    expected: u64,
+    into: &mut (dyn Write + Send),
 ) -> Result<(), OriginError> {
-    let expected = into.len() as u64;
     if expected == 0 {
         return Ok(());
     }
@@ -46,24 +48,19 @@ pub(super) async fn range(
         return Err(OriginError::Length { object: object.to_owned(), expected, found });
     }
     match result.payload {
-        GetResultPayload::File(file, _) => file_range(file, object, offset, into).await,
+        GetResultPayload::File(file, _) => file_range(file, object, offset..end, into).await,
         GetResultPayload::Stream(mut stream) => {
-            let mut filled = 0usize;
+            let mut found = 0u64;
             while let Some(chunk) =
                 stream.try_next().await.map_err(|error| OriginError::of(object, error))?
             {
-                let room = into.get_mut(filled..).unwrap_or_default();
-                if chunk.len() > room.len() {
-                    let found = (filled as u64).saturating_add(chunk.len() as u64);
+                found = found.saturating_add(chunk.len() as u64);
+                if found > expected {
                     return Err(OriginError::Length { object: object.to_owned(), expected, found });
                 }
-                if let Some(room) = room.get_mut(..chunk.len()) {
-                    room.copy_from_slice(&chunk);
-                }
-                filled += chunk.len();
+                into.write_all(&chunk).map_err(|source| failed(object, source))?;
             }
-            if filled != into.len() {
-                let found = filled as u64;
+            if found != expected {
                 return Err(OriginError::Length { object: object.to_owned(), expected, found });
             }
             Ok(())
@@ -96,31 +93,32 @@ async fn refused(
 async fn file_range(
     file: File,
     object: &str,
-    offset: u64,
-    into: &mut [u8],
+    range: Range<u64>,
+    into: &mut (dyn Write + Send),
 ) -> Result<(), OriginError> {
-    let failed = |source: std::io::Error| OriginError::Io {
-        object: object.to_owned(),
-        source: Arc::new(source),
-    };
     let file = Arc::new(file);
-    let mut buffer = vec![0u8; into.len().min(FILE_STEP_BYTES)];
-    let mut at = offset;
-    for step in into.chunks_mut(FILE_STEP_BYTES) {
+    let mut buffer = Vec::new();
+    let mut at = range.start;
+    while at < range.end {
         let file = Arc::clone(&file);
-        let bytes = step.len();
+        let left = usize::try_from(range.end - at).unwrap_or(usize::MAX);
+        let bytes = left.min(FILE_STEP_BYTES);
         let read = tokio::task::spawn_blocking(move || {
-            buffer.truncate(bytes);
+            buffer.resize(bytes, 0);
             file.read_exact_at(&mut buffer, at).map(|()| buffer)
         });
         buffer = match read.await {
-            Ok(read) => read.map_err(failed)?,
-            Err(stopped) => return Err(failed(std::io::Error::other(stopped))),
+            Ok(read) => read.map_err(|source| failed(object, source))?,
+            Err(stopped) => return Err(failed(object, io::Error::other(stopped))),
         };
-        step.copy_from_slice(&buffer);
+        into.write_all(&buffer).map_err(|source| failed(object, source))?;
         at += bytes as u64;
     }
     Ok(())
+}
+
+fn failed(object: &str, source: io::Error) -> OriginError {
+    OriginError::Io { object: object.to_owned(), source: Arc::new(source) }
 }
 
 /// A whole object, if it is not larger than `limit`.
