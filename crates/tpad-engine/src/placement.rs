@@ -3,6 +3,7 @@
 
 mod place;
 mod warm;
+mod way;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

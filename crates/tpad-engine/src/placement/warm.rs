@@ -4,34 +4,22 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use futures::StreamExt as _;
-use futures::stream::FuturesUnordered;
+use futures::stream::{self, StreamExt as _};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tpad_manifest::{BlockKey, Placement};
-use tpad_store::{BlockFetch, CacheClass, Claim, ErrorKind, Medium, NvmeLevel, Staged, slot_bytes};
+use tpad_store::{BlockFetch, CacheClass, Claim, Medium, NvmeLevel, Staged, slot_bytes};
 
 use super::place::Place;
+use super::way::{self, Left, Outcome, Passed, passes};
 use super::{Levels, Plan, PlannedTier};
 use crate::generation::ScopedBlock;
 use crate::{Engine, EngineError, Generation, Scope, WarmState};
 
-/// Blocks on their way at a time, whatever they take: enough that the next ones are
-/// read while some are checked and written.
-const AT_ONCE: usize = 16;
-
-/// Blocks on their way at most, if they are small: a store that takes 50 ms for each
-/// gives 5,000 of them a second.
-const MOST_AT_ONCE: usize = 256;
-
-/// What they take together beyond [`AT_ONCE`]: what a link of 10 Gbit/s carries in
-/// 200 ms. How much of it is in memory is the hierarchy's affair, which gives it half
-/// of what fills may take.
-const AHEAD_BYTES: u64 = 256 << 20;
-
-/// So many blocks in a row that could not be read: the store is away.
-const ENOUGH: u32 = 64;
+/// Layers whose indexes are read at a time: the next one's comes while the blocks of
+/// the one before are asked for.
+const LAYERS: usize = 2;
 
 /// How long a disk may take to say what it has before it is not waited for.
 const SCAN_PATIENCE: Duration = Duration::from_secs(60);
@@ -84,42 +72,6 @@ async fn others(engine: &Weak<Engine>, changes: &mut watch::Receiver<u64>, numbe
         let Some(now) = now else { return };
         if !now.iter().map(|generation| generation.number()).eq(numbers.iter().copied()) {
             return;
-        }
-    }
-}
-
-/// What a look at a tier's blocks left to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Left {
-    /// Nothing: what fits is there.
-    Nothing,
-    /// The home takes no blocks at present; they are served without.
-    Home,
-    /// Blocks could not be read.
-    Blocks,
-}
-
-/// What became of a block.
-#[derive(Debug)]
-enum Outcome {
-    /// It lies where it is to lie.
-    There(Medium),
-    /// There is no room for it.
-    NoRoom,
-    /// Its home takes no blocks at present.
-    HomeAway,
-    /// It could not be read; later, perhaps.
-    Later(EngineError),
-    /// It cannot be read.
-    Lost(EngineError),
-}
-
-impl Outcome {
-    const fn left(&self) -> Left {
-        match self {
-            Self::There(_) | Self::NoRoom | Self::Lost(_) => Left::Nothing,
-            Self::HomeAway => Left::Home,
-            Self::Later(_) => Left::Blocks,
         }
     }
 }
@@ -198,58 +150,28 @@ impl PlannedTier {
 
     /// Looks at every block. What is left to do, and whether a block is lost.
     async fn walk(&self, levels: &Levels) -> (Left, bool) {
-        let (mut left, mut lost) = (Left::Nothing, false);
         let patience = self.generation.patience();
         let steps = match self.generation.scope_steps(&Scope::of_tiers([self.tier.clone()])) {
             Ok(steps) => steps,
             Err(error) => {
                 self.problem(&error);
-                return (left, true);
+                return (Left::Nothing, true);
             }
         };
         let mut room = (self.fit.spread.dram, self.fit.spread.nvme);
-        // Over all steps: the end of a layer is no reason to wait.
-        let mut way = Way::default();
-        for step in steps {
-            let blocks = self.generation.scope_blocks(&step, Instant::now() + patience).await;
-            let blocks = match blocks {
-                Ok(blocks) => blocks,
-                Err(error) if passes(&error) => {
-                    self.problem(&error);
-                    return (Left::Blocks, lost);
-                }
-                Err(error) => {
-                    self.problem(&error);
-                    lost = true;
-                    continue;
-                }
-            };
-            for block in blocks {
-                while !way.takes(block.bytes) {
-                    let Some((bytes, outcome)) = way.arrived().await else { break };
-                    lost |= matches!(outcome, Outcome::Lost(_));
-                    left = left.max(outcome.left());
-                    self.note(&outcome, bytes);
-                }
-                if way.failed_in_a_row >= ENOUGH {
-                    return (left, lost);
-                }
-                let (goal, bytes) = (goal(&mut room, block.bytes), block.bytes);
-                way.begin(bytes, async move {
-                    let outcome = self.bring_block(levels, &block, goal, patience).await;
-                    (bytes, outcome)
-                });
-            }
-        }
-        while let Some((bytes, outcome)) = way.arrived().await {
-            lost |= matches!(outcome, Outcome::Lost(_));
-            left = left.max(outcome.left());
-            self.note(&outcome, bytes);
-            if way.failed_in_a_row >= ENOUGH {
-                break;
-            }
-        }
-        (left, lost)
+        let index = |step| async move {
+            self.generation.scope_blocks(&step, Instant::now() + patience).await
+        };
+        let layers = stream::iter(steps).map(index).buffered(LAYERS);
+        let bring = |block: ScopedBlock| {
+            let (goal, bytes) = (goal(&mut room, block.bytes), block.bytes);
+            async move { (bytes, self.bring_block(levels, &block, goal, patience).await) }
+        };
+        way::walk(layers, bring, |passed| match passed {
+            Passed::Block(bytes, outcome) => self.note(outcome, bytes),
+            Passed::Layer(error) => self.problem(error),
+        })
+        .await
     }
 
     async fn bring_block(
@@ -303,41 +225,6 @@ impl PlannedTier {
     }
 }
 
-/// Blocks on their way.
-struct Way<F> {
-    blocks: FuturesUnordered<F>,
-    bytes: u64,
-    failed_in_a_row: u32,
-}
-
-impl<F> Default for Way<F> {
-    fn default() -> Self {
-        Self { blocks: FuturesUnordered::new(), bytes: 0, failed_in_a_row: 0 }
-    }
-}
-
-impl<F: Future<Output = (u64, Outcome)>> Way<F> {
-    /// Whether another block may be begun.
-    fn takes(&self, bytes: u64) -> bool {
-        let fits = self.bytes.saturating_add(bytes) <= AHEAD_BYTES;
-        self.blocks.len() < if fits { MOST_AT_ONCE } else { AT_ONCE }
-    }
-
-    fn begin(&mut self, bytes: u64, block: F) {
-        self.bytes += bytes;
-        self.blocks.push(block);
-    }
-
-    /// The next one that ends, and how; `None` when all have.
-    async fn arrived(&mut self) -> Option<(u64, Outcome)> {
-        let (bytes, outcome) = self.blocks.next().await?;
-        self.bytes -= bytes;
-        let later = matches!(outcome, Outcome::Later(_));
-        self.failed_in_a_row = if later { self.failed_in_a_row + 1 } else { 0 };
-        Some((bytes, outcome))
-    }
-}
-
 /// Where the next block of a tier goes, while its home has room and then while
 /// the disk has.
 fn goal((dram, nvme): &mut (u64, u64), image_bytes: u64) -> Option<Medium> {
@@ -350,14 +237,6 @@ fn goal((dram, nvme): &mut (u64, u64), image_bytes: u64) -> Option<Medium> {
         return Some(Medium::Dram);
     }
     take(nvme, NvmeLevel::file_bytes(image_bytes)).map(|()| Medium::Nvme)
-}
-
-/// Whether a failure may be gone later.
-fn passes(error: &EngineError) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::Unavailable | ErrorKind::ResourceExhausted | ErrorKind::DeadlineExceeded
-    )
 }
 
 impl Levels {
