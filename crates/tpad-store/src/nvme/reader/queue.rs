@@ -41,7 +41,7 @@ struct State {
     prefetching: usize,
     /// Prefetches whose files are being opened, and whether someone waits by now.
     opening: Vec<(BlockId, bool)>,
-    /// Which workers with a bell found nothing.
+    /// Which workers with a bell found nothing when they last came by.
     hungry: Vec<bool>,
     closed: bool,
 }
@@ -146,13 +146,13 @@ impl Queue {
         if state.closed {
             return Taken::Closed;
         }
-        if let Some(task) = state.take(self.most_prefetches) {
-            return Taken::Task(task);
-        }
+        let task = state.take(self.most_prefetches);
+        // Also when it took what another was woken for: it may be full with it, and
+        // woken for the next it would leave that to nobody.
         if let Some(hungry) = state.hungry.get_mut(bell) {
-            *hungry = true;
+            *hungry = task.is_none();
         }
-        Taken::Nothing
+        task.map_or(Taken::Nothing, Taken::Task)
     }
 
     /// Takes back a piece that was read, or is not to be read any more.

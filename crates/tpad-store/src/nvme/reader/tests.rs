@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
+use rustix::event::{EventfdFlags, eventfd};
 
 use super::super::file::{Fault, Header, PAGE, write};
 use super::block::PIECE_BYTES;
@@ -287,6 +288,33 @@ fn demand_goes_before_prefetch_and_so_does_what_is_hurried() {
     assert!(matches!(&next, queue::Taken::Task(queue::Task::Read(_))), "{next:?}");
     queue.close();
     assert!(matches!(queue.take(0), queue::Taken::Closed));
+}
+
+#[test]
+fn a_ring_that_took_what_another_was_woken_for_is_not_woken_in_an_idle_ones_place() {
+    let bell = || Arc::new(eventfd(0, EventfdFlags::NONBLOCK).expect("an eventfd"));
+    let bells: Vec<queue::Bell> = (0..3).map(|_| bell()).collect();
+    let queue = Queue::new(4, bells.clone());
+    let rung = |n: usize| rustix::io::read(&bells[n], &mut [0; 8]).is_ok();
+    let scene = Scene::new(Way::Threads);
+    let (id, path, _) = scene.block(1, 5000);
+    let mut answers = Vec::new();
+    let mut push = || {
+        let (answer, answered) = oneshot::channel();
+        answers.push(answered);
+        let slot = scene.slot(5000);
+        queue.push(Job { id, path: path.clone(), direct: true, slot, answer }, Urgency::Demand);
+    };
+    for ring in 0..3 {
+        assert!(matches!(queue.take(ring), queue::Taken::Nothing));
+    }
+    push();
+    assert_eq!([rung(0), rung(1), rung(2)], [true, false, false]);
+    // The second comes by first, and may be full with it.
+    assert!(matches!(queue.take(1), queue::Taken::Task(_)));
+    push();
+    assert_eq!([rung(0), rung(1), rung(2)], [false, false, true]);
+    queue.close();
 }
 
 /// The pieces of a block of three, its header being one.
