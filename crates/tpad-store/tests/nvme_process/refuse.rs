@@ -110,6 +110,8 @@ impl Load {
         // More than the disk has: who checks that at the start cannot know what
         // others write later.
         let (level, hierarchy) = open(path, 64 * MIB, &metrics);
+        // Before that the disk is not to be filled: it could not be opened at all.
+        level.scanned().await;
         let origin: Arc<dyn Origin> = model.origin();
         let (reads, from_disk) = <(Arc<AtomicU64>, Arc<AtomicU64>)>::default();
         let stop: Arc<AtomicBool> = Arc::default();
