@@ -204,7 +204,7 @@ impl Level for NvmeLevel {
         let Unread { fault, slot } = match answer {
             Ok(Ok((_, slot))) => return Ok(LevelRead::Hit { slot, check: Check::Held }),
             Ok(Err(unread)) => unread,
-            Err(_ended) => return Err(LevelError::new("the level is closed")),
+            Err(_ended) => return Err(LevelError::new("a read ended without an answer")),
         };
         match fault {
             Fault::Missing => {}
@@ -297,8 +297,9 @@ impl Level for NvmeLevel {
 
     fn reader(&self) -> Option<LevelReader> {
         let disk = self.inner.service.disk()?;
-        let (io, reason) = (disk.reader().way().as_str(), disk.fallback().map(str::to_owned));
-        Some(LevelReader { io, reason })
+        let (io, failed) = (disk.reader().way().as_str(), disk.reader().failed());
+        let reason = failed.map(|problem| format!("io_uring failed: {problem}"));
+        Some(LevelReader { io, reason: reason.or_else(|| disk.fallback().map(str::to_owned)) })
     }
 
     async fn close(&self) {

@@ -291,7 +291,12 @@ fn slot(arena: &Arc<Arena>) -> io::Result<SlotMut> {
 fn choose(io: NvmeIo, probe: &Probe) -> io::Result<(Reader, Option<String>)> {
     let tried = |way| {
         let reader = Reader::start(way)?;
-        probe.read(&reader).map(|()| reader)
+        probe.read(&reader)?;
+        match reader.failed() {
+            None => Ok(reader),
+            // Others brought the block in its place.
+            Some(problem) => Err(io::Error::other(problem)),
+        }
     };
     let fallback = match io {
         NvmeIo::Threads => None,

@@ -3,7 +3,8 @@
 //!
 //! Who reads is chosen when the cache directory is opened, by really reading a
 //! block: io_uring where the kernel lets this process use it, threads that wait for
-//! the disk where not. Both take their work from one [`Queue`].
+//! the disk where not. Both take their work from one [`Queue`]; when a ring fails,
+//! threads take over.
 
 mod block;
 mod queue;
@@ -112,8 +113,14 @@ impl Reader {
         Ok(reader)
     }
 
+    /// How it reads now: not as it began, after a failure.
     pub(super) fn way(&self) -> Way {
-        self.way
+        if self.failed().is_some() { Way::Threads } else { self.way }
+    }
+
+    /// What kept it from going on as it began.
+    pub(super) fn failed(&self) -> Option<String> {
+        self.queue.failed()
     }
 
     /// Begins to read the block `id` from a file into a slot of its size; `direct`

@@ -180,6 +180,13 @@ impl Piece {
         self.rest().1.is_empty() || self.is_void()
     }
 
+    /// Ends the block's read without an answer: this piece will never be finished.
+    pub(super) fn abandon(&self) {
+        let answer = self.reading.lock().answer.take();
+        // Not under the lock: whoever waited for it is woken.
+        drop(answer);
+    }
+
     fn spoil(&self, fault: Fault) {
         self.reading.lock().fault.get_or_insert(fault);
     }

@@ -2,6 +2,8 @@
 //! All reads of all requests share it, so that the disk is kept busy by whatever
 //! there is.
 
+mod state;
+
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use tpad_manifest::BlockId;
 
+use self::state::{State, move_all, prefetches_of};
 use super::block::{Job, Piece};
 use crate::Urgency;
 
@@ -25,32 +28,12 @@ pub(super) struct Queue {
     ready: Condvar,
     /// For workers that sleep elsewhere.
     bells: Vec<Bell>,
-    most_prefetches: usize,
     /// Pieces and blocks that were seen to: as long as it grows, the disk works.
     progress: AtomicU64,
 }
 
 /// What wakes a worker that waits for its device.
 pub(super) type Bell = Arc<OwnedFd>;
-
-#[derive(Debug, Default)]
-struct State {
-    demand: Line,
-    prefetch: Line,
-    /// Pieces of prefetches in flight.
-    prefetching: usize,
-    /// Prefetches whose files are being opened, and whether someone waits by now.
-    opening: Vec<(BlockId, bool)>,
-    /// Which workers with a bell found nothing when they last came by.
-    hungry: Vec<bool>,
-    closed: bool,
-}
-
-#[derive(Debug, Default)]
-struct Line {
-    pieces: VecDeque<Piece>,
-    jobs: VecDeque<Job>,
-}
 
 /// Something to do.
 #[derive(Debug)]
@@ -68,19 +51,22 @@ pub(super) enum Taken {
     Task(Task),
     /// Nothing; its bell rings when there is something.
     Nothing,
-    /// Nothing, ever again.
+    /// Nothing, ever again: the queue is closed, or left to others.
     Closed,
 }
 
 impl Queue {
     /// A queue for workers that have `in_flight` pieces in flight together.
     pub(super) fn new(in_flight: usize, bells: Vec<Bell>) -> Arc<Self> {
-        let state = State { hungry: vec![false; bells.len()], ..State::default() };
+        let state = State {
+            hungry: vec![false; bells.len()],
+            most_prefetches: prefetches_of(in_flight),
+            ..State::default()
+        };
         Arc::new(Self {
             state: Mutex::new(state),
             ready: Condvar::new(),
             bells,
-            most_prefetches: (in_flight / 2).max(1),
             progress: AtomicU64::new(0),
         })
     }
@@ -133,7 +119,7 @@ impl Queue {
             if state.closed {
                 return None;
             }
-            if let Some(task) = state.take(self.most_prefetches) {
+            if let Some(task) = state.take() {
                 return Some(task);
             }
             state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -143,10 +129,10 @@ impl Queue {
     /// Something to do for the worker with this bell, which does not wait here.
     pub(super) fn take(&self, bell: usize) -> Taken {
         let mut state = self.lock();
-        if state.closed {
+        if state.closed || state.failed.is_some() {
             return Taken::Closed;
         }
-        let task = state.take(self.most_prefetches);
+        let task = state.take();
         // Also when it took what another was woken for: it may be full with it, and
         // woken for the next it would leave that to nobody.
         if let Some(hungry) = state.hungry.get_mut(bell) {
@@ -166,6 +152,50 @@ impl Queue {
             // One that waited for the place, beside the worker that comes back now.
             self.wake(state, 1);
         }
+    }
+
+    /// Takes back a piece of which not all was read, to be read by another.
+    pub(super) fn give_back(&self, piece: Piece) {
+        let urgency = piece.urgency;
+        let mut state = self.lock();
+        if urgency == Urgency::Prefetch {
+            state.prefetching -= 1;
+        }
+        if state.closed {
+            drop(state);
+            piece.abandon();
+            return;
+        }
+        state.line(urgency).pieces.push_front(piece);
+        self.wake(state, 1);
+    }
+
+    /// A piece that its device keeps: its block is not read any more.
+    pub(super) fn abandon(&self, piece: &Piece) {
+        piece.abandon();
+        if piece.urgency == Urgency::Prefetch {
+            let mut state = self.lock();
+            state.prefetching -= 1;
+            self.wake(state, 1);
+        }
+    }
+
+    /// A worker with a bell failed, and there may be no better luck with others of its
+    /// kind: from here on they take nothing more, and those that take over have
+    /// `in_flight` pieces in flight. Whether it was the first.
+    pub(super) fn fail(&self, problem: String, in_flight: usize) -> bool {
+        let mut state = self.lock();
+        let first = state.failed.is_none();
+        state.failed.get_or_insert(problem);
+        state.most_prefetches = prefetches_of(in_flight);
+        state.hungry.fill(true);
+        self.wake(state, usize::MAX);
+        first
+    }
+
+    /// Why workers with bells take nothing more.
+    pub(super) fn failed(&self) -> Option<String> {
+        self.lock().failed.clone()
     }
 
     /// Drops what nobody waits for any more: its slots come free though no worker comes
@@ -222,63 +252,5 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn line(&mut self, urgency: Urgency) -> &mut Line {
-        match urgency {
-            Urgency::Demand => &mut self.demand,
-            Urgency::Prefetch => &mut self.prefetch,
-        }
-    }
-
-    fn take(&mut self, most_prefetches: usize) -> Option<Task> {
-        if let Some(task) = self.demand.next(Urgency::Demand) {
-            return Some(task);
-        }
-        if self.prefetching >= most_prefetches {
-            return None;
-        }
-        let task = self.prefetch.next(Urgency::Prefetch)?;
-        match &task {
-            Task::Read(_) => self.prefetching += 1,
-            Task::Open(job, _) => self.opening.push((job.id, false)),
-        }
-        Some(task)
-    }
-
-    /// A file was opened, or could not be: whether someone waits for it by now.
-    fn opened(&mut self, id: &BlockId, urgency: Urgency) -> bool {
-        let opening = self.opening.iter().position(|(opening, _)| opening == id);
-        match opening.filter(|_| urgency == Urgency::Prefetch) {
-            Some(at) => self.opening.swap_remove(at).1,
-            None => urgency == Urgency::Demand,
-        }
-    }
-}
-
-impl Line {
-    fn next(&mut self, urgency: Urgency) -> Option<Task> {
-        if let Some(mut piece) = self.pieces.pop_front() {
-            piece.urgency = urgency;
-            return Some(Task::Read(piece));
-        }
-        loop {
-            let job = self.jobs.pop_front()?;
-            if !job.is_forsaken() {
-                return Some(Task::Open(job, urgency));
-            }
-        }
-    }
-}
-
-/// Moves what fits to the end of another queue, in order.
-fn move_all<T>(from: &mut VecDeque<T>, to: &mut VecDeque<T>, fits: impl Fn(&T) -> bool) {
-    if !from.iter().any(&fits) {
-        return;
-    }
-    for item in std::mem::take(from) {
-        if fits(&item) { to.push_back(item) } else { from.push_back(item) }
     }
 }

@@ -19,6 +19,7 @@ use rustix::event::{EventfdFlags, PollFlags, eventfd};
 use super::Work;
 use super::block::Piece;
 use super::queue::{Bell, Queue, Taken, Task};
+use super::threads::{THREADS, stand_in};
 
 /// Pieces in flight over all rings: with so many of 4 MiB the disk of
 /// docs/performance.md ("Cold reads") gives as much as to eight threads that only read.
@@ -40,7 +41,12 @@ pub(super) struct Ring {
     flying: Vec<Option<Piece>>,
     /// Back, not checked yet.
     back: Vec<Piece>,
+    /// Not taken by the ring, which fails.
+    unread: Vec<Piece>,
     index: usize,
+    /// How often entering the ring is to fail: the kernel does it for no test.
+    #[cfg(test)]
+    pub(super) faults: Arc<std::sync::atomic::AtomicUsize>,
 }
 
 impl Ring {
@@ -54,7 +60,18 @@ impl Ring {
         let bell: OwnedFd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let flying = (0..depth).map(|_| None).collect();
         let bell = Arc::new(bell);
-        Ok(Self { ring, bell, armed: false, flying, back: Vec::new(), index })
+        let (back, unread) = (Vec::new(), Vec::new());
+        Ok(Self {
+            ring,
+            bell,
+            armed: false,
+            flying,
+            back,
+            unread,
+            index,
+            #[cfg(test)]
+            faults: Arc::default(),
+        })
     }
 
     /// What wakes the ring's thread.
@@ -81,13 +98,13 @@ impl Ring {
         let read = opcode::Read::new(types::Fd(file.as_raw_fd()), into.as_mut_ptr(), bytes);
         let entry = read.offset(at).build().user_data(key as u64);
         // SAFETY: file and memory belong to the piece, which stays in `flying` until
-        // the completion with this key (`completed`, or `drop`, which waits or leaks):
+        // the completion with this key (`landed`; `drop` waits for it or leaks):
         // the descriptor stays open, and the memory neither moves (it is a page on the
         // heap or part of a slot's mapping) nor is anybody else's.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         pushed.map_err(|_full| {
             // The kernel has not heard of it.
-            self.flying[key] = None;
+            self.unread.extend(self.flying[key].take());
             io::Error::other("the ring is full")
         })
     }
@@ -111,6 +128,8 @@ impl Ring {
         if wait == 0 && self.ring.submission().is_empty() {
             return Ok(());
         }
+        #[cfg(test)]
+        self.fault()?;
         match self.ring.submit_and_wait(wait) {
             Ok(_) => Ok(()),
             // A signal, or the kernel is short of something for now: the next turn
@@ -135,13 +154,8 @@ impl Ring {
                 let _rung = rustix::io::read(&self.bell, &mut [0; 8]);
                 continue;
             }
-            let key = usize::try_from(key).unwrap_or(usize::MAX);
-            let Some(mut piece) = self.flying.get_mut(key).and_then(Option::take) else {
-                continue;
-            };
-            let read = usize::try_from(result)
-                .map_err(|_negative| io::Error::from_raw_os_error(result.saturating_neg()));
-            if piece.advance(read) {
+            let Some(mut piece) = self.landed(key) else { continue };
+            if piece.advance(outcome(result)) {
                 self.back.push(piece);
             } else {
                 self.read(piece)?;
@@ -157,8 +171,9 @@ impl Ring {
                 match queue.take(self.index) {
                     Taken::Task(Task::Open(job, urgency)) => {
                         // Others are read while a file is looked for.
-                        self.enter(0)?;
+                        let entered = self.enter(0);
                         queue.begin(job, urgency);
+                        entered?;
                     }
                     Taken::Task(Task::Read(piece)) if piece.is_void() => queue.finish(piece),
                     Taken::Task(Task::Read(piece)) => self.read(piece)?,
@@ -171,8 +186,9 @@ impl Ring {
             }
             if let Some(piece) = self.back.pop() {
                 // Others are read while this one is checked.
-                self.enter(0)?;
+                let entered = self.enter(0);
                 queue.finish(piece);
+                entered?;
             } else if closed && self.in_flight() == 0 {
                 return Ok(());
             } else {
@@ -182,14 +198,57 @@ impl Ring {
             self.completed()?;
         }
     }
+
+    /// Hands everything on: what is read to be checked, the rest to be read by others.
+    fn leave(&mut self, queue: &Queue) {
+        self.unread.drain(..).for_each(|piece| queue.give_back(piece));
+        self.back.drain(..).for_each(|piece| queue.finish(piece));
+        self.settle(|mut piece, read| match piece.advance(read) {
+            true => queue.finish(piece),
+            false => queue.give_back(piece),
+        });
+        // What the kernel has not let go of; the drop sees to its memory.
+        self.flying.iter().flatten().for_each(|piece| queue.abandon(piece));
+    }
+
+    /// Waits for what the kernel still has of ours, as far as it says when it is done.
+    fn settle(&mut self, mut done: impl FnMut(Piece, io::Result<usize>)) {
+        loop {
+            while let Some((key, result)) = self.completion() {
+                if let Some(piece) = self.landed(key) {
+                    done(piece, outcome(result));
+                }
+            }
+            if self.in_flight() == 0 || self.enter(1).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The piece that the kernel is done with.
+    fn landed(&mut self, key: u64) -> Option<Piece> {
+        self.flying.get_mut(usize::try_from(key).ok()?)?.take()
+    }
+
+    #[cfg(test)]
+    fn fault(&self) -> io::Result<()> {
+        use std::sync::atomic::Ordering::SeqCst;
+        match self.faults.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)) {
+            Ok(_) => Err(io::Error::other("injected failure")),
+            Err(_none) => Ok(()),
+        }
+    }
 }
 
 impl Work for Ring {
     fn work(mut self: Box<Self>, queue: &Queue) {
-        if let Err(error) = self.run(queue) {
-            // Never seen; the other rings go on, and without any reads go past the disk.
-            tracing::error!(level = "nvme", %error, "a ring failed and is left");
-            queue.close();
+        let Err(error) = self.run(queue) else { return };
+        if queue.fail(error.to_string(), THREADS) {
+            // Never seen. A ring that fails alone is no reason to trust the others.
+            tracing::warn!(level = "nvme", %error, "a ring failed: threads read from here on");
+            stand_in(queue, || self.leave(queue));
+        } else {
+            self.leave(queue);
         }
     }
 }
@@ -197,21 +256,17 @@ impl Work for Ring {
 impl Drop for Ring {
     /// Waits for what the kernel still has of ours: at a panic, or after a failure.
     fn drop(&mut self) {
-        while self.in_flight() > 0 {
-            if self.ring.submit_and_wait(1).is_err_and(|error| !is_passing(&error)) {
-                // Nobody says any more when the kernel is done with them: what it may
-                // write to is never given back.
-                self.flying.drain(..).for_each(std::mem::forget);
-                return;
-            }
-            while let Some((key, _)) = self.completion() {
-                let key = usize::try_from(key).unwrap_or(usize::MAX);
-                if let Some(flying) = self.flying.get_mut(key) {
-                    *flying = None;
-                }
-            }
-        }
+        self.settle(|piece, _| drop(piece));
+        // Nobody says any more when the kernel is done with them: what it may write to
+        // is never given back.
+        self.flying.drain(..).flatten().for_each(std::mem::forget);
     }
+}
+
+/// What a read came to, from its completion.
+fn outcome(result: i32) -> io::Result<usize> {
+    usize::try_from(result)
+        .map_err(|_negative| io::Error::from_raw_os_error(result.saturating_neg()))
 }
 
 fn is_passing(error: &io::Error) -> bool {

@@ -1,5 +1,7 @@
 //! Both ways of reading, one suite.
 
+mod failure;
+
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;

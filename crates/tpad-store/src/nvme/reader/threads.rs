@@ -14,6 +14,23 @@ pub(super) const THREADS: usize = 6;
 #[derive(Debug)]
 pub(super) struct Thread;
 
+/// Has as many threads as there are to be read, in the place of a worker that failed,
+/// while `meanwhile` runs on this one. Returns when the queue is closed.
+pub(super) fn stand_in(queue: &Queue, meanwhile: impl FnOnce()) {
+    std::thread::scope(|scope| {
+        for n in 1..THREADS {
+            let thread = std::thread::Builder::new().name(format!("tpad-nvme-t{n}"));
+            let started = thread.spawn_scoped(scope, || Box::new(Thread).work(queue));
+            if let Err(error) = started {
+                tracing::warn!(level = "nvme", %error, "fewer threads read than there should be");
+                break;
+            }
+        }
+        meanwhile();
+        Box::new(Thread).work(queue);
+    });
+}
+
 impl Work for Thread {
     fn work(self: Box<Self>, queue: &Queue) {
         while let Some(task) = queue.wait() {
