@@ -17,6 +17,9 @@ use super::session::{Fault, Session};
 /// payload again is copied, so little is taken.
 const SPARE_BYTES: usize = 4096;
 
+/// Read where no payload is expected: all of a small reply at once.
+const FIRST_BYTES: usize = 8192;
+
 /// A whole header block with its head, and what came with it.
 const INPUT_BYTES: usize = HEADER_BLOCK_BYTES + HEAD_BYTES + SPARE_BYTES;
 
@@ -242,7 +245,7 @@ impl Connection {
         }
         loop {
             self.poll_output(cx);
-            let end = needed.max(SPARE_BYTES).min(self.input.len());
+            let end = needed.max(FIRST_BYTES).min(self.input.len());
             match self.socket.poll_read(cx, &mut [], &mut self.input[self.to..end]) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(ConnectionError::Closed)),
                 Poll::Ready(Ok(bytes)) => {

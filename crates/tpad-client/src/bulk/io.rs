@@ -5,7 +5,7 @@ use std::io::{self, IoSliceMut};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A connected socket.
@@ -35,12 +35,24 @@ macro_rules! plain {
                 into: &mut [u8],
                 spare: &mut [u8],
             ) -> Poll<io::Result<usize>> {
+                let room = into.len() + spare.len();
                 loop {
                     ready!(self.poll_read_ready(cx))?;
                     let places = &mut [IoSliceMut::new(into), IoSliceMut::new(spare)];
-                    match self.try_read_vectored(places) {
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                        read => return Poll::Ready(read),
+                    let mut read = 0;
+                    let all = self.try_io(Interest::READABLE, || {
+                        read = rustix::io::readv(&*self, places)?;
+                        // Less than there was room for: nothing is left, and asking again
+                        // would only say so. The next bytes wake us.
+                        let empty = read > 0 && read < room;
+                        if empty { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+                    });
+                    match all {
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock && read == 0 => {}
+                        Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                            return Poll::Ready(Err(error));
+                        }
+                        _ => return Poll::Ready(Ok(read)),
                     }
                 }
             }

@@ -15,6 +15,11 @@ use super::Generation;
 use super::index::{IndexNumber, SharedSegment};
 use crate::EngineError;
 
+/// Lookups of a selection before other tasks have their turn: some ten microseconds. A layer's
+/// are not divided, and may be a hundred thousand. A request for few blocks gives no turn
+/// away: beside bulk reads that would cost it a write of each of them.
+const PICKS_AT_ONCE: usize = 1024;
+
 /// Segments read at a time for one selection: enough to hide an object store's
 /// latency, few enough to keep what is held small.
 pub(super) const SEGMENTS_AT_ONCE: usize = 8;
@@ -123,11 +128,15 @@ impl Generation {
                 Ok::<_, EngineError>((request, segment))
             })
             .buffered(SEGMENTS_AT_ONCE);
+        let mut since_pause = 0;
         while let Some((request, segment)) = segments.try_next().await? {
-            // A layer may have a hundred thousand experts: let others run too.
-            tokio::task::yield_now().await;
+            if since_pause >= PICKS_AT_ONCE {
+                since_pause = 0;
+                tokio::task::yield_now().await;
+            }
             let Request { tier, layer, experts } = request;
             let mut add = |group, expert| -> Result<(), EngineError> {
+                since_pause += 1;
                 let pick = Pick::Expert { tier, group, expert, layer };
                 let bytes = segment.expert_image_bytes(group, expert);
                 picks.push(pick, bytes.ok_or_else(|| self.no_expert(tier, group, expert))?);

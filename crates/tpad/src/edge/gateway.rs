@@ -20,7 +20,7 @@ use super::in_flight::{InFlight, NoPlace, PeerName, Place, Share};
 use super::metrics::EdgeMetrics;
 use super::peer::Peer;
 use super::refusal;
-use super::reply::ReplyBody;
+use super::reply::{Deadline, ReplyBody};
 use super::request::{
     Malformed, REQUEST_ID, RequestBody, RequestDeadline, RequestId, RequestIds, timeout,
 };
@@ -125,7 +125,7 @@ impl Gateway {
         };
         // A drain waits for replies that have an end; the others it ends.
         let drain = (!bounded).then(|| Box::pin(self.drain.clone().cancelled_owned()));
-        let deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
+        let deadline = deadline.map(Deadline::new);
         let (parts, body) = Self::head(response, &id, &mut account).into_parts();
         let metrics = self.metrics.clone();
         let body = ReplyBody::new(body, deadline, drain, stream, share, metrics, account);

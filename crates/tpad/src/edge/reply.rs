@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 
@@ -18,6 +18,27 @@ use super::metrics::EdgeMetrics;
 use super::refusal;
 use super::stream::StreamState;
 
+/// When a reply is ended. Most are over before anybody waits: those set no timer.
+pub(super) struct Deadline {
+    at: Instant,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Deadline {
+    pub(super) fn new(at: Instant) -> Self {
+        Self { at, timer: None }
+    }
+
+    fn passed(&self) -> bool {
+        Instant::now() >= self.at
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let at = self.at;
+        self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at))).as_mut().poll(cx)
+    }
+}
+
 /// A reply on its way to HTTP/2.
 pub(super) struct ReplyBody {
     inner: Option<tonic::body::Body>,
@@ -25,7 +46,7 @@ pub(super) struct ReplyBody {
     rest: Bytes,
     /// The end, held back until the client has taken what is before it.
     end: Option<Option<HeaderMap>>,
-    deadline: Option<Pin<Box<Sleep>>>,
+    deadline: Option<Deadline>,
     /// For a reply that has no end by nature.
     drain: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     waiting: Option<Waiting>,
@@ -38,7 +59,7 @@ pub(super) struct ReplyBody {
 impl ReplyBody {
     pub(super) fn new(
         inner: tonic::body::Body,
-        deadline: Option<Pin<Box<Sleep>>>,
+        deadline: Option<Deadline>,
         drain: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
         stream: Arc<StreamState>,
         share: Arc<Share>,
@@ -77,6 +98,56 @@ impl ReplyBody {
         self.waiting = None;
         self.end = Some(Some(trailers(status)));
     }
+
+    fn end_late(&mut self) {
+        self.deadline = None;
+        self.end_with(&refusal::deadline(self.account.id(), "before the reply was complete"));
+    }
+
+    /// The next frame, whatever the time is.
+    fn poll_reply(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        loop {
+            if let Some(end) = &mut self.end {
+                if self.stream.holds_back(cx.waker()) {
+                    return Poll::Pending;
+                }
+                let end = end.take();
+                self.account.finish(end.as_ref());
+                return Poll::Ready(end.map(|trailers| Ok(Frame::trailers(trailers))));
+            }
+            let room = ready!(self.share.poll_room(&self.stream, &mut self.waiting, cx));
+            if !self.rest.is_empty() {
+                return Poll::Ready(Some(Ok(self.next_piece(room))));
+            }
+            let Some(inner) = &mut self.inner else {
+                self.end = Some(None);
+                continue;
+            };
+            let frame = {
+                let _entered = self.account.span().enter();
+                Pin::new(inner).poll_frame(cx)
+            };
+            let Poll::Ready(frame) = frame else {
+                // Only now: what it had to say of the drain itself is sent.
+                if let Some(drain) = &mut self.drain
+                    && drain.as_mut().poll(cx).is_ready()
+                {
+                    self.drain = None;
+                    self.end_with(&refusal::draining(self.account.id()));
+                    continue;
+                }
+                return Poll::Pending;
+            };
+            match frame {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.rest = data,
+                    Err(frame) => self.end = Some(frame.into_trailers().ok()),
+                },
+                Some(Err(status)) => self.end = Some(Some(trailers(&status))),
+                None => self.end = Some(None),
+            }
+        }
+    }
 }
 
 impl Body for ReplyBody {
@@ -88,54 +159,19 @@ impl Body for ReplyBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
-        if let Some(deadline) = &mut this.deadline
+        if this.end.is_none() && this.deadline.as_ref().is_some_and(Deadline::passed) {
+            this.end_late();
+        }
+        let polled = this.poll_reply(cx);
+        if polled.is_pending()
             && this.end.is_none()
-            && deadline.as_mut().poll(cx).is_ready()
+            && let Some(deadline) = &mut this.deadline
+            && deadline.poll(cx).is_ready()
         {
-            this.deadline = None;
-            this.end_with(&refusal::deadline(this.account.id(), "before the reply was complete"));
+            this.end_late();
+            return this.poll_reply(cx);
         }
-        loop {
-            if let Some(end) = &mut this.end {
-                if this.stream.holds_back(cx.waker()) {
-                    return Poll::Pending;
-                }
-                let end = end.take();
-                this.account.finish(end.as_ref());
-                return Poll::Ready(end.map(|trailers| Ok(Frame::trailers(trailers))));
-            }
-            let room = ready!(this.share.poll_room(&this.stream, &mut this.waiting, cx));
-            if !this.rest.is_empty() {
-                return Poll::Ready(Some(Ok(this.next_piece(room))));
-            }
-            let Some(inner) = &mut this.inner else {
-                this.end = Some(None);
-                continue;
-            };
-            let frame = {
-                let _entered = this.account.span().enter();
-                Pin::new(inner).poll_frame(cx)
-            };
-            let Poll::Ready(frame) = frame else {
-                // Only now: what it had to say of the drain itself is sent.
-                if let Some(drain) = &mut this.drain
-                    && drain.as_mut().poll(cx).is_ready()
-                {
-                    this.drain = None;
-                    this.end_with(&refusal::draining(this.account.id()));
-                    continue;
-                }
-                return Poll::Pending;
-            };
-            match frame {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => this.rest = data,
-                    Err(frame) => this.end = Some(frame.into_trailers().ok()),
-                },
-                Some(Err(status)) => this.end = Some(Some(trailers(&status))),
-                None => this.end = Some(None),
-            }
-        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -124,13 +124,14 @@ impl Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = self.get_mut();
-        if let Some(patience) = &mut this.patience
-            && patience.as_mut().poll(cx).is_ready()
-        {
+        let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
+            // Only now: most requests are there at once, and set no timer.
+            let Some(patience) = &mut this.patience else { return Poll::Pending };
+            ready!(patience.as_mut().poll(cx));
             this.patience = None;
             return Poll::Ready(Some(Err(refusal::request_incomplete(&this.id).into())));
-        }
-        let frame = match ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
+        };
+        let frame = match frame {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
             None => {
