@@ -8,6 +8,7 @@ import load
 
 def main() -> None:
     options = load.arguments().parse_args()
+    load.keep_memory()
 
     def connect():
         own = [("grpc.use_local_subchannel_pool", 1)]

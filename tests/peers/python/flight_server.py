@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--listen", required=True)
     parser.add_argument("--from", dest="directory", required=True)
     options = parser.parse_args()
+    load.keep_memory()
     Server(options.listen, options.directory).serve()
 
 

@@ -1,5 +1,6 @@
-"""grpcio's client with the recommended options and no deserializer: of grpcio's own
-server, or with --tpad of one that speaks tpad's proto files.
+"""grpcio's client with the recommended options, or with --defaults, and no
+deserializer: of grpcio's own server, or with --tpad of one that speaks tpad's proto
+files.
 
 Messages are counted and not joined. Of tpad's, each is some ten bytes longer than
 its payload, and two hold no payload; the figure counts the value's own bytes.
@@ -33,12 +34,22 @@ def fetch_experts(model: str, tier: str, expert: int) -> bytes:
 def main() -> None:
     parser = load.arguments()
     parser.add_argument("--tpad", action="store_true")
+    parser.add_argument("--defaults", action="store_true")
     options = parser.parse_args()
+    if options.defaults:
+        chosen = grpc_options.DEFAULTS
+    else:
+        chosen = grpc_options.RECOMMENDED
+        load.keep_memory()
+
+    # A method does not keep its channel, which closes when nobody does.
+    channels = []
 
     def connect():
-        channel = grpc.insecure_channel(options.addr, options=grpc_options.RECOMMENDED)
+        channel = grpc.insecure_channel(options.addr, options=chosen)
         name = "/tpad.v1.ExpertService/FetchExperts" if options.tpad else "/peers.Values/Get"
         method = channel.unary_stream(name)
+        channels.append(channel)
 
         def fetch(key: int) -> int:
             if options.tpad:

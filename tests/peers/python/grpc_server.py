@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("--listen", required=True)
     parser.add_argument("--from", dest="directory", required=True)
     options = parser.parse_args()
+    load.keep_memory()
     messages = {}
     for name, value in load.values(options.directory):
         starts = range(0, len(value), MESSAGE_BYTES)

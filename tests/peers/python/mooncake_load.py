@@ -8,6 +8,7 @@ import load
 
 def main() -> None:
     options = load.arguments().parse_args()
+    load.keep_memory()
     store = MooncakeDistributedStore()
     # It lends no memory of its own.
     code = store.setup("127.0.0.1", "P2PHANDSHAKE", 0, 64 << 20, "tcp", "", options.addr)

@@ -24,6 +24,9 @@ use clap::{Parser, ValueEnum};
 use figures::{Part, Row};
 use place::Place;
 
+/// Rounds below this are too few for figures to keep.
+const ROUNDS: usize = 5;
+
 /// Compare tpad with what one would use instead: the same fetches, side by side
 #[derive(Debug, Parser)]
 pub(crate) struct Arguments {
@@ -39,13 +42,20 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "TEXT")]
     peers: Vec<String>,
 
-    /// How often every peer runs at each size
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    /// How often every peer runs at each size; of fewer than 5 nothing is kept
+    #[arg(long, value_name = "N", default_value_t = ROUNDS)]
     rounds: usize,
 
     /// Write tables and chart from the rounds that are kept, and run nothing
     #[arg(long)]
     render: bool,
+}
+
+impl Arguments {
+    /// Whether the figures are for the document.
+    fn kept(&self) -> bool {
+        self.render || (!self.quick && self.peers.is_empty() && self.rounds >= ROUNDS)
+    }
 }
 
 /// A part of the comparison.
@@ -76,12 +86,6 @@ impl Plan {
     /// Whether a peer takes part; the limit always does.
     pub(crate) fn wants(&self, name: &str, limit: &str) -> bool {
         name == limit || self.peers.is_empty() || self.peers.iter().any(|text| name.contains(text))
-    }
-
-    /// Whether a server is asked for, by a word of its peers' names.
-    pub(crate) fn wants_server(&self, word: &str) -> bool {
-        let fits = |text: &String| text.contains(word) || word.contains(text.as_str());
-        self.peers.is_empty() || self.peers.iter().any(fits)
     }
 }
 
@@ -153,7 +157,8 @@ fn run(arguments: &Arguments) -> Result<()> {
         catch_signals()?;
         measure(arguments, &root)?;
     }
-    if arguments.quick || !arguments.peers.is_empty() {
+    if !arguments.kept() {
+        say("shown, not kept");
         return Ok(());
     }
     let mut parts = Vec::new();
@@ -192,7 +197,7 @@ fn measure(arguments: &Arguments, root: &Path) -> Result<()> {
             rows,
         };
         say(&table::of(which, &part));
-        if !plan.quick && plan.peers.is_empty() {
+        if arguments.kept() {
             let file = which.file(root);
             std::fs::create_dir_all(root.join("docs/performance"))?;
             std::fs::write(&file, figures::json(&part)?)

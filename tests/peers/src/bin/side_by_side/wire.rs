@@ -24,6 +24,30 @@ pub(crate) const OURS: &str = "tpad";
 const WARMUP: &str = "0.1";
 const SECONDS: &str = "0.5";
 
+/// The comparison proper.
+const PEERS: [&str; 11] = [
+    LIMIT,
+    OURS,
+    "tpad, ordinary receiver",
+    "nginx, sendfile",
+    "memcached get",
+    "Redis GET",
+    "Arrow Flight (pyarrow)",
+    "S3 GET, SeaweedFS",
+    "generated tonic, both sides",
+    "grpcio, both sides",
+    "Mooncake Store",
+];
+
+/// Beside it, at the middle size alone, for the sake of time.
+const BESIDE: [&str; 5] = [
+    "tpad, client checks digests",
+    "tpad, read by grpcio",
+    "generated tonic, read by grpcio",
+    "tpad, read by grpcio as it is",
+    "generated tonic, read by grpcio as it is",
+];
+
 /// Requests at a time, for values of one size.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Case {
@@ -41,7 +65,6 @@ fn everywhere(_: &Case) -> bool {
     true
 }
 
-/// Rows beside the comparison proper have the middle size alone, for the sake of time.
 fn middle(case: &Case) -> bool {
     case.size == SIZES[1]
 }
@@ -83,10 +106,15 @@ struct Field<'a> {
 impl<'a> Field<'a> {
     fn new(place: &'a Place, plan: &Plan) -> Result<Self> {
         let values = values::write(place, &SIZES)?;
-        let unless = |name: &str, start: &dyn Fn() -> Result<Server>| {
-            if plan.wants_server(name) { start() } else { Err(anyhow!("not asked for")) }
+        // A server is called what all of its peers' names hold.
+        let wanted = |server: &str| {
+            let mut peers = PEERS.iter().chain(&BESIDE).filter(|name| name.contains(server));
+            peers.any(|name| plan.wants(name, LIMIT))
         };
-        let weed = if plan.wants_server("SeaweedFS") {
+        let unless = |server: &str, start: &dyn Fn() -> Result<Server>| {
+            if wanted(server) { start() } else { Err(anyhow!("not asked for")) }
+        };
+        let weed = if wanted("SeaweedFS") {
             servers::weed(place, "weed-wire", &place.server).and_then(|weed| {
                 store(place, &weed, &values)?;
                 Ok(weed)
@@ -104,7 +132,7 @@ impl<'a> Field<'a> {
             flight: unless("Flight", &|| servers::python(place, "flight_server.py", &values)),
             mooncake: unless("Mooncake", &|| servers::mooncake(place, &values)),
             weed,
-            grpcio: unless("grpcio", &|| servers::python(place, "grpc_server.py", &values)),
+            grpcio: unless("grpcio, both", &|| servers::python(place, "grpc_server.py", &values)),
             tonic: unless("tonic", &|| servers::ours(place, "generated-tonic", &values)),
         })
     }
@@ -112,27 +140,32 @@ impl<'a> Field<'a> {
     fn contenders(&self) -> Vec<Contender<'_, Case>> {
         let load = |server, verb| self.peer_load(server, verb);
         let python = |server, script, extra| self.python(server, script, extra);
-        let everywhere = |name, run| Contender { name, run, at: everywhere };
-        let middle = |name, run| Contender { name, run, at: middle };
-        vec![
-            everywhere(LIMIT, load(&self.raw, "raw")),
-            everywhere(OURS, self.tpactl("bulk", &["--no-verify"])),
-            everywhere("tpad, ordinary receiver", self.tpactl("ordinary", &["--no-verify"])),
-            middle("tpad, client checks digests", self.tpactl("bulk", &[])),
-            everywhere("nginx, sendfile", load(&self.nginx, "http")),
-            everywhere("memcached get", load(&self.memcached, "memcached")),
-            everywhere("Redis GET", load(&self.redis, "redis")),
-            everywhere("Arrow Flight (pyarrow)", python(&self.flight, "flight_load.py", "")),
-            everywhere("S3 GET, SeaweedFS", self.s3()),
-            everywhere("generated tonic, both sides", load(&self.tonic, "tonic")),
-            everywhere("grpcio, both sides", python(&self.grpcio, "grpc_load.py", "")),
-            everywhere("Mooncake Store", python(&self.mooncake, "mooncake_load.py", "")),
-            middle("tpad, read by grpcio", python(&self.tpad, "grpc_load.py", "--tpad")),
-            middle(
-                "generated tonic, read by grpcio",
-                python(&self.tonic, "grpc_load.py", "--tpad"),
-            ),
-        ]
+        let grpcio = |server, extra| self.python(server, "grpc_load.py", extra);
+        let runs = [
+            load(&self.raw, "raw"),
+            self.tpactl("bulk", &["--no-verify"]),
+            self.tpactl("ordinary", &["--no-verify"]),
+            load(&self.nginx, "http"),
+            load(&self.memcached, "memcached"),
+            load(&self.redis, "redis"),
+            python(&self.flight, "flight_load.py", &[]),
+            self.s3(),
+            load(&self.tonic, "tonic"),
+            grpcio(&self.grpcio, &[]),
+            python(&self.mooncake, "mooncake_load.py", &[]),
+        ];
+        let beside = [
+            self.tpactl("bulk", &[]),
+            grpcio(&self.tpad, &["--tpad"]),
+            grpcio(&self.tonic, &["--tpad"]),
+            grpcio(&self.tpad, &["--tpad", "--defaults"]),
+            grpcio(&self.tonic, &["--tpad", "--defaults"]),
+        ];
+        let runs = PEERS.into_iter().zip(runs);
+        let runs = runs.map(|(name, run)| Contender { name, run, at: everywhere });
+        let beside = BESIDE.into_iter().zip(beside);
+        let beside = beside.map(|(name, run)| Contender { name, run, at: middle });
+        runs.chain(beside).collect()
     }
 
     fn peer_load<'s>(
@@ -154,13 +187,13 @@ impl<'a> Field<'a> {
         &'s self,
         server: &'s Result<Server>,
         script: &'static str,
-        extra: &'static str,
+        extra: &'static [&'static str],
     ) -> Result<Run<'s, Case>> {
         let server = there(server)?;
         let command = move |case: &Case| {
             let mut command = on(&self.place.client, self.place.tool("python")?);
             command.arg(self.place.script(script)).arg("--addr").arg(server.address.to_string());
-            command.args(Some(extra).filter(|extra| !extra.is_empty()));
+            command.args(extra);
             load(&mut command, case, server);
             Ok(command)
         };
