@@ -62,8 +62,14 @@ def runai(paths: list[str]):
 def fastsafetensors(shards: list[str]):
     from fastsafetensors import SafeTensorsFileLoader
 
+    def prepared():
+        return SafeTensorsFileLoader(None, "cpu", nogds=True, set_numa=False)
+
+    # The first one imports PyTorch.
+    prepared().close()
+
     def read() -> int:
-        loader = SafeTensorsFileLoader(None, "cpu", nogds=True, set_numa=False)
+        loader = prepared()
         loader.add_filenames({0: shards})
         size = 0
         buffers = loader.copy_files_to_device()

@@ -154,10 +154,16 @@ fn pause(until: Instant) -> Result<()> {
 }
 
 /// The last line that says something, for people: a traceback's last, a log's last.
+/// What Mooncake's library tells while it ends says nothing: `I1129 13:45:18.4 ...`.
 fn told(log: &Path) -> String {
     let text = std::fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text).into_owned();
-    let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("said nothing");
+    let chatter = |line: &str| {
+        let number = line.strip_prefix('I').and_then(|rest| rest.get(..4));
+        number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    let mut lines = text.lines().rev().filter(|line| !line.trim().is_empty());
+    let line = lines.find(|line| !chatter(line)).unwrap_or("said nothing");
     let line: String = line.chars().filter(|c| !c.is_control()).collect();
     let cut = line.char_indices().map(|(at, _)| at).find(|at| *at >= TOLD_BYTES);
     line[..cut.unwrap_or(line.len())].trim().to_owned()
@@ -189,6 +195,9 @@ mod tests {
         let error =
             output(&mut shell("echo first >&2; echo 'last one' >&2; exit 3"), &log, deadline);
         assert_eq!(error.expect_err("it fails").to_string(), "last one");
+        let script = "echo 'get: -707' >&2; echo 'I1129 13:45:18.409 x.cpp:6] bye' >&2; exit 1";
+        let error = output(&mut shell(script), &log, deadline);
+        assert_eq!(error.expect_err("it fails").to_string(), "get: -707");
     }
 
     #[test]

@@ -160,30 +160,57 @@ fn loader<'a>(
     }))
 }
 
-/// 4 MiB at depth 16: what did best here, and needs least processor time.
+/// How fio reads: 4 MiB at a time, 16 of them in flight or a job on each quarter.
+/// Which is the fastest differs from disk to disk, and a kernel may refuse one.
+const WAYS: [&[&str]; 3] = [
+    &["--ioengine=io_uring", "--iodepth=16"],
+    &["--ioengine=libaio", "--iodepth=16"],
+    &["--ioengine=psync", "--numjobs=4", "--size=25%", "--offset_increment=25%"],
+];
+
+/// The fastest way of those that work.
 fn fio<'a>(place: &'a Place, shards: &'a [PathBuf]) -> Result<Run<'a, Once>> {
     let program = place.system("fio", "fio")?;
     Ok(Box::new(move |_| {
         let files: Vec<String> = shards.iter().map(|file| file.display().to_string()).collect();
-        let mut command = on(&place.all, &program);
-        command.args(["--name=limit", "--rw=read", "--direct=1", "--bs=4M", "--readonly"]);
-        command.args(["--ioengine=io_uring", "--iodepth=16", "--output-format=json"]);
-        command.arg(format!("--filename={}", files.join(":")));
-        command.current_dir(&place.memory);
-        let answer = children::output(&mut command, &place.log("client"), RUN)?;
-        fio_sample(&answer)
+        let mut best = Err(anyhow!("fio was not run"));
+        for way in WAYS {
+            let mut command = on(&place.all, &program);
+            command.args(["--name=limit", "--rw=read", "--direct=1", "--bs=4M", "--readonly"]);
+            command.args(way).arg("--output-format=json");
+            command.arg(format!("--filename={}", files.join(":")));
+            command.current_dir(&place.memory);
+            let answer = children::output(&mut command, &place.log("client"), RUN);
+            best = faster(best, answer.and_then(|answer| fio_sample(&answer)));
+        }
+        best
     }))
 }
 
+fn faster(best: Result<Sample>, next: Result<Sample>) -> Result<Sample> {
+    match (best, next) {
+        (Ok(best), Ok(next)) if next.gb_per_second > best.gb_per_second => Ok(next),
+        (Ok(best), _) => Ok(best),
+        (Err(_), next) => next,
+    }
+}
+
+/// All jobs together, to the end of the last.
 fn fio_sample(answer: &str) -> Result<Sample> {
     let answer: Value = serde_json::from_str(answer).context("fio's answer")?;
-    let job = &answer["jobs"][0];
     let number =
         |value: &Value, key: &str| value[key].as_f64().with_context(|| format!("no {key}"));
-    let bytes = number(&job["read"], "io_bytes")?;
-    let seconds = number(&job["read"], "runtime")? / 1e3;
-    let busy = (number(job, "usr_cpu")? + number(job, "sys_cpu")?) / 100.0 * seconds;
+    let (mut bytes, mut seconds, mut busy) = (0.0, 0.0_f64, 0.0);
+    for job in answer["jobs"].as_array().context("no jobs")? {
+        let took = number(&job["read"], "runtime")? / 1e3;
+        bytes += number(&job["read"], "io_bytes")?;
+        busy += (number(job, "usr_cpu")? + number(job, "sys_cpu")?) / 100.0 * took;
+        seconds = seconds.max(took);
+    }
     let gb = bytes / 1e9;
+    if gb <= 0.0 || seconds <= 0.0 {
+        bail!("fio read nothing");
+    }
     Ok(Sample { gb_per_second: gb / seconds, client_cpu: busy / gb, ..Sample::default() })
 }
 
@@ -198,5 +225,30 @@ mod tests {
         let sample = fio_sample(answer).expect("it is whole");
         assert!((sample.gb_per_second - 2.0).abs() < 1e-9);
         assert!((sample.client_cpu - 0.05).abs() < 1e-9);
+    }
+
+    #[test]
+    fn jobs_of_fio_add_up_and_the_last_to_end_counts() {
+        let job = |ms: u32| {
+            format!(
+                r#"{{"read": {{"io_bytes": 1000000000, "runtime": {ms}}}, "usr_cpu": 0, "sys_cpu": 10}}"#
+            )
+        };
+        let sample = fio_sample(&format!(r#"{{"jobs": [{}, {}]}}"#, job(500), job(1000)));
+        let sample = sample.expect("it is whole");
+        assert!((sample.gb_per_second - 2.0).abs() < 1e-9);
+        assert!((sample.client_cpu - 0.075).abs() < 1e-9);
+        assert!(fio_sample(r#"{"jobs": []}"#).is_err());
+    }
+
+    #[test]
+    fn the_limit_is_the_fastest_way_that_works() {
+        let at = |gb_per_second| Ok(Sample { gb_per_second, ..Sample::default() });
+        let refused = || Err(anyhow!("refused"));
+        let speed = |result: Result<Sample>| result.expect("one works").gb_per_second;
+        assert_eq!(speed(faster(at(1.0), at(2.0))), 2.0);
+        assert_eq!(speed(faster(at(2.0), refused())), 2.0);
+        assert_eq!(speed(faster(refused(), at(1.0))), 1.0);
+        assert!(faster(refused(), refused()).is_err());
     }
 }

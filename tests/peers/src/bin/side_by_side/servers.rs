@@ -126,6 +126,9 @@ pub(crate) fn mooncake(place: &Place, values: &Path) -> Result<Server> {
     let mut command = on(&place.server, place.tool("mooncake_master")?);
     command.arg("-rpc_address=127.0.0.1").arg(format!("-rpc_port={}", address.port()));
     command.arg(format!("-metrics_port={}", metrics.port()));
+    // A value whose lease ends while it is read fails the read; its 5 s are too few for
+    // 16 times 128 MiB on one processor.
+    command.arg("-default_kv_lease_ttl=120000");
     let mut server = Server::start(place, "mooncake-master", &mut command, address)?;
     let stored: usize = SIZES.iter().map(|size: &Size| size.keys * size.bytes()).sum();
     let mut owner = on(&place.server, place.tool("python")?);
