@@ -5,6 +5,8 @@
 pub struct Counts {
     /// Page faults that needed no disk.
     pub minor_faults: u64,
+    /// System calls that read: `read` and `readv`, but not `recv`.
+    pub reads: u64,
     /// System calls that wrote: `write` and `writev`, but not `send`.
     pub writes: u64,
     /// Processor time, of all threads.
@@ -30,10 +32,14 @@ impl Counts {
         let fields: Vec<&str> = fields.split_whitespace().collect();
         let field = |number: usize| -> u64 { fields[number - 3].parse().expect("a count") };
         let io = read("io");
-        let writes = io.lines().find_map(|line| line.strip_prefix("syscw: ")?.parse().ok());
+        let calls = |name: &str| {
+            let value = io.lines().find_map(|line| line.strip_prefix(name)?.parse().ok());
+            value.expect("the kernel counts system calls")
+        };
         Self {
             minor_faults: field(10),
-            writes: writes.expect("the kernel counts system calls"),
+            reads: calls("syscr: "),
+            writes: calls("syscw: "),
             cpu_seconds: (field(14) + field(15)) as f64 / TICKS_PER_SECOND,
         }
     }

@@ -1,12 +1,15 @@
-//! What the daemon costs in counts that do not depend on how fast the machine is.
+//! What both sides cost in counts that do not depend on how fast the machine is.
 
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tpad_tests::bulk;
 use tpad_tests::counts::Counts;
 use tpad_tests::process::Process;
 use tpad_tests::reader::{FRAME_BYTES, Reader};
 use tpad_tests::scene::play;
+use tpad_tests::tools;
 
 const GB: u64 = 1_000_000_000;
 
@@ -17,6 +20,14 @@ const FAULTS_PER_GB: u64 = 500;
 /// Measured: 1,300 to 1,500, in any build: a frame of 1 MiB takes one write, and more
 /// where the socket takes less at a time. Frames of 256 KiB take 4,300, of 16 KiB 61,000.
 const WRITES_PER_GB: u64 = 4_000;
+
+/// Measured of the client, in any build: 0 to 20, since it receives every block into the
+/// same memory. Fresh memory for each would be 244,000.
+const CLIENT_FAULTS_PER_GB: f64 = 1_000.0;
+
+/// Measured of the client, in any build: CLIENT_MEASURED, of some 170 KB each, and about one in
+/// sixteen of them takes what little follows a frame. Reads of 16 KiB would be 61,000.
+const CLIENT_READS_PER_GB: f64 = 20_000.0;
 
 #[test]
 fn a_gigabyte_takes_few_writes_and_no_new_memory() {
@@ -41,6 +52,47 @@ fn a_gigabyte_takes_few_writes_and_no_new_memory() {
         // That they were counted at all.
         assert!(writes >= GB / u64::from(FRAME_BYTES), "{writes} writes per GB");
         println!("{faults} page faults and {writes} writes per GB");
+        let (status, log) = daemon.terminate();
+        assert!(status.success(), "{status}\n{log}");
+    });
+}
+
+#[test]
+fn a_gigabyte_takes_the_client_few_reads_and_no_new_memory() {
+    play(async |scene| {
+        let config =
+            format!("{}[levels.dram]\ncapacity = \"512MiB\"\n", bulk::section(scene.directory()));
+        let daemon = Process::serve(scene.directory(), &config).await;
+        let mut bench = Command::new(tools::program("tpactl"));
+        bench.arg("--addr").arg(format!("http://{}", daemon.grpc())).args(["bench", "fetch"]);
+        bench.args(["--model", bulk::MODEL, "--into", "--no-verify", "--concurrency", "4"]);
+        bench.args(["--duration", "120"]).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut client = bench.spawn().expect("tpactl runs");
+        let sent = async |from: f64| loop {
+            let sent = daemon.metric("tpad_sent_bytes_total", &[]).await;
+            if sent >= from {
+                break sent;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        // Until blocks are in memory, and every buffer was used.
+        let from = sent(2e9).await;
+        let before = Counts::of(client.id());
+        let to = sent(from + 2e9).await;
+        let after = Counts::of(client.id());
+        let running = client.try_wait().expect("it can be asked");
+        assert!(running.is_none(), "the client gave up: {running:?}");
+        client.kill().expect("it runs");
+        client.wait().expect("it ends");
+        #[expect(clippy::cast_precision_loss, reason = "counts of some seconds")]
+        let per_gb = |before: u64, after: u64| (after - before) as f64 * 1e9 / (to - from);
+        let faults = per_gb(before.minor_faults, after.minor_faults);
+        let reads = per_gb(before.reads, after.reads);
+        println!("{faults:.0} page faults and {reads:.0} reads per GB");
+        assert!(faults <= CLIENT_FAULTS_PER_GB, "{faults:.0} page faults per GB");
+        assert!(reads <= CLIENT_READS_PER_GB, "{reads:.0} reads per GB");
+        // That they were counted at all: what a frame holds is read at least at once.
+        assert!(reads >= 1e9 / f64::from(4 * FRAME_BYTES), "{reads:.0} reads per GB");
         let (status, log) = daemon.terminate();
         assert!(status.success(), "{status}\n{log}");
     });
