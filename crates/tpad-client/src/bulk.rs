@@ -13,6 +13,7 @@ mod frame;
 mod header;
 mod idle;
 mod io;
+mod low_water;
 mod session;
 
 use std::future::poll_fn;

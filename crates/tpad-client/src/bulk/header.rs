@@ -1,5 +1,7 @@
 //! Header fields: requests as literals, replies through HPACK.
 
+mod huffman;
+
 use std::borrow::Cow;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -65,15 +67,18 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &[u8]) -> Result<Fields, 
     let mut fields = Fields::default();
     let mut bytes = 0usize;
     let mut wrong = None;
-    let decoded = decoder.decode_with_cb(block, |name: Cow<'_, [u8]>, value: Cow<'_, [u8]>| {
-        bytes = bytes.saturating_add(name.len() + value.len() + FIELD_OVERHEAD);
-        if bytes > HEADER_LIST_BYTES {
-            wrong = Some("its fields are longer than allowed");
-        }
-        if wrong.is_none() {
-            wrong = keep(&mut fields, &name, &value).err();
-        }
-    });
+    let decoded = decoder.decode_with_cb(
+        &huffman::plain(block),
+        |name: Cow<'_, [u8]>, value: Cow<'_, [u8]>| {
+            bytes = bytes.saturating_add(name.len() + value.len() + FIELD_OVERHEAD);
+            if bytes > HEADER_LIST_BYTES {
+                wrong = Some("its fields are longer than allowed");
+            }
+            if wrong.is_none() {
+                wrong = keep(&mut fields, &name, &value).err();
+            }
+        },
+    );
     decoded.map_err(|error| HeaderFault::Compression(error.to_string()))?;
     wrong.map_or(Ok(fields), |what| Err(HeaderFault::Malformed(what)))
 }

@@ -8,6 +8,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::low_water;
+
 /// A connected socket.
 pub(crate) trait Socket: Debug + Send {
     /// Reads into `into`, and what there is beyond it into `spare`: how much of both. The payload
@@ -24,10 +26,14 @@ pub(crate) trait Socket: Debug + Send {
 
     /// Writes what the system takes at once, when nobody waits any more.
     fn say(&mut self, bytes: &[u8]);
+
+    /// Wakes a waiting reader when this much is there, and not before. Where that cannot be
+    /// said readers are woken earlier.
+    fn wake_at(&mut self, _bytes: usize) {}
 }
 
 macro_rules! plain {
-    ($socket:ty) => {
+    ($socket:ty, $wake_at:expr) => {
         impl Socket for $socket {
             fn poll_read(
                 &mut self,
@@ -69,12 +75,20 @@ macro_rules! plain {
                 // Nobody is told if it does not fit: the socket closes either way.
                 let _ = self.try_write(bytes);
             }
+
+            fn wake_at(&mut self, bytes: usize) {
+                $wake_at(self, bytes);
+            }
         }
     };
 }
 
-plain!(TcpStream);
-plain!(UnixStream);
+plain!(TcpStream, |socket: &TcpStream, bytes| {
+    // Refused, it changes nothing but how often we are woken.
+    let _ = low_water::set(socket, bytes);
+});
+// The kernel wakes readers of Unix sockets with every write, whatever their mark is.
+plain!(UnixStream, |_: &UnixStream, _: usize| {});
 
 /// A stream that decrypts, or a test's: one place at a time.
 #[derive(Debug)]
