@@ -31,7 +31,7 @@ pub fn trees_seconds(roots: &[u32]) -> Result<f64> {
     Ok(seconds)
 }
 
-/// User and system seconds of this process.
+/// User and system seconds of this process and all that it started.
 ///
 /// # Errors
 /// When `/proc` cannot be read.

@@ -56,7 +56,7 @@ pub(crate) fn run(place: &Place, plan: &Plan) -> Result<Vec<Row>> {
     let loader = |name: &'static str| loader(place, name, &shards);
     let contenders = [
         (LIMIT, fio(place, &shards)),
-        ("tpad, from disk to its memory", prefetch(place, &tpad)),
+        ("tpad, from disk to its memory", prefetch(place, &tpad, &[])),
         ("tpad, from disk to a worker over TCP", worker(place, &tpad)),
         ("Run:ai model streamer", loader("runai")),
         ("safetensors, mmap", loader("safetensors")),
@@ -104,16 +104,21 @@ fn worker<'a>(place: &'a Place, server: &'a Result<Server>) -> Result<Run<'a, On
     }))
 }
 
-/// From disk to where a worker of this machine would be served from.
-fn prefetch<'a>(place: &'a Place, server: &'a Result<Server>) -> Result<Run<'a, Once>> {
+/// To where a worker of this machine would be served from; `behind` serves the daemon.
+pub(crate) fn prefetch<'a>(
+    place: &'a Place,
+    server: &'a Result<Server>,
+    behind: &[u32],
+) -> Result<Run<'a, Once>> {
     let server = server.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+    let servers = [&server.pids()[..], behind].concat();
     Ok(Box::new(move |_| {
         let scope = ["--model", &COLD.model(), "--tier", "base"].map(str::to_owned);
         let mut evict = server.tpactl(place, &place.all)?;
         place.prepare(evict.arg("evict").args(&scope).args(["--level", "dram"]))?;
         let mut prefetch = server.tpactl(place, &place.all)?;
         prefetch.args(["prefetch", "--json"]).args(&scope);
-        let (answer, sample) = timed(place, &mut prefetch, &server.pids())?;
+        let (answer, sample) = timed(place, &mut prefetch, &servers)?;
         let answer: Value = serde_json::from_str(&answer).context("tpactl's answer")?;
         let bytes = answer["fetched"]["bytes"].as_u64().context("no bytes fetched")?;
         Ok(sample(bytes))
@@ -127,12 +132,14 @@ pub(crate) fn timed(
     command: &mut Command,
     servers: &[u32],
 ) -> Result<(String, impl Fn(u64) -> Sample + use<>)> {
-    // What this process has waited for counts as its own.
+    // What this process has waited for counts as its own, and so do the servers, which it
+    // started.
     let (own, before) = (cpu::own_seconds()?, cpu::trees_seconds(servers)?);
     let began = Instant::now();
     let answer = children::output(command, &place.log("client"), RUN)?;
     let seconds = began.elapsed().as_secs_f64();
-    let (client, server) = (cpu::own_seconds()? - own, cpu::trees_seconds(servers)? - before);
+    let server = cpu::trees_seconds(servers)? - before;
+    let client = cpu::own_seconds()? - own - server;
     #[expect(clippy::cast_precision_loss, reason = "a rate")]
     let sample = move |bytes: u64| {
         let gb = bytes as f64 / 1e9;

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, anyhow};
 
 use crate::children::on;
-use crate::cold::{CONCURRENCY, Once, bench_cold, timed};
+use crate::cold::{CONCURRENCY, Once, bench_cold, prefetch, timed};
 use crate::contest::{Contender, Run, client, contest};
 use crate::figures::{Row, Sample};
 use crate::place::{self, Place};
@@ -19,8 +19,9 @@ pub(crate) const LIMIT: &str = "HTTP GET, no more";
 
 const PREFIX: &str = "cold";
 
-const PEERS: [&str; 6] = [
+const PEERS: [&str; 7] = [
     LIMIT,
+    "tpad, from the store to host memory",
     "tpad, from the store to a worker",
     "object_store, ranges of 16 MiB",
     "Run:ai model streamer, S3",
@@ -36,6 +37,7 @@ pub(crate) fn run(place: &Place, plan: &Plan) -> Result<Vec<Row>> {
     let runs = match &scene {
         Ok(scene) => [
             scene.http(),
+            prefetch(place, &tpad, &scene.weed.server.pids()),
             scene.worker(&tpad),
             scene.object_store(),
             scene.loader("runai-s3"),
