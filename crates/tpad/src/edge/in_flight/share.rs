@@ -114,7 +114,7 @@ impl Share {
     pub(in crate::edge) fn saturated(&self) -> bool {
         let held = self.bytes.load(Ordering::SeqCst);
         held > 0
-            && (held >= self.left() || held >= self.all.connection_limit)
+            && (held >= self.left() || held >= self.bound())
             && self.stall.lasted().is_some_and(|lasted| lasted >= SATURATED_AFTER)
     }
 
@@ -220,7 +220,7 @@ impl Share {
         let held = self.bytes.load(Ordering::SeqCst);
         if held >= self.left() {
             if held == 0 { Room::Send(LEAST_PIECE_BYTES) } else { Room::Wait }
-        } else if held < self.all.connection_limit {
+        } else if held < self.bound() {
             Room::Send(self.piece_bytes())
         } else if stream.holds_back(cx.waker()) {
             Room::AtBound
@@ -234,7 +234,17 @@ impl Share {
     fn piece_bytes(&self) -> u64 {
         let streams = self.streams.load(Ordering::Relaxed).max(1) as u64;
         let part = ROUND_BYTES / streams.next_power_of_two();
+        let part = part.min(1 << self.bound().max(1).ilog2());
         part.clamp(LEAST_PIECE_BYTES, PIECE_BYTES)
+    }
+
+    /// What the connection may hold before it waits: the configured bound, and with many
+    /// connections an equal part of what their peer may have if it is alone. Else those that
+    /// are not read would hold so much of it that the others had crumbs left.
+    fn bound(&self) -> u64 {
+        let connections = self.peer.active.load(Ordering::Relaxed).max(1) as u64;
+        let part = self.all.limit / 2 / connections;
+        self.all.connection_limit.min(part.max(LEAST_PIECE_BYTES))
     }
 
     fn wait(&self, at_bound: bool) -> Waiting {
@@ -258,7 +268,7 @@ impl Share {
     fn pass_on(&self) {
         let held = self.bytes.load(Ordering::SeqCst);
         let left = self.left();
-        if held == 0 || (held < left && held < self.all.connection_limit) {
+        if held == 0 || (held < left && held < self.bound()) {
             self.moved.notify_one();
         }
         if left > 0 && self.peer.waiting.load(Ordering::SeqCst) > 0 {
