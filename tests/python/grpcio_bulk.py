@@ -18,6 +18,10 @@ import grpc
 
 METHOD = "/tpad.v1.ExpertService/FetchExperts"
 
+# With these in the environment glibc keeps the memory of messages instead of having the
+# kernel clear it for each:
+#   MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=2147483647 MALLOC_ARENA_MAX=1
+#
 # A frame is what grpcio takes from a socket at a time, and the look-ahead what a
 # stream may send before it is asked for more; probing the bandwidth would take both
 # back to what it finds at the start.

@@ -70,8 +70,6 @@ struct Data {
 struct Silence {
     limit: Duration,
     since: Instant,
-    /// Nothing came for so long that whatever comes next is to be heard.
-    listening: bool,
     asked: bool,
     timer: Pin<Box<Sleep>>,
 }
@@ -115,7 +113,6 @@ impl Connection {
             silence: Silence {
                 limit: patience,
                 since,
-                listening: false,
                 asked: false,
                 timer: Box::pin(tokio::time::sleep_until(since + patience)),
             },
@@ -311,7 +308,7 @@ impl Connection {
 
     /// Sets when the socket wakes us next: when `rest` is there, which is sure to come.
     fn wake_at(&mut self, rest: usize) {
-        let worth = rest >= LEAST_MARK_BYTES && !self.silence.listening;
+        let worth = rest >= LEAST_MARK_BYTES && !self.silence.asked;
         let mark = if worth { rest.min(MOST_MARK_BYTES) } else { 1 };
         if mark != self.mark {
             self.mark = mark;
@@ -339,17 +336,14 @@ impl Connection {
             let due = self.silence.since + self.silence.limit;
             if due > Instant::now() {
                 self.silence.timer.as_mut().reset(due);
-            } else if self.mark > 1 {
-                // It may say something, and slowly.
-                self.silence.since = Instant::now();
-                self.silence.listening = true;
-                self.wake_at(1);
             } else if self.silence.asked {
                 return Poll::Ready(Err(ConnectionError::Silent(self.silence.limit * 2)));
             } else {
                 // From now: nobody may have looked for long.
                 self.silence.since = Instant::now();
                 self.silence.asked = true;
+                // Of a frame that comes in slowly we have heard nothing below the mark.
+                self.wake_at(1);
                 self.session.ping();
                 self.silence.timer.as_mut().reset(self.silence.since + self.silence.limit);
                 return Poll::Ready(Ok(()));
@@ -382,7 +376,6 @@ impl Connection {
 impl Silence {
     fn heard(&mut self) {
         self.since = Instant::now();
-        self.listening = false;
         self.asked = false;
     }
 }

@@ -4,7 +4,8 @@
 //! written or dropped it. A peer may hold as many bytes as nobody holds, and a
 //! connection as many as its peer has left of that. So however much n peers want,
 //! one part in n + 1 of the bound stays free for whoever comes: nobody is counted
-//! and nothing is reserved. Beside that a connection has a bound of its own.
+//! and nothing is reserved. Beside that a connection has a bound of its own,
+//! which is lower where there are many.
 //!
 //! Clients that do not read cannot stop one that does: a connection that holds
 //! nothing may always send a small piece. So what can be held is the bound, a
@@ -39,6 +40,8 @@ pub(super) struct InFlight {
     waiting: AtomicUsize,
     /// Peers of which HTTP/2 holds bytes.
     active_peers: AtomicUsize,
+    /// Connections of which it does.
+    active_connections: AtomicUsize,
     peers: Peers,
     gauge: Gauge,
 }
@@ -53,6 +56,7 @@ impl InFlight {
             of_requests: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             active_peers: AtomicUsize::new(0),
+            active_connections: AtomicUsize::new(0),
             peers: Peers::default(),
             gauge,
         }

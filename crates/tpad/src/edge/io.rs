@@ -2,7 +2,7 @@
 //! and not closed before its peer has read the last of them.
 
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -97,12 +97,9 @@ impl WatchedIo {
     ) -> Poll<io::Result<usize>> {
         let Some(most) = self.turn.as_ref().map_or(Some(usize::MAX), |turn| turn.longest_write())
         else {
-            // The socket would take more: nothing stalls. Woken at once, connections that take
-            // turns would keep the thread busy, and it looks for what else is ready seldom; so
-            // they go on after it has looked.
-            if pin!(tokio::task::yield_now()).poll(cx).is_ready() {
-                cx.waker().wake_by_ref();
-            }
+            // The socket would take more: nothing stalls. To the end of the queue, behind
+            // everybody else who is ready.
+            cx.waker().wake_by_ref();
             return Poll::Pending;
         };
         let written = write(Pin::new(&mut self.socket), cx, most);

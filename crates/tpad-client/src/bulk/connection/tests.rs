@@ -1,5 +1,7 @@
 //! A daemon that is a list of frames, and what is made of it.
 
+mod marks;
+
 use std::future::poll_fn;
 
 use bytes::Bytes;

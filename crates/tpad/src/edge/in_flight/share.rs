@@ -114,7 +114,7 @@ impl Share {
     pub(in crate::edge) fn saturated(&self) -> bool {
         let held = self.bytes.load(Ordering::SeqCst);
         held > 0
-            && (held >= self.left() || held >= self.bound())
+            && (held >= self.left() || held >= self.all.connection_limit)
             && self.stall.lasted().is_some_and(|lasted| lasted >= SATURATED_AFTER)
     }
 
@@ -164,10 +164,11 @@ impl Share {
         if begins {
             self.streams.fetch_add(1, Ordering::Relaxed);
         }
-        if self.bytes.fetch_add(bytes, Ordering::SeqCst) == 0
-            && self.peer.active.fetch_add(1, Ordering::Relaxed) == 0
-        {
-            self.all.active_peers.fetch_add(1, Ordering::Relaxed);
+        if self.bytes.fetch_add(bytes, Ordering::SeqCst) == 0 {
+            self.all.active_connections.fetch_add(1, Ordering::Relaxed);
+            if self.peer.active.fetch_add(1, Ordering::Relaxed) == 0 {
+                self.all.active_peers.fetch_add(1, Ordering::Relaxed);
+            }
         }
         self.peer.bytes.fetch_add(bytes, Ordering::SeqCst);
         self.all.add(bytes);
@@ -182,6 +183,7 @@ impl Share {
         let before = self.bytes.fetch_sub(bytes, Ordering::SeqCst);
         if before == bytes {
             self.stall.clear();
+            self.all.active_connections.fetch_sub(1, Ordering::Relaxed);
             if self.peer.active.fetch_sub(1, Ordering::Relaxed) == 1 {
                 self.all.active_peers.fetch_sub(1, Ordering::Relaxed);
             }
@@ -238,11 +240,11 @@ impl Share {
         part.clamp(LEAST_PIECE_BYTES, PIECE_BYTES)
     }
 
-    /// What the connection may hold before it waits: the configured bound, and with many
-    /// connections an equal part of what their peer may have if it is alone. Else those that
-    /// are not read would hold so much of it that the others had crumbs left.
+    /// What the connection may hold before it waits: the configured bound, and where many
+    /// hold something an equal part of half of all. Else those that are not read would hold
+    /// so much that the others had crumbs left.
     fn bound(&self) -> u64 {
-        let connections = self.peer.active.load(Ordering::Relaxed).max(1) as u64;
+        let connections = self.all.active_connections.load(Ordering::Relaxed).max(1) as u64;
         let part = self.all.limit / 2 / connections;
         self.all.connection_limit.min(part.max(LEAST_PIECE_BYTES))
     }

@@ -58,6 +58,10 @@ async fn what_a_broken_ring_keeps_is_told_and_its_memory_is_never_used_again() {
     let (reader, faults) = of_rings(1);
     let scene = Scene { reader, ..Scene::new(Way::Threads) };
     let (id, path, image) = scene.block(1, 5000);
+    // The ring is up and asleep: one that fails on its way there leaves the read to threads.
+    let (_, slot) = scene.begin(&id, &path, 5000).await.expect("an answer").expect("read");
+    drop(slot);
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     faults[0].store(usize::MAX, SeqCst);
     assert!(scene.begin(&id, &path, 5000).await.is_err(), "it ends without an answer");
     let held = scene.arena.usage().held;

@@ -34,8 +34,14 @@ pub(crate) struct Weed {
     pub(crate) server: Server,
 }
 
-/// Starts it, with its files on disk.
+/// Starts it, with its files on disk. It wants ten ports, and one that was free may be taken
+/// until it gets there.
 pub(crate) fn weed(place: &Place, name: &str, processors: &str) -> Result<Weed> {
+    let first = start(place, name, processors);
+    first.or_else(|_| start(place, name, processors)).or_else(|_| start(place, name, processors))
+}
+
+fn start(place: &Place, name: &str, processors: &str) -> Result<Weed> {
     let address = free_address()?;
     let directory = place.disk.join(name);
     std::fs::create_dir_all(&directory)?;
