@@ -177,8 +177,10 @@ mod tests {
         [&[0x40, 1, b'x'], &length[..], coded].concat()
     }
 
+    type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+
     /// What the library makes of a block, and then of one that needs the first's table.
-    fn read(block: &[u8]) -> Vec<Option<Vec<(Vec<u8>, Vec<u8>)>>> {
+    fn read(block: &[u8]) -> Vec<Option<Fields>> {
         let mut decoder = Decoder::new();
         [block, b"\xbe"].iter().map(|block| decoder.decode(block).ok()).collect()
     }
