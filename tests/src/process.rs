@@ -186,9 +186,10 @@ impl Process {
         Self { child, meter, socket, log }
     }
 
-    /// Asks again and again: another process opens its socket when it pleases.
+    /// Asks again and again: another process opens its socket when it pleases, and
+    /// writes to its log a little later.
     async fn wait_until_ready(&mut self) {
-        while !self.ready().await {
+        while !self.ready().await || !self.log().contains("tpad listens") {
             let ended = self.child.try_wait().expect("it can be asked");
             assert!(ended.is_none(), "tpad ended: {ended:?}\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(10)).await;
