@@ -88,7 +88,7 @@ impl Queue {
         self.progress.fetch_add(1, Ordering::Relaxed);
         let mut state = self.lock();
         // Someone may have begun to wait for it while it was opened.
-        let urgency = if state.opened(&id, urgency) { Urgency::Demand } else { urgency };
+        let urgency = state.opening.back(&id, urgency);
         let Some(pieces) = opened else { return };
         if state.closed {
             return;
@@ -107,8 +107,9 @@ impl Queue {
         move_all(&mut prefetch.pieces, &mut demand.pieces, |piece| piece.id() == id);
         move_all(&mut prefetch.jobs, &mut demand.jobs, |job| job.id == *id);
         let moved = demand.pieces.len() + demand.jobs.len() - before;
-        let opening = state.opening.iter_mut().filter(|(opening, _)| opening == id);
-        opening.for_each(|(_, hurried)| *hurried = true);
+        // What is out goes on as it is, and is as urgent should it come back unread.
+        state.opening.hurry(id);
+        state.flying.hurry(id);
         self.wake(state, moved);
     }
 
@@ -143,12 +144,12 @@ impl Queue {
 
     /// Takes back a piece that was read, or is not to be read any more.
     pub(super) fn finish(&self, piece: Piece) {
-        let urgency = piece.urgency;
+        let (id, urgency) = (*piece.id(), piece.urgency);
         piece.finish();
         self.progress.fetch_add(1, Ordering::Relaxed);
         if urgency == Urgency::Prefetch {
             let mut state = self.lock();
-            state.prefetching -= 1;
+            state.flying.back(&id, urgency);
             // One that waited for the place, beside the worker that comes back now.
             self.wake(state, 1);
         }
@@ -156,11 +157,9 @@ impl Queue {
 
     /// Takes back a piece of which not all was read, to be read by another.
     pub(super) fn give_back(&self, piece: Piece) {
-        let urgency = piece.urgency;
         let mut state = self.lock();
-        if urgency == Urgency::Prefetch {
-            state.prefetching -= 1;
-        }
+        // Someone may have begun to wait for its block while it was in flight.
+        let urgency = state.flying.back(piece.id(), piece.urgency);
         if state.closed {
             drop(state);
             piece.abandon();
@@ -175,7 +174,7 @@ impl Queue {
         piece.abandon();
         if piece.urgency == Urgency::Prefetch {
             let mut state = self.lock();
-            state.prefetching -= 1;
+            state.flying.back(piece.id(), piece.urgency);
             self.wake(state, 1);
         }
     }

@@ -12,11 +12,11 @@ use crate::nvme::reader::block::{Job, Piece};
 pub(super) struct State {
     pub(super) demand: Line,
     pub(super) prefetch: Line,
+    /// Prefetches whose files are being opened.
+    pub(super) opening: Out,
     /// Pieces of prefetches in flight.
-    pub(super) prefetching: usize,
+    pub(super) flying: Out,
     pub(super) most_prefetches: usize,
-    /// Prefetches whose files are being opened, and whether someone waits by now.
-    pub(super) opening: Vec<(BlockId, bool)>,
     /// Which workers with a bell found nothing when they last came by.
     pub(super) hungry: Vec<bool>,
     /// Why no ring reads any more, if one failed.
@@ -30,6 +30,10 @@ pub(super) struct Line {
     pub(super) jobs: VecDeque<Job>,
 }
 
+/// What was handed out for prefetches, and whether someone waits for its block by now.
+#[derive(Debug, Default)]
+pub(super) struct Out(Vec<(BlockId, bool)>);
+
 impl State {
     pub(super) fn line(&mut self, urgency: Urgency) -> &mut Line {
         match urgency {
@@ -42,23 +46,30 @@ impl State {
         if let Some(task) = self.demand.next(Urgency::Demand) {
             return Some(task);
         }
-        if self.prefetching >= self.most_prefetches {
+        if self.flying.0.len() >= self.most_prefetches {
             return None;
         }
         let task = self.prefetch.next(Urgency::Prefetch)?;
         match &task {
-            Task::Read(_) => self.prefetching += 1,
-            Task::Open(job, _) => self.opening.push((job.id, false)),
+            Task::Read(piece) => self.flying.0.push((*piece.id(), false)),
+            Task::Open(job, _) => self.opening.0.push((job.id, false)),
         }
         Some(task)
     }
+}
 
-    /// A file was opened, or could not be: whether someone waits for it by now.
-    pub(super) fn opened(&mut self, id: &BlockId, urgency: Urgency) -> bool {
-        let opening = self.opening.iter().position(|(opening, _)| opening == id);
-        match opening.filter(|_| urgency == Urgency::Prefetch) {
-            Some(at) => self.opening.swap_remove(at).1,
-            None => urgency == Urgency::Demand,
+impl Out {
+    /// Someone waits for this block now.
+    pub(super) fn hurry(&mut self, id: &BlockId) {
+        self.0.iter_mut().filter(|(out, _)| out == id).for_each(|(_, hurried)| *hurried = true);
+    }
+
+    /// Something is back that was handed out: how urgent it is by now.
+    pub(super) fn back(&mut self, id: &BlockId, urgency: Urgency) -> Urgency {
+        let out = self.0.iter().position(|(out, _)| out == id);
+        match out.filter(|_| urgency == Urgency::Prefetch) {
+            Some(at) if self.0.swap_remove(at).1 => Urgency::Demand,
+            _ => urgency,
         }
     }
 }
