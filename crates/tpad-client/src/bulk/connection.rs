@@ -1,27 +1,19 @@
-//! One connection: its socket, and the bytes between it and the protocol.
+//! One connection: which of its bytes are payload and which are the protocol's.
+
+mod input;
+mod silence;
+mod wire;
 
 use std::io;
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep};
-
+use self::input::Input;
+use self::wire::Wire;
 use super::call::CallState;
 use super::frame::{self, FrameHead, HEAD_BYTES};
-use super::header::HEADER_BLOCK_BYTES;
 use super::io::Socket;
 use super::session::{Fault, Session};
-
-/// Read beyond a payload: the heads of the frames that follow. What of it is
-/// payload again is copied, so little is taken.
-const SPARE_BYTES: usize = 4096;
-
-/// Read where no payload is expected: all of a small reply at once.
-const FIRST_BYTES: usize = 8192;
-
-/// A whole header block with its head, and what came with it.
-const INPUT_BYTES: usize = HEADER_BLOCK_BYTES + HEAD_BYTES + SPARE_BYTES;
 
 /// Of a frame that has begun the rest is on its way, and nothing else can come before it: we
 /// need not be woken by every segment. Being woken costs the sender, too: with one block of
@@ -29,31 +21,16 @@ const INPUT_BYTES: usize = HEADER_BLOCK_BYTES + HEAD_BYTES + SPARE_BYTES;
 /// windows"). Of frames of 1 MiB receiving all the while is worth more.
 const LEAST_MARKED_FRAME_BYTES: usize = 3 << 19;
 
-/// The least rest that is worth a system call, and the most that is waited for: the kernel
-/// keeps twice that memory for it.
-const LEAST_MARK_BYTES: usize = 256 << 10;
-const MOST_MARK_BYTES: usize = 2 << 20;
-
 /// A connection with at most one call.
 pub(super) struct Connection {
-    socket: Box<dyn Socket>,
+    wire: Wire,
     pub(super) session: Session,
-    input: Box<[u8]>,
-    /// What of the input was read and is not used up.
-    from: usize,
-    to: usize,
-    /// Of `session.output`.
-    written: usize,
+    input: Input,
     data: Option<Data>,
-    /// How much has to be there before the socket wakes us.
-    mark: usize,
     /// What is left of a frame that means nothing.
     skip: usize,
-    silence: Silence,
     /// What the daemon did wrong.
     fault: u32,
-    /// The daemon hears nothing any more. What it said before may still be read.
-    deaf: bool,
 }
 
 /// A DATA frame that is being received.
@@ -64,14 +41,6 @@ struct Data {
     /// Whether its rest is waited for.
     marked: bool,
     last: bool,
-}
-
-/// How long the other side has said nothing.
-struct Silence {
-    limit: Duration,
-    since: Instant,
-    asked: bool,
-    timer: Pin<Box<Sleep>>,
 }
 
 /// Why a connection is of no use any more.
@@ -99,36 +68,24 @@ impl Connection {
     /// Nothing is written before the first call. A daemon that says nothing for
     /// `patience` is asked whether it is there, and given up after as long again.
     pub(super) fn new(socket: Box<dyn Socket>, patience: Duration) -> Self {
-        let since = Instant::now();
         Self {
-            socket,
+            wire: Wire::new(socket, patience),
             session: Session::new(),
-            input: vec![0; INPUT_BYTES].into(),
-            from: 0,
-            to: 0,
-            written: 0,
+            input: Input::new(),
             data: None,
-            mark: 1,
             skip: 0,
-            silence: Silence {
-                limit: patience,
-                since,
-                asked: false,
-                timer: Box::pin(tokio::time::sleep_until(since + patience)),
-            },
             fault: frame::NO_ERROR,
-            deaf: false,
         }
     }
 
     /// Whether another call may begin.
     pub(super) fn is_free(&self) -> bool {
-        !self.deaf && self.data.is_none() && self.skip == 0 && self.session.is_free()
+        !self.wire.is_deaf() && self.data.is_none() && self.skip == 0 && self.session.is_free()
     }
 
     /// Silence counts from here: before, nothing was to be said.
     pub(super) fn begin(&mut self) {
-        self.silence.heard();
+        self.wire.begin();
     }
 
     /// Ready when the call's reply has a head, or has ended.
@@ -154,13 +111,10 @@ impl Connection {
         loop {
             if let Some(data) = self.data.as_mut().filter(|data| data.left > 0) {
                 let want = data.left.min(into.len());
-                let bytes = if self.from < self.to {
-                    let bytes = want.min(self.to - self.from);
-                    into[..bytes].copy_from_slice(&self.input[self.from..self.from + bytes]);
-                    self.from += bytes;
-                    bytes
-                } else {
+                let bytes = if self.input.unread().is_empty() {
                     ready!(self.poll_payload(cx, &mut into[..want]))?
+                } else {
+                    self.input.copy(&mut into[..want])
                 };
                 if let Some(data) = &mut self.data {
                     data.left -= bytes;
@@ -189,11 +143,11 @@ impl Connection {
 
     /// One step; how many bytes the input needs where that is what is missing.
     fn frame(&mut self) -> Result<Option<usize>, Fault> {
-        let there = self.to - self.from;
+        let there = self.input.unread().len();
         if let Some(data) = &mut self.data {
             let bytes = data.padding.min(there);
             data.padding -= bytes;
-            self.from += bytes;
+            self.input.advance(bytes);
             self.session.take(bytes);
             if data.padding > 0 {
                 return Ok(Some(1));
@@ -208,10 +162,10 @@ impl Connection {
         if self.skip > 0 {
             let bytes = self.skip.min(there);
             self.skip -= bytes;
-            self.from += bytes;
+            self.input.advance(bytes);
             return Ok((self.skip > 0).then_some(1));
         }
-        let Some(head) = self.input[self.from..self.to].first_chunk() else {
+        let Some(head) = self.input.unread().first_chunk() else {
             return Ok(Some(HEAD_BYTES));
         };
         let head = FrameHead::read(*head);
@@ -219,11 +173,11 @@ impl Connection {
             return self.open_data(head);
         }
         let kept = Session::keeps(head)?;
-        let Some(payload) = self.input[self.from + HEAD_BYTES..self.to].get(..kept) else {
+        let Some(payload) = self.input.unread()[HEAD_BYTES..].get(..kept) else {
             return Ok(Some(HEAD_BYTES + kept));
         };
         self.session.frame(head, payload)?;
-        self.from += HEAD_BYTES + kept;
+        self.input.advance(HEAD_BYTES + kept);
         self.skip = head.bytes - kept;
         Ok(None)
     }
@@ -231,7 +185,7 @@ impl Connection {
     fn open_data(&mut self, head: FrameHead) -> Result<Option<usize>, Fault> {
         let padded = head.has(frame::PADDED);
         let needed = HEAD_BYTES + usize::from(padded && head.bytes > 0);
-        if self.to - self.from < needed {
+        if self.input.unread().len() < needed {
             return Ok(Some(needed));
         }
         self.session.data(head)?;
@@ -240,13 +194,13 @@ impl Connection {
         let mut data = Data { left: head.bytes, padding: 0, marked, last };
         if padded {
             // Checked above unless the frame is empty, which the next line refuses.
-            data.padding = usize::from(self.input[self.from + needed - 1]);
+            data.padding = usize::from(self.input.unread()[needed - 1]);
             let rest = head.bytes.checked_sub(1 + data.padding);
             let what = || "DATA has more padding than bytes".to_owned();
             data.left = rest.ok_or_else(|| Fault { code: frame::PROTOCOL_ERROR, what: what() })?;
             self.session.take(1);
         }
-        self.from += needed;
+        self.input.advance(needed);
         self.data = Some(data);
         Ok(None)
     }
@@ -257,27 +211,10 @@ impl Connection {
         cx: &mut Context<'_>,
         needed: usize,
     ) -> Poll<Result<(), ConnectionError>> {
-        if self.from > 0 {
-            self.input.copy_within(self.from..self.to, 0);
-            (self.from, self.to) = (0, self.to - self.from);
-        }
-        loop {
-            self.poll_output(cx);
-            let end = needed.max(FIRST_BYTES).min(self.input.len());
-            match self.socket.poll_read(cx, &mut [], &mut self.input[self.to..end]) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(ConnectionError::Closed)),
-                Poll::Ready(Ok(bytes)) => {
-                    self.to += bytes;
-                    self.silence.heard();
-                    return Poll::Ready(Ok(()));
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
-                Poll::Pending => {
-                    self.wake_at(1);
-                    ready!(self.poll_silence(cx))?;
-                }
-            }
-        }
+        let room = self.input.room(needed);
+        let bytes = ready!(self.wire.poll_read(cx, &mut self.session, &mut [], room, 1))?;
+        self.input.filled(bytes);
+        Poll::Ready(Ok(()))
     }
 
     /// Reads payload into its place, and what follows it into the empty input.
@@ -286,69 +223,13 @@ impl Connection {
         cx: &mut Context<'_>,
         into: &mut [u8],
     ) -> Poll<Result<usize, ConnectionError>> {
-        loop {
-            self.poll_output(cx);
-            match self.socket.poll_read(cx, into, &mut self.input[..SPARE_BYTES]) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(ConnectionError::Closed)),
-                Poll::Ready(Ok(bytes)) => {
-                    let payload = bytes.min(into.len());
-                    (self.from, self.to) = (0, bytes - payload);
-                    self.silence.heard();
-                    return Poll::Ready(Ok(payload));
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
-                Poll::Pending => {
-                    let data = self.data.as_ref().filter(|data| data.marked);
-                    self.wake_at(data.map_or(1, |data| data.left));
-                    ready!(self.poll_silence(cx))?;
-                }
-            }
-        }
-    }
-
-    /// Sets when the socket wakes us next: when `rest` is there, which is sure to come.
-    fn wake_at(&mut self, rest: usize) {
-        let worth = rest >= LEAST_MARK_BYTES && !self.silence.asked;
-        let mark = if worth { rest.min(MOST_MARK_BYTES) } else { 1 };
-        if mark != self.mark {
-            self.mark = mark;
-            self.socket.wake_at(mark);
-        }
-    }
-
-    /// Writes what there is to say, as far as the socket takes it.
-    fn poll_output(&mut self, cx: &mut Context<'_>) {
-        while self.written < self.session.output.len() && !self.deaf {
-            match self.socket.poll_write(cx, &self.session.output[self.written..]) {
-                Poll::Ready(Ok(0) | Err(_)) => self.deaf = true,
-                Poll::Ready(Ok(bytes)) => self.written += bytes,
-                Poll::Pending => return,
-            }
-        }
-        self.session.said();
-        self.written = 0;
-    }
-
-    /// Ready when there is something new to say to a daemon that is silent.
-    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
-        loop {
-            ready!(self.silence.timer.as_mut().poll(cx));
-            let due = self.silence.since + self.silence.limit;
-            if due > Instant::now() {
-                self.silence.timer.as_mut().reset(due);
-            } else if self.silence.asked {
-                return Poll::Ready(Err(ConnectionError::Silent(self.silence.limit * 2)));
-            } else {
-                // From now: nobody may have looked for long.
-                self.silence.since = Instant::now();
-                self.silence.asked = true;
-                // Of a frame that comes in slowly we have heard nothing below the mark.
-                self.wake_at(1);
-                self.session.ping();
-                self.silence.timer.as_mut().reset(self.silence.since + self.silence.limit);
-                return Poll::Ready(Ok(()));
-            }
-        }
+        let data = self.data.as_ref().filter(|data| data.marked);
+        let rest = data.map_or(1, |data| data.left);
+        let spare = self.input.spare();
+        let bytes = ready!(self.wire.poll_read(cx, &mut self.session, into, spare, rest))?;
+        let payload = bytes.min(into.len());
+        self.input.filled(bytes - payload);
+        Poll::Ready(Ok(payload))
     }
 
     /// Whether an idle connection still serves: takes in what came meanwhile.
@@ -364,19 +245,11 @@ impl Connection {
 
     /// Tells the daemon that we leave, if that can be done at once.
     pub(super) fn leave(mut self) {
-        if self.deaf {
+        if self.wire.is_deaf() {
             return;
         }
         self.session.leave(self.fault);
-        let bytes = &self.session.output[self.written..];
-        self.socket.say(bytes);
-    }
-}
-
-impl Silence {
-    fn heard(&mut self) {
-        self.since = Instant::now();
-        self.asked = false;
+        self.wire.say_at_once(&self.session);
     }
 }
 

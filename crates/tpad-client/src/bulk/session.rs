@@ -4,12 +4,16 @@
 //! One call at a time: calls that share a connection would wait for each
 //! other's bytes, since each is received by whoever made it.
 
-use loona_hpack::Decoder;
+mod control;
+mod header_block;
+mod settings;
 
+use self::header_block::HeaderBlocks;
+use self::settings::PeerSettings;
 use super::call::{CallState, Request};
 use super::flow::{Overrun, Window};
 use super::frame::{self, FrameHead};
-use super::header::{self, Fields, HEADER_BLOCK_BYTES, HEADER_LIST_BYTES, HeaderFault};
+use super::header::HEADER_LIST_BYTES;
 
 /// What the daemon may send before it hears from us: a thirtieth of a second at 2 GB/s
 /// until half of it is given back, far more than any round trip. What is not read
@@ -34,14 +38,6 @@ pub(super) struct Fault {
     pub(super) what: String,
 }
 
-/// What the daemon's SETTINGS say.
-#[derive(Debug)]
-struct PeerSettings {
-    frame_bytes: usize,
-    window: u32,
-    streams: u32,
-}
-
 /// A connection's state.
 pub(super) struct Session {
     peer: PeerSettings,
@@ -50,9 +46,7 @@ pub(super) struct Session {
     window: Window,
     next_stream: u32,
     pub(super) call: Option<CallState>,
-    /// A header block that is continued: is it a stream's end, and its bytes.
-    block: Option<(bool, Vec<u8>)>,
-    decoder: Decoder<'static>,
+    header_blocks: HeaderBlocks,
     /// The last stream that the daemon will serve, and why it goes.
     going_away: Option<(u32, u32)>,
     /// Whether its SETTINGS came, which are the first frame.
@@ -80,21 +74,13 @@ impl Session {
         frame::append_settings(&mut output, &settings);
         let more = WINDOW_BYTES - frame::FIRST_WINDOW;
         frame::append(&mut output, frame::WINDOW_UPDATE, 0, 0, &more.to_be_bytes());
-        let mut decoder = Decoder::new();
-        // HPACK's default, which we do not change.
-        decoder.set_max_allowed_table_size(4096);
         Self {
-            peer: PeerSettings {
-                frame_bytes: frame::FIRST_FRAME_BYTES,
-                window: frame::FIRST_WINDOW,
-                streams: u32::MAX,
-            },
+            peer: PeerSettings::new(),
             send_window: i64::from(frame::FIRST_WINDOW),
             window: Window::new(WINDOW_BYTES),
             next_stream: 1,
             call: None,
-            block: None,
-            decoder,
+            header_blocks: HeaderBlocks::new(),
             going_away: None,
             greeted: false,
             idle_frames: 0,
@@ -106,7 +92,7 @@ impl Session {
     /// Whether another call may begin.
     pub(super) fn is_free(&self) -> bool {
         self.going_away.is_none()
-            && self.block.is_none()
+            && !self.header_blocks.is_open()
             && self.peer.streams > 0
             && self.next_stream <= frame::LARGEST_WINDOW
             && self.call.as_ref().is_none_or(|call| call.ended && call.is_sent())
@@ -198,7 +184,7 @@ impl Session {
         if !self.greeted && (head.kind, head.flags & frame::ACK) != (frame::SETTINGS, 0) {
             return fault(frame::PROTOCOL_ERROR, "it did not begin with SETTINGS: no HTTP/2");
         }
-        let continued = self.block.is_some();
+        let continued = self.header_blocks.is_open();
         let stream = self.call.as_ref().map_or(0, |call| call.stream);
         if continued && (head.kind, head.stream) != (frame::CONTINUATION, stream) {
             return fault(frame::PROTOCOL_ERROR, "a header block was not continued");
@@ -210,236 +196,9 @@ impl Session {
         Ok(())
     }
 
-    /// How much of a frame other than DATA is to be kept for [`Session::frame`]; of
-    /// kinds that nobody knows nothing.
-    pub(super) fn keeps(head: FrameHead) -> Result<usize, Fault> {
-        let most = match head.kind {
-            frame::HEADERS | frame::CONTINUATION => HEADER_BLOCK_BYTES,
-            frame::SETTINGS => 1200,
-            frame::GOAWAY => 4096,
-            frame::PRIORITY
-            | frame::RST_STREAM
-            | frame::PING
-            | frame::WINDOW_UPDATE
-            | frame::PUSH_PROMISE => 64,
-            _ => return Ok(0),
-        };
-        if head.bytes > most {
-            let what = format!("a frame of kind {} has {} bytes", head.kind, head.bytes);
-            return fault(frame::ENHANCE_YOUR_CALM, what);
-        }
-        Ok(head.bytes)
-    }
-
-    /// A frame other than DATA, with its payload.
-    pub(super) fn frame(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
-        self.admit(head)?;
-        match head.kind {
-            frame::HEADERS => self.headers(head, payload)?,
-            frame::CONTINUATION => {
-                let Some((end, mut block)) = self.block.take() else {
-                    return fault(frame::PROTOCOL_ERROR, "nothing is to be continued");
-                };
-                block.extend_from_slice(payload);
-                self.header_block(end, block, head.has(frame::END_HEADERS))?;
-            }
-            frame::SETTINGS => self.settings(head, payload)?,
-            frame::PING => self.pinged(head, payload)?,
-            frame::WINDOW_UPDATE => self.raise(head, payload)?,
-            frame::RST_STREAM => {
-                let code = match (frame::number(payload), payload.len()) {
-                    (Some(code), 4) => code,
-                    _ => return fault(frame::FRAME_SIZE_ERROR, "RST_STREAM has four bytes"),
-                };
-                self.known(head.stream)?;
-                if let Some(call) = self.call.as_mut().filter(|call| call.stream == head.stream) {
-                    call.reset(code);
-                }
-            }
-            frame::GOAWAY => {
-                let numbers =
-                    (frame::number(payload), frame::number(&payload[4.min(payload.len())..]));
-                let (Some(last), Some(code), 0) = (numbers.0, numbers.1, head.stream) else {
-                    return fault(frame::FRAME_SIZE_ERROR, "GOAWAY has eight bytes, of stream 0");
-                };
-                let last = last & frame::LARGEST_WINDOW;
-                self.going_away = Some((last, code));
-                if let Some(call) = self.call.as_mut().filter(|call| call.stream > last) {
-                    call.turned_away(code);
-                }
-            }
-            frame::PUSH_PROMISE => {
-                return fault(frame::PROTOCOL_ERROR, "a promise that was ruled out");
-            }
-            frame::PRIORITY if head.stream == 0 || payload.len() != 5 => {
-                return fault(frame::FRAME_SIZE_ERROR, "PRIORITY has five bytes, of a stream");
-            }
-            // Of no meaning here, or of kinds that may come later.
-            _ => {}
-        }
-        if self.answers > ANSWER_BYTES {
-            return fault(frame::ENHANCE_YOUR_CALM, "it asks and does not read the answers");
-        }
-        Ok(())
-    }
-
-    fn headers(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
-        self.known(head.stream)?;
-        if self.call.as_ref().is_none_or(|call| call.stream != head.stream || call.ended) {
-            return fault(frame::STREAM_CLOSED, format!("headers of stream {}", head.stream));
-        }
-        let mut block = payload;
-        let mut padding = 0;
-        if head.has(frame::PADDED) {
-            let Some((length, rest)) = block.split_first() else {
-                return fault(frame::FRAME_SIZE_ERROR, "HEADERS is too short");
-            };
-            (padding, block) = (usize::from(*length), rest);
-        }
-        if head.has(frame::WITH_PRIORITY) {
-            let Some(rest) = block.get(5..) else {
-                return fault(frame::FRAME_SIZE_ERROR, "HEADERS is too short");
-            };
-            block = rest;
-        }
-        let Some(block) = block.len().checked_sub(padding).and_then(|end| block.get(..end)) else {
-            return fault(frame::PROTOCOL_ERROR, "HEADERS has more padding than bytes");
-        };
-        let end = head.has(frame::END_STREAM);
-        self.header_block(end, block.to_vec(), head.has(frame::END_HEADERS))
-    }
-
-    fn header_block(&mut self, end: bool, block: Vec<u8>, whole: bool) -> Result<(), Fault> {
-        if block.len() > HEADER_BLOCK_BYTES {
-            return fault(frame::ENHANCE_YOUR_CALM, "a header block is longer than allowed");
-        }
-        if !whole {
-            self.block = Some((end, block));
-            return Ok(());
-        }
-        let fields = match header::decode(&mut self.decoder, &block) {
-            Ok(fields) => fields,
-            Err(HeaderFault::Compression(what)) => return fault(frame::COMPRESSION_ERROR, what),
-            Err(HeaderFault::Malformed(what)) => {
-                return fault(frame::PROTOCOL_ERROR, format!("a reply is malformed: {what}"));
-            }
-        };
-        self.fields(fields, end)
-    }
-
-    fn fields(&mut self, fields: Fields, end: bool) -> Result<(), Fault> {
-        let Some(call) = &mut self.call else { return Ok(()) };
-        call.fields(fields, end)
-            .or_else(|what| fault(frame::PROTOCOL_ERROR, format!("a reply is malformed: {what}")))
-    }
-
-    fn settings(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
-        if head.stream != 0 {
-            return fault(frame::PROTOCOL_ERROR, "SETTINGS of a stream");
-        }
-        if head.has(frame::ACK) {
-            let wrong = !payload.is_empty();
-            return if wrong {
-                fault(frame::FRAME_SIZE_ERROR, "SETTINGS' answer is empty")
-            } else {
-                Ok(())
-            };
-        }
-        let (settings, []) = payload.as_chunks::<6>() else {
-            return fault(frame::FRAME_SIZE_ERROR, "SETTINGS has six bytes each");
-        };
-        self.greeted = true;
-        for [a, b, value @ ..] in settings {
-            self.setting(u16::from_be_bytes([*a, *b]), u32::from_be_bytes(*value))?;
-        }
-        self.answer(frame::SETTINGS, &[]);
-        self.send_body();
-        Ok(())
-    }
-
-    fn setting(&mut self, name: u16, value: u32) -> Result<(), Fault> {
-        match name {
-            frame::ENABLE_PUSH if value != 0 => {
-                fault(frame::PROTOCOL_ERROR, "a server cannot allow pushes")
-            }
-            frame::MAX_CONCURRENT_STREAMS => {
-                self.peer.streams = value;
-                Ok(())
-            }
-            frame::INITIAL_WINDOW_SIZE if value > frame::LARGEST_WINDOW => {
-                fault(frame::FLOW_CONTROL_ERROR, "a window that cannot be")
-            }
-            frame::INITIAL_WINDOW_SIZE => {
-                let change = i64::from(value) - i64::from(self.peer.window);
-                self.peer.window = value;
-                if let Some(call) = &mut self.call
-                    && !call.raise(change)
-                {
-                    return fault(frame::FLOW_CONTROL_ERROR, "a window that cannot be");
-                }
-                Ok(())
-            }
-            frame::MAX_FRAME_SIZE => {
-                let bytes = usize::try_from(value).unwrap_or(0);
-                if bytes < frame::FIRST_FRAME_BYTES || value > frame::LARGEST_FRAME {
-                    return fault(frame::PROTOCOL_ERROR, "a frame size that cannot be");
-                }
-                self.peer.frame_bytes = bytes;
-                Ok(())
-            }
-            // We keep nothing in tables, and others are not meant for us.
-            frame::HEADER_TABLE_SIZE | frame::MAX_HEADER_LIST_SIZE => Ok(()),
-            _ => Ok(()),
-        }
-    }
-
-    fn pinged(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
-        if payload.len() != 8 || head.stream != 0 {
-            return fault(frame::FRAME_SIZE_ERROR, "PING has eight bytes, of stream 0");
-        }
-        if !head.has(frame::ACK) {
-            self.answer(frame::PING, payload);
-        }
-        Ok(())
-    }
-
-    fn raise(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
-        let more = match (frame::number(payload), payload.len()) {
-            (Some(more), 4) => i64::from(more & frame::LARGEST_WINDOW),
-            _ => return fault(frame::FRAME_SIZE_ERROR, "WINDOW_UPDATE has four bytes"),
-        };
-        self.known(head.stream)?;
-        let raised = if head.stream == 0 {
-            self.send_window += more;
-            more > 0 && self.send_window <= i64::from(frame::LARGEST_WINDOW)
-        } else {
-            let call = self.call.as_mut().filter(|call| call.stream == head.stream);
-            call.is_none_or(|call| more > 0 && call.raise(more))
-        };
-        if !raised {
-            return fault(frame::FLOW_CONTROL_ERROR, "a window that cannot be");
-        }
-        self.send_body();
-        Ok(())
-    }
-
-    fn answer(&mut self, kind: u8, payload: &[u8]) {
-        frame::append(&mut self.output, kind, frame::ACK, 0, payload);
-        self.answers += frame::HEAD_BYTES + payload.len();
-    }
-
     /// All of the output was written.
     pub(super) fn said(&mut self) {
         self.output.clear();
         self.answers = 0;
-    }
-
-    /// Refuses frames of streams that nobody opened.
-    fn known(&self, stream: u32) -> Result<(), Fault> {
-        if stream % 2 == u32::from(stream != 0) && stream < self.next_stream {
-            Ok(())
-        } else {
-            fault(frame::PROTOCOL_ERROR, format!("a frame of stream {stream}, which nobody opened"))
-        }
     }
 }

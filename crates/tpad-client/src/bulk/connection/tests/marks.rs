@@ -43,7 +43,7 @@ async fn wait(connection: &mut Connection, bytes: &mut Vec<u8>) -> usize {
     };
     let moment = tokio::time::timeout(Duration::from_millis(300), reading).await;
     assert!(moment.is_err());
-    connection.mark
+    connection.wire.mark()
 }
 
 #[tokio::test]
@@ -66,7 +66,7 @@ async fn the_rest_of_a_large_frame_is_waited_for_and_nothing_beyond() {
     assert!(bytes.iter().enumerate().all(|(at, byte)| usize::from(*byte) == at % 251));
     // Between calls whatever comes is heard.
     assert!(connection.is_open(&mut noop()));
-    assert_eq!(connection.mark, 1);
+    assert_eq!(connection.wire.mark(), 1);
 }
 
 #[tokio::test]
