@@ -9,13 +9,16 @@
 //! part of this: their leaving only makes the answer superfluous.
 #![expect(unsafe_code, reason = "the kernel is given addresses to write to")]
 
+mod flying;
+
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 
-use io_uring::{IoUring, opcode, types};
+use io_uring::{EnterFlags, IoUring, opcode, types};
 use rustix::event::{EventfdFlags, PollFlags, eventfd};
 
+use self::flying::Flying;
 use super::Work;
 use super::block::Piece;
 use super::queue::{Bell, Queue, Taken, Task};
@@ -29,24 +32,20 @@ pub(super) const IN_FLIGHT: usize = 16;
 const BELL: u64 = u64::MAX;
 
 /// A ring, its bell, and what the kernel has of ours.
-///
-/// **Invariant:** a piece is in `flying` from before its read is pushed until the
-/// completion with its key was taken, and its memory does not move meanwhile.
 pub(super) struct Ring {
     ring: IoUring,
     bell: Bell,
     /// Whether the bell is watched.
     armed: bool,
-    /// By key.
-    flying: Vec<Option<Piece>>,
+    flying: Flying,
     /// Back, not checked yet.
     back: Vec<Piece>,
     /// Not taken by the ring, which fails.
     unread: Vec<Piece>,
     index: usize,
-    /// How often entering the ring is to fail: the kernel does it for no test.
+    /// Comes before the ring is entered and may fail: the kernel does it for no test.
     #[cfg(test)]
-    pub(super) faults: Arc<std::sync::atomic::AtomicUsize>,
+    pub(super) entering: Box<dyn FnMut() -> io::Result<()> + Send>,
 }
 
 impl Ring {
@@ -58,19 +57,18 @@ impl Ring {
         let entries = u32::try_from(depth + 1).map_err(io::Error::other)?;
         let ring = IoUring::new(entries)?;
         let bell: OwnedFd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let flying = (0..depth).map(|_| None).collect();
         let bell = Arc::new(bell);
         let (back, unread) = (Vec::new(), Vec::new());
         Ok(Self {
             ring,
             bell,
             armed: false,
-            flying,
+            flying: Flying::new(depth),
             back,
             unread,
             index,
             #[cfg(test)]
-            faults: Arc::default(),
+            entering: Box::new(|| Ok(())),
         })
     }
 
@@ -79,34 +77,33 @@ impl Ring {
         Arc::clone(&self.bell)
     }
 
-    fn in_flight(&self) -> usize {
-        self.flying.iter().flatten().count()
-    }
-
     fn may_take(&self) -> bool {
-        self.in_flight() + self.back.len() < self.flying.len()
+        self.flying.count() + self.back.len() < self.flying.places()
     }
 
     /// Has the kernel read the rest of a piece.
     fn read(&mut self, piece: Piece) -> io::Result<()> {
-        let free = self.flying.iter().position(Option::is_none);
-        let key = free.ok_or_else(|| io::Error::other("more reads than the ring has places"))?;
-        let piece = self.flying[key].insert(piece);
+        let placed = self.flying.insert(piece);
+        let full = || io::Error::other("more reads than the ring has places");
+        let (key, piece) = placed.ok_or_else(full)?;
         let (file, into, at) = piece.rest();
         // One read is at most a piece, so this cuts nothing.
         let bytes = u32::try_from(into.len()).unwrap_or(u32::MAX);
         let read = opcode::Read::new(types::Fd(file.as_raw_fd()), into.as_mut_ptr(), bytes);
-        let entry = read.offset(at).build().user_data(key as u64);
+        let entry = read.offset(at).build().user_data(key);
         // SAFETY: file and memory belong to the piece, which stays in `flying` until
-        // the completion with this key (`landed`; `drop` waits for it or leaks):
-        // the descriptor stays open, and the memory neither moves (it is a page on the
-        // heap or part of a slot's mapping) nor is anybody else's.
+        // the completion with this key (`drop` waits for it or leaks), or until `settle`
+        // takes back what is never submitted: the descriptor stays open, and the memory
+        // neither moves (it is a page on the heap or part of a slot's mapping) nor is
+        // anybody else's.
         let pushed = unsafe { self.ring.submission().push(&entry) };
-        pushed.map_err(|_full| {
+        if pushed.is_err() {
             // The kernel has not heard of it.
-            self.unread.extend(self.flying[key].take());
-            io::Error::other("the ring is full")
-        })
+            self.unread.extend(self.flying.land(key));
+            return Err(io::Error::other("the ring is full"));
+        }
+        self.flying.pushed(key);
+        Ok(())
     }
 
     /// Watches the bell, unless it is watched.
@@ -119,8 +116,10 @@ impl Ring {
         let entry = entry.user_data(BELL);
         // SAFETY: it names no memory, and the descriptor lives as long as the ring.
         let pushed = unsafe { self.ring.submission().push(&entry) };
-        self.armed = pushed.is_ok();
-        pushed.map_err(|_full| io::Error::other("the ring is full"))
+        pushed.map_err(|_full| io::Error::other("the ring is full"))?;
+        self.flying.pushed(BELL);
+        self.armed = true;
+        Ok(())
     }
 
     /// Tells the kernel what was pushed, and waits for so many completions.
@@ -128,15 +127,20 @@ impl Ring {
         if wait == 0 && self.ring.submission().is_empty() {
             return Ok(());
         }
-        #[cfg(test)]
-        self.fault()?;
-        match self.ring.submit_and_wait(wait) {
-            Ok(_) => Ok(()),
-            // A signal, or the kernel is short of something for now: the next turn
-            // enters again.
-            Err(error) if is_passing(&error) => Ok(()),
-            Err(error) => Err(error),
-        }
+        let entered = self.injected().and_then(|()| self.ring.submit_and_wait(wait));
+        // Also when it fails: what it has taken until then the kernel has.
+        self.flying.submitted_but(self.ring.submission().len());
+        unless_passing(entered)
+    }
+
+    /// Waits for a completion, and tells the kernel nothing of what was pushed.
+    fn wait(&mut self) -> io::Result<()> {
+        let (submit, wait, events) = (0, 1, EnterFlags::GETEVENTS.bits());
+        let entered = self.injected().and_then(|()| {
+            // SAFETY: it submits nothing and passes no argument.
+            unsafe { self.ring.submitter().enter::<()>(submit, wait, events, None) }
+        });
+        unless_passing(entered)
     }
 
     /// A completion, if there is one: its key and result.
@@ -154,7 +158,7 @@ impl Ring {
                 let _rung = rustix::io::read(&self.bell, &mut [0; 8]);
                 continue;
             }
-            let Some(mut piece) = self.landed(key) else { continue };
+            let Some(mut piece) = self.flying.land(key) else { continue };
             if piece.advance(outcome(result)) {
                 self.back.push(piece);
             } else {
@@ -189,7 +193,7 @@ impl Ring {
                 let entered = self.enter(0);
                 queue.finish(piece);
                 entered?;
-            } else if closed && self.in_flight() == 0 {
+            } else if closed && self.flying.count() == 0 {
                 return Ok(());
             } else {
                 self.arm()?;
@@ -203,40 +207,45 @@ impl Ring {
     fn leave(&mut self, queue: &Queue) {
         self.unread.drain(..).for_each(|piece| queue.give_back(piece));
         self.back.drain(..).for_each(|piece| queue.finish(piece));
-        self.settle(|mut piece, read| match piece.advance(read) {
+        let unheard = |piece| queue.give_back(piece);
+        self.settle(unheard, |mut piece, read| match piece.advance(read) {
             true => queue.finish(piece),
             false => queue.give_back(piece),
         });
         // What the kernel has not let go of; the drop sees to its memory.
-        self.flying.iter().flatten().for_each(|piece| queue.abandon(piece));
+        self.flying.pieces().for_each(|piece| queue.abandon(piece));
     }
 
-    /// Waits for what the kernel still has of ours, as far as it says when it is done.
-    fn settle(&mut self, mut done: impl FnMut(Piece, io::Result<usize>)) {
+    /// Takes back what the kernel never heard of, and waits for what it still has of ours,
+    /// as far as it says when it is done. The ring may only be waited on after this: to
+    /// enter it would submit what was taken back.
+    fn settle(
+        &mut self,
+        unheard: impl FnMut(Piece),
+        mut done: impl FnMut(Piece, io::Result<usize>),
+    ) {
+        self.flying.retract().into_iter().for_each(unheard);
         loop {
             while let Some((key, result)) = self.completion() {
-                if let Some(piece) = self.landed(key) {
+                if let Some(piece) = self.flying.land(key) {
                     done(piece, outcome(result));
                 }
             }
-            if self.in_flight() == 0 || self.enter(1).is_err() {
+            if self.flying.count() == 0 || self.wait().is_err() {
                 return;
             }
         }
     }
 
-    /// The piece that the kernel is done with.
-    fn landed(&mut self, key: u64) -> Option<Piece> {
-        self.flying.get_mut(usize::try_from(key).ok()?)?.take()
+    #[cfg(test)]
+    fn injected(&mut self) -> io::Result<()> {
+        (self.entering)()
     }
 
-    #[cfg(test)]
-    fn fault(&self) -> io::Result<()> {
-        use std::sync::atomic::Ordering::SeqCst;
-        match self.faults.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)) {
-            Ok(_) => Err(io::Error::other("injected failure")),
-            Err(_none) => Ok(()),
-        }
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, reason = "tests inject failures here")]
+    fn injected(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -256,10 +265,8 @@ impl Work for Ring {
 impl Drop for Ring {
     /// Waits for what the kernel still has of ours: at a panic, or after a failure.
     fn drop(&mut self) {
-        self.settle(|piece, _| drop(piece));
-        // Nobody says any more when the kernel is done with them: what it may write to
-        // is never given back.
-        self.flying.drain(..).flatten().for_each(std::mem::forget);
+        self.settle(drop, |piece, _| drop(piece));
+        self.flying.leak();
     }
 }
 
@@ -269,7 +276,14 @@ fn outcome(result: i32) -> io::Result<usize> {
         .map_err(|_negative| io::Error::from_raw_os_error(result.saturating_neg()))
 }
 
-fn is_passing(error: &io::Error) -> bool {
+/// What entering the ring came to. After a signal, or when the kernel is short of
+/// something for now, the next turn enters again.
+fn unless_passing(entered: io::Result<usize>) -> io::Result<()> {
     use io::ErrorKind::{Interrupted, ResourceBusy, WouldBlock};
-    matches!(error.kind(), Interrupted | WouldBlock | ResourceBusy)
+    match entered {
+        Err(error) if !matches!(error.kind(), Interrupted | WouldBlock | ResourceBusy) => {
+            Err(error)
+        }
+        _ => Ok(()),
+    }
 }

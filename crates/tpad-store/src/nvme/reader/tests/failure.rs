@@ -2,24 +2,51 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::io::Errno;
+
 use super::*;
 use crate::{Level as _, LevelReader, NvmeConfig, NvmeLevel, StoreMetrics};
 
-/// A reader of so many rings, with the failures that they are to have.
-fn of_rings(count: usize) -> (Reader, Vec<Arc<AtomicUsize>>) {
-    let rings = (0..count).map(|index| Ring::new(4, index).expect("this kernel has it"));
-    let rings: Vec<Ring> = rings.collect();
-    let faults = rings.iter().map(|ring| Arc::clone(&ring.faults)).collect();
-    let queue = Queue::new(4 * count, rings.iter().map(Ring::bell).collect());
+/// A ring, and what comes before it is entered.
+fn ring(index: usize, entering: impl FnMut() -> io::Result<()> + Send + 'static) -> Ring {
+    let mut ring = Ring::new(4, index).expect("this kernel has it");
+    ring.entering = Box::new(entering);
+    ring
+}
+
+/// A reader of these rings, which find the jobs when they start.
+fn of_rings(rings: Vec<Ring>, jobs: Vec<Job>) -> Reader {
+    let queue = Queue::new(4 * rings.len(), rings.iter().map(Ring::bell).collect());
+    jobs.into_iter().for_each(|job| queue.push(job, Urgency::Demand));
     let workers = rings.into_iter().map(|ring| Box::new(ring) as Box<dyn Work>);
-    (Reader::of(Way::IoUring, queue, workers).expect("threads"), faults)
+    Reader::of(Way::IoUring, queue, workers).expect("threads")
+}
+
+fn failure() -> io::Error {
+    io::Error::other("injected failure")
+}
+
+/// A read that is not begun.
+fn job(scene: &Scene, id: &BlockId, path: &Path, direct: bool) -> (Job, oneshot::Receiver<Answer>) {
+    let (answer, answered) = oneshot::channel();
+    let job = Job { id: *id, path: path.to_owned(), direct, slot: scene.slot(5000), answer };
+    (job, answered)
 }
 
 #[test]
 fn when_a_ring_fails_threads_read_on_and_nothing_is_lost() {
     for rings in 1..=3 {
-        let (reader, faults) = of_rings(rings);
-        let scene = Scene { reader, ..Scene::new(Way::Threads) };
+        let mut scene = Scene::new(Way::Threads);
+        let faults: Vec<Arc<AtomicUsize>> = (0..rings).map(|_| Arc::default()).collect();
+        let failing = faults.iter().enumerate().map(|(index, faults)| {
+            let faults = Arc::clone(faults);
+            ring(index, move || {
+                let left = faults.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+                left.map_or(Ok(()), |_| Err(failure()))
+            })
+        });
+        scene.reader = of_rings(failing.collect(), Vec::new());
         let bytes = 2 * PIECE_BYTES + 5000;
         let blocks: Vec<_> = (0..6).map(|n| scene.block(n, bytes)).collect();
         assert_eq!((scene.reader.way(), scene.reader.failed()), (Way::IoUring, None));
@@ -53,19 +80,71 @@ fn when_a_ring_fails_threads_read_on_and_nothing_is_lost() {
     }
 }
 
-#[tokio::test]
-async fn what_a_broken_ring_keeps_is_told_and_its_memory_is_never_used_again() {
-    let (reader, faults) = of_rings(1);
-    let scene = Scene { reader, ..Scene::new(Way::Threads) };
+#[test]
+fn what_passes_is_no_failure_of_a_ring() {
+    let passing = [Errno::INTR, Errno::AGAIN, Errno::BUSY];
+    let entered = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&entered);
+    // Three of four times.
+    let ring = ring(0, move || match passing.get(count.fetch_add(1, SeqCst) % 4) {
+        Some(errno) => Err((*errno).into()),
+        None => Ok(()),
+    });
+    let mut scene = Scene::new(Way::Threads);
+    scene.reader = of_rings(vec![ring], Vec::new());
+    let bytes = 2 * PIECE_BYTES + 5000;
+    let blocks: Vec<_> = (0..3).map(|n| scene.block(n, bytes)).collect();
+    for _ in 0..3 {
+        let reads: Vec<_> =
+            blocks.iter().map(|(id, path, _)| scene.begin(id, path, bytes)).collect();
+        for (read, (_, _, image)) in reads.into_iter().zip(&blocks) {
+            let (_, slot) = read.blocking_recv().expect("an answer").expect("read");
+            assert!(slot[..] == image[..]);
+        }
+    }
+    assert!(entered.load(SeqCst) > 12);
+    assert_eq!((scene.reader.way(), scene.reader.failed()), (Way::IoUring, None));
+    settled(&scene);
+}
+
+#[test]
+fn what_a_ring_never_told_the_kernel_is_read_by_threads() {
+    let mut scene = Scene::new(Way::Threads);
     let (id, path, image) = scene.block(1, 5000);
-    // The ring is up and asleep: one that fails on its way there leaves the read to threads.
-    let (_, slot) = scene.begin(&id, &path, 5000).await.expect("an answer").expect("read");
-    drop(slot);
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    faults[0].store(usize::MAX, SeqCst);
-    assert!(scene.begin(&id, &path, 5000).await.is_err(), "it ends without an answer");
+    let (jobs, answers): (Vec<_>, Vec<_>) = (0..3).map(|_| job(&scene, &id, &path, true)).unzip();
+    // It takes what there is, and fails when it is to tell the kernel.
+    scene.reader = of_rings(vec![ring(0, || Err(failure()))], jobs);
+    for answer in answers {
+        let (_, slot) = answer.blocking_recv().expect("an answer").expect("read");
+        assert!(slot[..] == image[..]);
+    }
+    assert_eq!(scene.reader.failed().as_deref(), Some("injected failure"));
+    settled(&scene);
+}
+
+#[tokio::test]
+async fn what_the_kernel_may_write_to_is_told_and_its_memory_is_never_used_again() {
+    let mut scene = Scene::new(Way::Threads);
+    let (id, path, image) = scene.block(1, 5000);
+    // Nothing ever comes through this pipe: the kernel keeps its reads.
+    let pipe = scene.directory.path().join("pipe");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("made");
+    let _writer = fs::File::options().read(true).write(true).open(&pipe).expect("open");
+    let (kept, untold) = job(&scene, &BlockId::of(b"pipe"), &pipe, false);
     let held = scene.arena.usage().held;
-    assert!(held > 0, "the kernel may still write there");
+    let (read, answer) = job(&scene, &id, &path, true);
+    // The kernel hears of the pipe before the other file is opened, and of nothing else.
+    let mut heard = false;
+    let ring = ring(0, move || match std::mem::replace(&mut heard, true) {
+        false => Ok(()),
+        true => Err(failure()),
+    });
+    scene.reader = of_rings(vec![ring], vec![kept, read]);
+    assert!(untold.await.is_err(), "it ends without an answer");
+    let (_, slot) = answer.await.expect("an answer").expect("read");
+    assert!(slot[..] == image[..]);
+    drop(slot);
+    assert_eq!(scene.arena.usage().held, held, "the kernel may still write there");
     for _ in 0..8 {
         let (_, slot) = scene.begin(&id, &path, 5000).await.expect("an answer").expect("read");
         assert!(slot[..] == image[..]);
