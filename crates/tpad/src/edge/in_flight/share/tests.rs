@@ -1,3 +1,5 @@
+mod bound;
+
 use futures::future::poll_fn;
 use prometheus_client::metrics::gauge::Gauge;
 
