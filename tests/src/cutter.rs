@@ -78,16 +78,17 @@ async fn pass(client: TcpStream, upstream: SocketAddr, after: u64, counts: Arc<C
     while left > 0 {
         let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         let Ok(count @ 1..) = from_daemon.read(&mut buffer[..most]).await else { break };
+        // Before: a client that has all of them finds all of them counted.
+        counts.bytes.fetch_add(count as u64, Ordering::Relaxed);
         if to_client.write_all(&buffer[..count]).await.is_err() {
             break;
         }
-        counts.bytes.fetch_add(count as u64, Ordering::Relaxed);
         left -= count as u64;
     }
     if left == 0 {
         counts.cuts.fetch_add(1, Ordering::Relaxed);
     }
-    // The daemon's side ends at once. The client reads what was passed on, then the end:
+    // Nothing more is read from the daemon. The client reads what was passed on, then the end:
     // its words are taken until it has gone, or a reset would throw that away.
     drop(from_daemon);
     let _ended = to_client.shutdown().await;

@@ -50,8 +50,9 @@ pub enum Receiver {
     /// of its own at that time.
     #[default]
     Bulk,
-    /// Over one connection that all streams share, by hyper: a copy more. For
-    /// what stands between client and daemon and counts connections.
+    /// Over one connection that all streams share, by hyper: a copy more, and when
+    /// the connection breaks, what came of a frame is lost and comes again. For what
+    /// stands between client and daemon and counts connections.
     Ordinary,
 }
 
