@@ -60,7 +60,7 @@ impl Inner {
     }
 
     /// A slot for the flight's block.
-    async fn room(&self, flight: &Flight) -> Result<SlotMut, ReadError> {
+    pub(super) async fn room(&self, flight: &Flight) -> Result<SlotMut, ReadError> {
         let BlockFetch { id, bytes, ref class, .. } = *flight.fetch;
         flight.set_stage(Stage::Room);
         let room = self.dram.room(bytes, class, flight.wishes().urgency);

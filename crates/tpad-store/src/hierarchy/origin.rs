@@ -7,18 +7,19 @@ use futures::stream::{self, FuturesUnordered, StreamExt as _};
 use tokio::time::Instant;
 use tpad_manifest::BlockId;
 
-use super::flight::Flight;
+use super::flight::{Flight, Stage};
 use super::lanes::{Asked, Lane};
 use super::ranges::{Carved, Range, carve, ranges};
 use super::verify::INLINE_BYTES;
 use super::{Inner, ReadError};
 use crate::arena::SlotPart;
 use crate::arrival::{Arrival, Span};
-use crate::{Intake, Medium, SlotMut};
+use crate::{Intake, Medium, OriginError, SlotMut};
 
 impl Inner {
     /// Reads the block from the origin; once more if its bytes are wrong, which
-    /// a damaged transfer may be and a damaged object is not.
+    /// a damaged transfer may be and a damaged object is not, or if an object was
+    /// replaced meanwhile: other ranges of it may have come before.
     pub(super) async fn fill_from_origin(
         &self,
         flight: &Flight,
@@ -28,7 +29,16 @@ impl Inner {
         let id = flight.fetch.id;
         let mut again = true;
         loop {
-            let (read, found) = self.fetch(flight, slot, deadline).await?;
+            let (read, found) = match self.fetch(flight, slot, deadline).await {
+                Err(ReadError::Origin { source: OriginError::Replaced { .. }, .. }) if again => {
+                    again = false;
+                    // The old slot came free with what was read into it.
+                    slot = self.room(flight).await?;
+                    flight.set_stage(Stage::Filling);
+                    continue;
+                }
+                fetched => fetched?,
+            };
             if found == id {
                 return Ok((read, Medium::ObjectStore));
             }

@@ -59,6 +59,12 @@ pub enum OriginError {
         /// Where the range ends.
         needed: u64,
     },
+    /// The object is not the one any more that a range of it began in.
+    #[error("{object} was replaced while it was read")]
+    Replaced {
+        /// The object, with its root.
+        object: String,
+    },
     /// The store sent another number of bytes than it was asked for.
     #[error("{object}: {found} bytes came for a range of {expected}")]
     Length {
@@ -116,7 +122,7 @@ impl OriginError {
             Self::TooLarge { .. } | Self::Unsupported { .. } => ErrorKind::FailedPrecondition,
             Self::Truncated { .. } | Self::Length { .. } => ErrorKind::DataLoss,
             Self::Io { source, .. } if is_refusal(source.kind()) => ErrorKind::Denied,
-            Self::Failed { .. } | Self::Io { .. } => ErrorKind::Unavailable,
+            Self::Failed { .. } | Self::Io { .. } | Self::Replaced { .. } => ErrorKind::Unavailable,
             Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
         }
     }

@@ -4,25 +4,24 @@ mod listing;
 mod pulse;
 mod read;
 mod retry;
+mod version;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{TryFutureExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutOptions};
-use tokio::time::Instant;
 use tpad_manifest::check_object_path;
 
 pub use self::listing::Listing;
 use self::pulse::Pulse;
 use self::retry::Attempts;
 use super::store::{self, Opened};
-use super::{Origin, OriginError, OriginOptions};
-use crate::{Intake, StoreMetrics};
+use super::{OriginError, OriginOptions};
+use crate::StoreMetrics;
 
 /// A checkpoint's root in an object store or a directory.
 ///
@@ -258,58 +257,6 @@ impl ObjectOrigin {
     /// The object's name for people.
     fn named(&self, path: &str) -> String {
         format!("{}/{path}", self.url)
-    }
-}
-
-#[async_trait]
-impl Origin for ObjectOrigin {
-    fn url(&self) -> &str {
-        &self.url
-    }
-
-    async fn read_range(
-        &self,
-        object: &str,
-        offset: u64,
-        into: &mut [u8],
-        deadline: Instant,
-    ) -> Result<(), OriginError> {
-        let location = self.location(object)?;
-        let named = self.named(object);
-        let mut attempts = Attempts::at(self, &named, Some(deadline));
-        loop {
-            let (bytes, mut rest) = (into.len() as u64, &mut *into);
-            let attempt = read::range(&*self.store, &location, &named, offset, bytes, &mut rest);
-            if let Some(end) = attempts.make(attempt).await {
-                return end;
-            }
-        }
-    }
-
-    async fn read_into(
-        &self,
-        object: &str,
-        offset: u64,
-        into: &mut Intake,
-        deadline: Instant,
-    ) -> Result<(), OriginError> {
-        let location = self.location(object)?;
-        let named = self.named(object);
-        let mut attempts = Attempts::at(self, &named, Some(deadline));
-        let wanted = into.left();
-        loop {
-            // What came before an attempt failed is not asked for again.
-            let offset = offset.saturating_add((wanted - into.left()) as u64);
-            let bytes = into.left() as u64;
-            let attempt = read::range(&*self.store, &location, &named, offset, bytes, into);
-            if let Some(end) = attempts.make(attempt).await {
-                return end;
-            }
-        }
-    }
-
-    fn setbacks(&self) -> u64 {
-        self.setbacks.load(Ordering::Relaxed)
     }
 }
 

@@ -8,6 +8,7 @@ mod http;
 mod model;
 mod nvme;
 mod reads;
+mod resumed;
 mod server;
 mod stage;
 mod stress;

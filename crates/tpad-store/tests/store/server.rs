@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -34,6 +34,23 @@ pub(crate) enum Manner {
     Silent,
     /// Fails so often with 503, then is honest.
     Recovers(u64),
+    /// Is torn once, and has another version of the object from then on.
+    Replaced,
+    /// Is always torn, and has another version of the object each time.
+    Restless,
+}
+
+/// What the server tells of the object's version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tags {
+    /// An ETag for each; it minds If-Match.
+    Minded,
+    /// An ETag for each, and If-Match is ignored.
+    Unminded,
+    /// A weak ETag for each. If-Match is minded, so that none matches.
+    Weak,
+    /// None.
+    None,
 }
 
 /// A running server; it stops when dropped.
@@ -41,6 +58,7 @@ pub(crate) struct Server {
     address: SocketAddr,
     requests: Arc<AtomicU64>,
     sent: Arc<AtomicU64>,
+    conditions: Arc<Mutex<Vec<Option<String>>>>,
     task: JoinHandle<()>,
 }
 
@@ -48,8 +66,10 @@ struct Shared {
     path: String,
     content: Vec<u8>,
     manner: Manner,
+    tags: Tags,
     requests: Arc<AtomicU64>,
     sent: Arc<AtomicU64>,
+    conditions: Arc<Mutex<Vec<Option<String>>>>,
 }
 
 impl Server {
@@ -59,15 +79,23 @@ impl Server {
 
     /// Serves one object at `path`.
     pub(crate) async fn start(path: &str, content: &[u8], manner: Manner) -> Self {
+        Self::tagged(path, content, manner, Tags::Minded).await
+    }
+
+    /// Likewise, and tells its versions so.
+    pub(crate) async fn tagged(path: &str, content: &[u8], manner: Manner, tags: Tags) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
         let (requests, sent) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let conditions: Arc<Mutex<Vec<_>>> = Arc::default();
         let shared = Arc::new(Shared {
             path: format!("/{path}"),
             content: content.to_vec(),
             manner,
+            tags,
             requests: Arc::clone(&requests),
             sent: Arc::clone(&sent),
+            conditions: Arc::clone(&conditions),
         });
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
@@ -79,7 +107,7 @@ impl Server {
                 });
             }
         });
-        Self { address, requests, sent, task }
+        Self { address, requests, sent, conditions, task }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -94,6 +122,16 @@ impl Server {
     /// Bytes of ranges so far.
     pub(crate) fn sent(&self) -> u64 {
         self.sent.load(Ordering::SeqCst)
+    }
+
+    /// The If-Match of each request for a range so far.
+    pub(crate) fn conditions(&self) -> Vec<Option<String>> {
+        self.conditions.lock().expect("no test panicked").clone()
+    }
+
+    /// What the object holds in its nth version, being `content` in the first.
+    pub(crate) fn version(content: &[u8], version: u8) -> Vec<u8> {
+        content.iter().map(|byte| byte.wrapping_add(version)).collect()
     }
 }
 
@@ -128,8 +166,9 @@ impl Shared {
                 stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await?;
                 continue;
             }
+            let tag = self.tag(self.requests());
             if method == Some("head") {
-                stream.write_all(head_of(200, None, size, size).as_bytes()).await?;
+                stream.write_all(head_of(200, None, size, size, &tag).as_bytes()).await?;
                 continue;
             }
             let served = self.requests.fetch_add(1, Ordering::SeqCst);
@@ -139,10 +178,20 @@ impl Shared {
                 Some(first.trim().parse().ok()?..last.trim().parse::<u64>().ok()? + 1)
             });
             let Some(Range { start, end }) = range else {
-                stream.write_all(head_of(200, None, size, size).as_bytes()).await?;
+                stream.write_all(head_of(200, None, size, size, &tag).as_bytes()).await?;
                 stream.write_all(&self.content).await?;
                 continue;
             };
+            let condition = head.lines().find_map(|line| line.strip_prefix("if-match: "));
+            let condition = condition.map(str::to_owned);
+            self.conditions.lock().expect("no test panicked").push(condition.clone());
+            let minds = matches!(self.tags, Tags::Minded | Tags::Weak);
+            // A weak tag matches nothing, not even itself.
+            let matches = condition == tag && self.tags != Tags::Weak;
+            if condition.is_some() && minds && !matches {
+                stream.write_all(b"HTTP/1.1 412 No\r\ncontent-length: 0\r\n\r\n").await?;
+                continue;
+            }
             if start >= size {
                 stream.write_all(b"HTTP/1.1 416 No\r\ncontent-length: 0\r\n\r\n").await?;
                 continue;
@@ -158,7 +207,9 @@ impl Shared {
         served: u64,
     ) -> std::io::Result<()> {
         let size = self.content.len() as u64;
-        let mut body = self.content[range.start as usize..range.end as usize].to_vec();
+        let tag = self.tag(served);
+        let body = &self.content[range.start as usize..range.end as usize];
+        let mut body = Server::version(body, self.version(served));
         let mut claimed = range.clone();
         match self.manner {
             Manner::Fewer(bytes) => body.truncate(body.len().saturating_sub(bytes as usize)),
@@ -174,17 +225,18 @@ impl Shared {
                 return stream.write_all(head).await;
             }
             Manner::Whole => {
-                stream.write_all(head_of(200, None, size, size).as_bytes()).await?;
+                stream.write_all(head_of(200, None, size, size, &tag).as_bytes()).await?;
                 return stream.write_all(&self.content).await;
             }
             _ => {}
         }
         let length = body.len() as u64;
-        stream.write_all(head_of(206, Some(claimed), size, length).as_bytes()).await?;
+        stream.write_all(head_of(206, Some(claimed), size, length, &tag).as_bytes()).await?;
         let torn = match self.manner {
             Manner::Silent => std::future::pending().await,
-            Manner::Torn => true,
+            Manner::Torn | Manner::Restless => true,
             Manner::Mends(times) => served < times,
+            Manner::Replaced => served == 0,
             _ => false,
         };
         if torn {
@@ -194,14 +246,43 @@ impl Shared {
         stream.write_all(&body).await?;
         if torn { stream.shutdown().await } else { Ok(()) }
     }
+
+    fn requests(&self) -> u64 {
+        self.requests.load(Ordering::SeqCst)
+    }
+
+    /// The object's version after so many requests.
+    fn version(&self, served: u64) -> u8 {
+        match self.manner {
+            Manner::Replaced => served.min(1) as u8,
+            Manner::Restless => served as u8,
+            _ => 0,
+        }
+    }
+
+    fn tag(&self, served: u64) -> Option<String> {
+        let version = self.version(served);
+        match self.tags {
+            Tags::Minded | Tags::Unminded => Some(format!("\"v{version}\"")),
+            Tags::Weak => Some(format!("W/\"v{version}\"")),
+            Tags::None => None,
+        }
+    }
 }
 
-fn head_of(status: u16, range: Option<Range<u64>>, size: u64, length: u64) -> String {
+fn head_of(
+    status: u16,
+    range: Option<Range<u64>>,
+    size: u64,
+    length: u64,
+    tag: &Option<String>,
+) -> String {
     let range = range.map_or_else(String::new, |range| {
         format!("content-range: bytes {}-{}/{size}\r\n", range.start, range.end - 1)
     });
+    let tag = tag.as_ref().map_or_else(String::new, |tag| format!("etag: {tag}\r\n"));
     format!(
         "HTTP/1.1 {status} OK\r\ncontent-length: {length}\r\n{range}\
-         last-modified: Mon, 05 Jan 2026 10:00:00 GMT\r\netag: \"x\"\r\n\r\n"
+         last-modified: Mon, 05 Jan 2026 10:00:00 GMT\r\n{tag}\r\n"
     )
 }

@@ -5,37 +5,110 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt as _;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResultPayload, ObjectStore, ObjectStoreExt as _};
+use tokio::time::Instant;
 
-use crate::OriginError;
+use super::ObjectOrigin;
+use super::retry::Attempts;
+use super::version::Version;
+use crate::{Intake, Origin, OriginError};
 
 /// How much of a local file one step on the blocking pool reads. The step's
 /// buffer is copied into place afterwards, so it should still be in the cache.
 const FILE_STEP_BYTES: usize = 1 << 20;
 
-/// Writes so many bytes from `offset` on to `into`, which has room for them, or fails.
-pub(super) async fn range(
+#[async_trait]
+impl Origin for ObjectOrigin {
+    fn url(&self) -> &str {
+        &self.url
+    }
+
+    async fn read_range(
+        &self,
+        object: &str,
+        offset: u64,
+        into: &mut [u8],
+        deadline: Instant,
+    ) -> Result<(), OriginError> {
+        let location = self.location(object)?;
+        let named = self.named(object);
+        let mut attempts = Attempts::at(self, &named, Some(deadline));
+        loop {
+            let (bytes, mut rest) = (into.len() as u64, &mut *into);
+            let mut any = Version::default();
+            let attempt =
+                range(&*self.store, &location, &named, offset, bytes, &mut any, &mut rest);
+            if let Some(end) = attempts.make(attempt).await {
+                return end;
+            }
+        }
+    }
+
+    async fn read_into(
+        &self,
+        object: &str,
+        offset: u64,
+        into: &mut Intake,
+        deadline: Instant,
+    ) -> Result<(), OriginError> {
+        let location = self.location(object)?;
+        let named = self.named(object);
+        let mut attempts = Attempts::at(self, &named, Some(deadline));
+        let wanted = into.left();
+        let mut version = Version::default();
+        loop {
+            // What came before an attempt failed is not asked for again, and what is left
+            // has to be of the same version: what came may be digested already.
+            let came = (wanted - into.left()) as u64;
+            if came == 0 {
+                version = Version::default();
+            }
+            let (offset, bytes) = (offset.saturating_add(came), into.left() as u64);
+            let attempt = range(&*self.store, &location, &named, offset, bytes, &mut version, into);
+            if let Some(end) = attempts.make(attempt).await {
+                return end;
+            }
+        }
+    }
+
+    fn setbacks(&self) -> u64 {
+        self.setbacks.load(Ordering::Relaxed)
+    }
+}
+
+/// Writes so many bytes from `offset` on to `into`, which has room for them, or fails. All
+/// are of one version.
+async fn range(
     store: &dyn ObjectStore,
     location: &Path,
     object: &str,
     offset: u64,
     expected: u64,
+    version: &mut Version,
     into: &mut (dyn Write + Send),
 ) -> Result<(), OriginError> {
     if expected == 0 {
         return Ok(());
     }
     let end = offset.saturating_add(expected);
-    let range = Some(GetRange::Bounded(offset..end));
-    let result = match store.get_opts(location, GetOptions { range, ..GetOptions::default() }).await
-    {
+    let (range, if_match) = (Some(GetRange::Bounded(offset..end)), version.if_match());
+    let conditional = if_match.is_some();
+    let options = GetOptions { range, if_match, ..GetOptions::default() };
+    let replaced = || OriginError::Replaced { object: object.to_owned() };
+    let result = match store.get_opts(location, options).await {
         Ok(result) => result,
+        Err(object_store::Error::Precondition { .. }) if conditional => return Err(replaced()),
         Err(error) => return Err(refused(store, location, object, end, error).await),
     };
+    if !version.admits(result.meta.e_tag) {
+        return Err(replaced());
+    }
     if result.meta.size < end {
         return Err(OriginError::Truncated {
             object: object.to_owned(),

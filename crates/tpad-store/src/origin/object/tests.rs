@@ -1,7 +1,9 @@
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::*;
-use crate::ErrorKind;
+use crate::{ErrorKind, Origin as _};
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(10)
