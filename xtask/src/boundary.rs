@@ -32,6 +32,12 @@ const RULES: &[Rule] = &[
         unnamed: &[],
     },
     Rule {
+        name: "tpad-handoff",
+        ours: &[],
+        unreachable: &["tokio", "tonic", "prost", "object_store", "cudarc"],
+        unnamed: &[],
+    },
+    Rule {
         name: "tpad-store",
         ours: &["tpad-manifest"],
         unreachable: &["tonic", "prost", "cudarc"],
