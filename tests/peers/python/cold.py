@@ -23,7 +23,17 @@ def measured(read) -> None:
     seconds = time.monotonic() - began
     client = load.trees_seconds([os.getpid()]) - client
     server = load.trees_seconds(servers) - server
-    load.report(1, size, seconds, client, server, [])
+    load.report(
+        [
+            {
+                "bytes": size,
+                "seconds": seconds,
+                "client": client,
+                "server": server,
+                "latencies": [seconds],
+            }
+        ]
+    )
 
 
 def safetensors_mmap(shards: list[str]):

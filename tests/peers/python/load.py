@@ -8,6 +8,7 @@ a request that was sent before time was up.
 import argparse
 import ctypes
 import json
+import multiprocessing
 import os
 import pathlib
 import random
@@ -24,6 +25,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--warmup", type=float, default=0.2)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--server", type=int, action="append", default=[])
+    parser.add_argument("--processes", type=int, default=1)
     return parser
 
 
@@ -62,8 +64,9 @@ def trees_seconds(roots: list[int]) -> float:
     return sum(ticks[pid] for pid in counted) / os.sysconf("SC_CLK_TCK")
 
 
-def report(requests: int, size: int, seconds: float, client: float, server: float, latencies):
-    latencies = sorted(latencies)
+def report(outcomes) -> None:
+    """Prints what the processes came to together."""
+    latencies = sorted(latency for outcome in outcomes for latency in outcome["latencies"])
 
     def at(share: float) -> float:
         return latencies[min(int(len(latencies) * share), len(latencies) - 1)] * 1e3
@@ -71,11 +74,12 @@ def report(requests: int, size: int, seconds: float, client: float, server: floa
     print(
         json.dumps(
             {
-                "requests": requests,
-                "bytes": size,
-                "seconds": seconds,
-                "client_cpu_seconds": client,
-                "server_cpu_seconds": server,
+                "requests": len(latencies),
+                "bytes": sum(outcome["bytes"] for outcome in outcomes),
+                "seconds": max(outcome["seconds"] for outcome in outcomes),
+                "client_cpu_seconds": sum(outcome["client"] for outcome in outcomes),
+                # All of them look at the same servers.
+                "server_cpu_seconds": max(outcome["server"] for outcome in outcomes),
                 "p50_ms": at(0.5) if latencies else 0.0,
                 "p99_ms": at(0.99) if latencies else 0.0,
             }
@@ -86,6 +90,36 @@ def report(requests: int, size: int, seconds: float, client: float, server: floa
 def run(options, connect) -> None:
     """Calls `connect()` in each worker, then what it returned with a key, which
     must return the number of bytes that came."""
+    if options.processes == 1:
+        report([measure(options, connect, lambda: None)])
+        return
+    # Before anything is connected: what has threads cannot be forked.
+    context = multiprocessing.get_context("fork")
+    gate = context.Barrier(options.processes)
+    answers = context.SimpleQueue()
+
+    def child() -> None:
+        try:
+            answers.put(measure(options, connect, lambda: gate.wait(timeout=60)))
+        except (Exception, SystemExit) as error:
+            gate.abort()  # the others wait for nobody
+            answers.put(f"{type(error).__name__}: {error}")
+
+    children = [context.Process(target=child) for _ in range(options.processes)]
+    for process in children:
+        process.start()
+    outcomes = [answers.get() for _ in children]
+    for process in children:
+        process.join()
+    failures = [outcome for outcome in outcomes if isinstance(outcome, str)]
+    if failures:
+        told = [failure for failure in failures if "BrokenBarrier" not in failure]
+        raise SystemExit((told or failures)[0])
+    report(outcomes)
+
+
+def measure(options, connect, together):
+    """One process's load; `together` returns when all processes are warm."""
     warmed = threading.Barrier(options.concurrency + 1)
     begun = threading.Barrier(options.concurrency + 1)
     totals, latencies, failures = [], [], []
@@ -121,10 +155,14 @@ def run(options, connect) -> None:
         totals.append(total)
         latencies.extend(own)
 
-    workers = [threading.Thread(target=work, args=(n,)) for n in range(options.concurrency)]
+    # A process whose gate breaks ends with its threads where they are.
+    workers = [
+        threading.Thread(target=work, args=(n,), daemon=True) for n in range(options.concurrency)
+    ]
     for worker in workers:
         worker.start()
     warmed.wait()
+    together()
     client, server = trees_seconds([os.getpid()]), trees_seconds(options.server)
     began = time.monotonic()
     begun.wait()
@@ -135,7 +173,13 @@ def run(options, connect) -> None:
     server = trees_seconds(options.server) - server
     if failures:
         raise SystemExit(f"{type(failures[0]).__name__}: {failures[0]}")
-    report(len(latencies), sum(totals), seconds, client, server, latencies)
+    return {
+        "bytes": sum(totals),
+        "seconds": seconds,
+        "client": client,
+        "server": server,
+        "latencies": latencies,
+    }
 
 
 def values(directory: str):

@@ -14,6 +14,7 @@ mod servers;
 mod table;
 mod values;
 mod wire;
+mod workers;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -63,6 +64,8 @@ impl Arguments {
 pub(crate) enum Which {
     /// Values in memory over TCP
     Wire,
+    /// Many processes of grpcio at a server with one processor
+    Workers,
     /// Small requests, idle and beside bulk reads
     Latency,
     /// From disk
@@ -72,7 +75,8 @@ pub(crate) enum Which {
 }
 
 /// All parts, in the order of the document.
-pub(crate) const PARTS: [Which; 4] = [Which::Wire, Which::Latency, Which::Cold, Which::S3];
+pub(crate) const PARTS: [Which; 5] =
+    [Which::Wire, Which::Workers, Which::Latency, Which::Cold, Which::S3];
 
 /// What is run of it.
 #[derive(Debug)]
@@ -93,6 +97,7 @@ impl Which {
     fn name(self) -> &'static str {
         match self {
             Self::Wire => "wire",
+            Self::Workers => "workers",
             Self::Latency => "latency",
             Self::Cold => "cold",
             Self::S3 => "s3",
@@ -102,6 +107,7 @@ impl Which {
     fn limit(self) -> &'static str {
         match self {
             Self::Wire => wire::LIMIT,
+            Self::Workers => workers::LIMIT,
             Self::Latency => latency::LIMIT,
             Self::Cold => cold::LIMIT,
             Self::S3 => objects::LIMIT,
@@ -111,6 +117,7 @@ impl Which {
     fn run(self, place: &Place, plan: &Plan) -> Result<Vec<Row>> {
         match self {
             Self::Wire => wire::run(place, plan),
+            Self::Workers => workers::run(place, plan),
             Self::Latency => latency::run(place, plan),
             Self::Cold => cold::run(place, plan),
             Self::S3 => objects::run(place, plan),

@@ -30,6 +30,10 @@ pub(crate) struct Place {
     pub(crate) all: String,
     /// How many processors servers have.
     pub(crate) server_threads: usize,
+    /// How many processors clients have.
+    pub(crate) client_processors: usize,
+    /// Whether the files go with this, or with the place that it was made of.
+    owner: bool,
 }
 
 impl Place {
@@ -54,7 +58,25 @@ impl Place {
             client: range(half, processors),
             all: range(0, processors),
             server_threads: half,
+            client_processors: processors - half,
+            owner: true,
         })
+    }
+
+    /// The same, with one processor for servers and the others for clients.
+    pub(crate) fn with_one_server_processor(&self) -> Self {
+        let processors = self.server_threads + self.client_processors;
+        Self {
+            root: self.root.clone(),
+            memory: self.memory.clone(),
+            disk: self.disk.clone(),
+            server: "0".to_owned(),
+            client: format!("1-{}", processors - 1),
+            all: self.all.clone(),
+            server_threads: 1,
+            client_processors: processors - 1,
+            owner: false,
+        }
     }
 
     /// A program of this workspace, beside this one.
@@ -112,6 +134,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        if !self.owner {
+            return;
+        }
         for directory in [&self.memory, &self.disk] {
             // What cannot be removed is said by whoever looks at the disk.
             let _left = std::fs::remove_dir_all(directory);

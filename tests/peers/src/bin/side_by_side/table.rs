@@ -43,7 +43,7 @@ pub(crate) fn of(which: Which, part: &Part) -> String {
     text.push_str(&match which {
         Which::Wire => wire(part),
         Which::Latency => latency(part),
-        Which::Cold | Which::S3 => single(part),
+        Which::Workers | Which::Cold | Which::S3 => single(part),
     });
     text
 }
@@ -51,6 +51,7 @@ pub(crate) fn of(which: Which, part: &Part) -> String {
 fn title(which: Which) -> &'static str {
     match which {
         Which::Wire => "Values in memory, over TCP",
+        Which::Workers => "Values in memory, to many workers of grpcio",
         Which::Latency => "Small requests",
         Which::Cold => "Cold, from disk",
         Which::S3 => "Cold, from an S3 server",
