@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::run::{cargo, run, say};
-use crate::{boundary, compat, fuzz, house, image, test, tools};
+use crate::{boundary, compat, fuzz, house, image, loom, test, tools};
 
 /// Runs every check, quick ones first, and reports all that failed. The tests
 /// come last, so that their result lines end the log.
@@ -22,7 +22,7 @@ pub(crate) fn ci() -> Result<()> {
     // These tests are no part of `--all-targets`: they need an image, or a program
     // of an earlier commit.
     let targets = ["--workspace", "--all-targets", "--test", "image", "--test", "compat"];
-    let checks: [(&str, &dyn Fn() -> Result<()>); 11] = [
+    let checks: [(&str, &dyn Fn() -> Result<()>); 12] = [
         ("crate boundaries", &boundary::check),
         ("house rules", &house::check),
         ("format", &|| run(cargo().args(["fmt", "--all", "--check"]))),
@@ -31,6 +31,7 @@ pub(crate) fn ci() -> Result<()> {
         ("lints", &|| run(cargo().arg("clippy").args(targets).args(["--", "-D", "warnings"]))),
         ("docs", &docs),
         ("fuzz", &|| fuzz::fuzz(&[])),
+        ("loom", &loom::loom),
         ("image", &image::image),
         ("compat", &compat::compat),
         ("tests", &|| test::test(&[])),

@@ -11,6 +11,7 @@ mod coverage;
 mod fuzz;
 mod house;
 mod image;
+mod loom;
 mod run;
 mod test;
 mod tools;
@@ -25,10 +26,11 @@ usage: cargo xtask COMMAND
   setup   install the tools that tests and checks need into .tools/ (pinned; once)
   test    setup, then every test of the workspace; ARGS go to `cargo test`
   fuzz    every fuzz target for a minute; [--seconds N] [TARGET...]
+  loom    the protocol of handoff in every order of events; about a minute
   bench   tpad side by side with its peers; [--quick] [--only wire|latency|cold|s3] [--rounds N]
   compat  serve what is written now with the program of an early commit
   image   build the container image and run it as the manifests deploy it (as root)
-  ci      test, fuzz, image, compat, format, lints, docs, licences, proto, crate boundaries, house rules
+  ci      test, fuzz, loom, image, compat, format, lints, docs, licences, proto, crate boundaries, house rules
 
 needs: Rust (rustup), python3 3.10 or newer with venv, node 18 or newer with npm, and a C compiler; fuzz: a C++ compiler";
 
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         ("test", extra) => test::test(extra),
         ("bench", arguments) => bench::bench(arguments),
         ("fuzz", arguments) => fuzz::fuzz(arguments),
+        ("loom", []) => loom::loom(),
         ("image", []) => image::image(),
         ("compat", []) => compat::compat(),
         ("ci", []) => ci::ci(),

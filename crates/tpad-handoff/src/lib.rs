@@ -14,23 +14,40 @@
 //! - [`Uses`] for each connection and directory: the worker counts what it used;
 //!   the daemon takes the counts out of its [`UsesView`] to learn what to keep.
 //!
-//! Nothing here waits, and nothing that a worker writes can make the daemon fail.
+//! `docs/handoff.md` has the layout, the protocol and why it is safe. Nothing
+//! here waits, and nothing that a worker writes can make the daemon fail.
 
-mod directory;
+#![expect(unexpected_cfgs, reason = "`cargo xtask loom` sets `loom`, and nothing else does")]
+
 mod entry;
 mod error;
-mod hazards;
-mod header;
-mod memory;
 mod protocol;
 mod sync;
+
+// The model has the protocol on its own atomics, which are no words of memory.
+#[cfg(not(all(test, loom)))]
+mod directory;
+#[cfg(not(all(test, loom)))]
+mod hazards;
+#[cfg(not(all(test, loom)))]
+mod header;
+#[cfg(not(all(test, loom)))]
+mod memory;
+#[cfg(all(test, loom))]
+mod model;
+#[cfg(not(all(test, loom)))]
 mod uses;
+#[cfg(not(all(test, loom)))]
 mod workers;
 
-pub use directory::{Directory, DirectoryView};
 pub use entry::{Entry, Place};
 pub use error::{Error, Kind};
-pub use hazards::{Hazards, Held};
 pub use protocol::NotHeld;
-pub use uses::{Uses, UsesView};
-pub use workers::{DEFAULT_CELLS, Named, Retired, Worker, Workers};
+
+#[cfg(not(all(test, loom)))]
+pub use {
+    directory::{Directory, DirectoryView},
+    hazards::{Hazards, Held},
+    uses::{Uses, UsesView},
+    workers::{DEFAULT_CELLS, Named, Retired, Worker, Workers},
+};

@@ -1,6 +1,12 @@
-//! The atomics and orders of the protocol: everything stronger than relaxed in
-//! `protocol.rs` has a name here.
+//! The atomics and orders of the protocol.
+//!
+//! The model (`cargo xtask loom`) puts its own atomics in the place of std's, and
+//! takes away one order after the other to show that each is needed. Everything
+//! stronger than relaxed in `protocol.rs` therefore has a name here.
 
+#[cfg(all(test, loom))]
+use loom::sync::atomic;
+#[cfg(not(all(test, loom)))]
 use std::sync::atomic;
 
 pub(crate) use atomic::{AtomicU64, Ordering};
@@ -23,16 +29,30 @@ pub(crate) enum Pillar {
 }
 
 /// A full fence.
-pub(crate) fn full_fence(_: Pillar) {
-    atomic::fence(Ordering::SeqCst);
+pub(crate) fn full_fence(pillar: Pillar) {
+    if stands(pillar) {
+        atomic::fence(Ordering::SeqCst);
+    }
 }
 
 /// Everything after it comes after the loads before it.
-pub(crate) fn acquire_fence(_: Pillar) {
-    atomic::fence(Ordering::Acquire);
+pub(crate) fn acquire_fence(pillar: Pillar) {
+    if stands(pillar) {
+        atomic::fence(Ordering::Acquire);
+    }
 }
 
 /// `order`, to be given to an access.
-pub(crate) fn order(_: Pillar, order: Ordering) -> Ordering {
-    order
+pub(crate) fn order(pillar: Pillar, order: Ordering) -> Ordering {
+    if stands(pillar) { order } else { Ordering::Relaxed }
+}
+
+#[cfg(not(all(test, loom)))]
+const fn stands(_: Pillar) -> bool {
+    true
+}
+
+#[cfg(all(test, loom))]
+fn stands(pillar: Pillar) -> bool {
+    crate::model::stands(pillar)
 }
