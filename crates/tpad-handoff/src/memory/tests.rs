@@ -3,7 +3,9 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
+};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 
@@ -47,6 +49,13 @@ fn a_receiver_can_neither_resize_it_nor_write_what_only_its_maker_writes() {
         assert_eq!(ftruncate(memory.descriptor(), 0).err(), denied);
         assert_eq!(ftruncate(memory.descriptor(), 1 << 20).err(), denied);
         assert_eq!(fcntl_add_seals(memory.descriptor(), SealFlags::WRITE).err(), denied);
+        // A hole is a write of zeros, for whoever may write.
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let word = || memory.words(0..1).expect("a word")[0].load(Ordering::Relaxed);
+        memory.words(0..1).expect("a word")[0].store(7, Ordering::Relaxed);
+        let punched = fallocate(memory.descriptor(), hole, 0, 8192).err();
+        let left = if writers == Writers::Maker { (denied, 7) } else { (None, 0) };
+        assert_eq!((punched, word()), left, "{writers:?}");
         let writable = map_to_write(&memory);
         let write = rustix::io::pwrite(memory.descriptor(), b"x", 0).err();
         let expected = if writers == Writers::Maker { denied } else { None };
