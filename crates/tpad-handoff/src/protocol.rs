@@ -11,7 +11,7 @@
 //! cell; if it is the daemon's, the worker sees that the entry is gone.
 //! `docs/handoff.md` has the whole argument, `model.rs` checks it.
 
-use std::fmt;
+use thiserror::Error;
 
 use crate::entry::{Entry, Place};
 use crate::sync::{AtomicU64, Ordering, Pillar, acquire_fence, full_fence, order};
@@ -21,32 +21,23 @@ use crate::sync::{AtomicU64, Ordering, Pillar, acquire_fence, full_fence, order}
 const ATTEMPTS: usize = 8;
 
 /// Why a block is not held.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum NotHeld {
     /// The directory has no place for it: the daemon is to be asked for it.
+    #[error("the block has no place in shared memory")]
     Absent,
-    /// It moved at every attempt, or left: as if it were absent.
+    /// It moved at every attempt: as if it were absent.
+    #[error("the block does not stay in one place")]
     Moving,
     /// Every cell is in use: the daemon may be asked for a copy, and this worker
     /// holds more at once than it was given cells for.
+    #[error("every hazard cell is in use")]
     Full,
     /// This process is a child of the one that mapped the memory, and has none
     /// of it: it needs a connection of its own.
+    #[error("the memory is that of the parent process")]
     Child,
 }
-
-impl fmt::Display for NotHeld {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Absent => "the block has no place in shared memory",
-            Self::Moving => "the block does not stay in one place",
-            Self::Full => "every hazard cell is in use",
-            Self::Child => "the memory is that of the parent process",
-        })
-    }
-}
-
-impl std::error::Error for NotHeld {}
 
 /// Makes sure that the slot that `look` names stays as it is until its cell is
 /// cleared; the entry and the cell's index. `look` is a relaxed load of the
