@@ -14,10 +14,10 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 pub(crate) use part::SlotPart;
-pub use slot::{BlockBytes, SlotMut};
+pub use slot::{BlockBytes, Place, SharedSlab, SlotMut};
 pub(crate) use state::SlabView;
 pub use state::slot_bytes;
 
@@ -32,6 +32,8 @@ pub struct Arena {
     freed: Notify,
     /// Whether a task waits for a slot.
     awaited: AtomicBool,
+    /// Counts how often slabs were found to be in the way that other processes have.
+    wanted: watch::Sender<u64>,
 }
 
 /// What an arena's memory is used for, in bytes.
@@ -74,6 +76,7 @@ impl Arena {
             state: Mutex::default(),
             freed: Notify::new(),
             awaited: AtomicBool::new(false),
+            wanted: watch::Sender::new(0),
         })
     }
 
@@ -118,7 +121,15 @@ impl Arena {
             return Grant::Short;
         };
         // Bound before the match: the lock is not held while a slot is made.
-        let plan = self.lock().plan(slot_bytes, self.capacity);
+        let (plan, wants) = {
+            let mut state = self.lock();
+            let before = state.wanted().len();
+            let plan = state.plan(slot_bytes, self.capacity);
+            (plan, state.wanted().len() > before)
+        };
+        if wants {
+            self.wanted.send_modify(|count| *count += 1);
+        }
         match plan {
             Plan::Take(slab, index) => {
                 Grant::Slot(SlotMut::new(Arc::clone(self), slab, index, bytes))
@@ -151,6 +162,26 @@ impl Arena {
         if self.awaited.load(Ordering::Relaxed) {
             self.freed.notify_one();
         }
+    }
+
+    /// Tells when a slab that another process has mapped is wanted for something else:
+    /// see [`SharedSlab::is_wanted`].
+    #[must_use]
+    pub fn watch_wanted(&self) -> watch::Receiver<u64> {
+        self.wanted.subscribe()
+    }
+
+    fn wants(&self, slab: u64) -> bool {
+        self.lock().wanted().contains(&slab)
+    }
+
+    fn share(&self, slab: u64) {
+        self.lock().share(slab);
+    }
+
+    fn unshare(&self, slab: u64) {
+        self.lock().unshare(slab);
+        self.nudge_if_awaited();
     }
 
     /// The slabs, for choosing which to empty.

@@ -5,7 +5,7 @@
 use std::ffi::c_void;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::thread;
 
@@ -55,8 +55,9 @@ impl Mapping {
             .ok_or_else(|| io::Error::other("a mapping at address zero"))?;
         let mapping = Self { start, bytes, file };
         mapping.populate()?;
-        // The mapping above stays writable; a new one of any process cannot be.
-        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE;
+        // The mapping above stays writable; a new one of any process cannot be. Nor can
+        // who gets the descriptor seal it further.
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
         fcntl_add_seals(&mapping.file, seals)?;
         Ok(mapping)
     }
@@ -111,6 +112,11 @@ impl Mapping {
     /// Size in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The memory's descriptor, to hand to another process.
+    pub(super) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Bytes `at..at + bytes`, to read.

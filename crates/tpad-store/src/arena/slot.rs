@@ -2,7 +2,9 @@
 #![expect(unsafe_code, reason = "a slot turns its span of a mapping into slices")]
 
 use std::fmt;
+use std::io;
 use std::ops::{Deref, DerefMut};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,6 +18,68 @@ pub(super) struct Slab {
     pub(super) id: u64,
     pub(super) slot_bytes: usize,
     pub(super) mapping: Mapping,
+}
+
+/// Where a block lies, for another process of this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The slab's number, which no other slab of the arena ever has.
+    pub slab: u64,
+    /// Where in the slab it begins.
+    pub offset: u64,
+    /// What its slot takes.
+    pub slot_bytes: u64,
+}
+
+/// A slab that another process has mapped, or may have. Its memory does not go back
+/// to the system, and is not used for slots of another size, before this is dropped:
+/// unmapped here alone it would still be there.
+#[derive(Debug)]
+pub struct SharedSlab {
+    /// `None` only while this is dropped.
+    slab: Option<Arc<Slab>>,
+    arena: Arc<Arena>,
+}
+
+impl SharedSlab {
+    /// The slab's number.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.slab.as_ref().map_or(0, |slab| slab.id)
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.slab.as_ref().map_or(0, |slab| slab.mapping.bytes() as u64)
+    }
+
+    /// The descriptor of its memory: sealed, so that nobody else can write to it,
+    /// shrink it or punch holes into it.
+    ///
+    /// # Errors
+    /// When there is no descriptor left for it.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        let slab = self.slab.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        slab.mapping.file().try_clone_to_owned()
+    }
+
+    /// Whether its memory is wanted for something else.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.arena.wants(self.id())
+    }
+}
+
+impl Drop for SharedSlab {
+    fn drop(&mut self) {
+        if let Some(slab) = self.slab.take() {
+            let id = slab.id;
+            // Before it is told: who unmaps the slab then has the last reference.
+            drop(slab);
+            self.arena.unshare(id);
+        }
+    }
 }
 
 /// A slot that is in use. Its drop makes it free.
@@ -168,6 +232,26 @@ impl BlockBytes {
     /// The slab that the slot is in.
     pub(crate) fn slab(&self) -> u64 {
         self.slot.slab.id
+    }
+
+    /// Where it lies, for another process of this machine.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        Place {
+            slab: self.slot.slab.id,
+            // Both are in memory.
+            offset: self.slot.start() as u64,
+            slot_bytes: self.slot.slot_bytes() as u64,
+        }
+    }
+
+    /// The slab that it lies in, to be mapped by another process.
+    #[must_use]
+    pub fn shared_slab(&self) -> SharedSlab {
+        let (slab, arena) = (Arc::clone(&self.slot.slab), Arc::clone(&self.slot.arena));
+        // A slot of it is in use, so nobody gives it up before this.
+        arena.share(slab.id);
+        SharedSlab { slab: Some(slab), arena }
     }
 
     /// Whether the slot is in this arena.

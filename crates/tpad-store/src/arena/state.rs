@@ -1,6 +1,6 @@
 //! What is mapped and what is free: the arena's bookkeeping, without memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::mapping::PAGE_BYTES;
@@ -24,6 +24,9 @@ pub(super) struct State {
     /// Bytes of slots in use.
     held: u64,
     slabs: BTreeMap<u64, Entry>,
+    /// Empty slabs that stand in the way of others, but other processes have them
+    /// mapped.
+    wanted: BTreeSet<u64>,
     next: u64,
 }
 
@@ -32,6 +35,8 @@ struct Entry {
     slab: Arc<Slab>,
     slots: u32,
     free: Vec<u32>,
+    /// How many [`SharedSlab`](super::SharedSlab)s there are of it.
+    shares: u32,
     /// Being emptied for another slot size: gives no slots.
     condemned: bool,
 }
@@ -54,6 +59,8 @@ pub(crate) struct SlabView {
     pub(crate) slot_bytes: u64,
     pub(crate) bytes: u64,
     pub(crate) slots_used: u32,
+    /// Whether other processes have it mapped.
+    pub(crate) shared: bool,
 }
 
 /// The slot that an image of `bytes` goes into: padded to a 32nd of its power of
@@ -84,7 +91,11 @@ impl State {
         let mut room = capacity.saturating_sub(self.mapped);
         let mut empty = Vec::new();
         if room < slot_bytes {
-            let mut spare: Vec<&Entry> = self.slabs.values().filter(|e| e.is_empty()).collect();
+            let (mut spare, mapped): (Vec<&Entry>, Vec<&Entry>) = self
+                .slabs
+                .values()
+                .filter(|entry| entry.is_empty())
+                .partition(|entry| entry.shares == 0);
             spare.sort_by_key(|entry| (!entry.condemned, std::cmp::Reverse(entry.bytes())));
             for entry in spare {
                 if room < slot_bytes {
@@ -93,11 +104,13 @@ impl State {
                 }
             }
             if room < slot_bytes {
+                self.wanted.extend(mapped.iter().map(|entry| entry.slab.id));
                 return Plan::Short;
             }
         }
         let retired: Vec<Arc<Slab>> =
             empty.iter().filter_map(|id| Some(self.slabs.remove(id)?.slab)).collect();
+        self.wanted.retain(|id| self.slabs.contains_key(id));
         self.retiring += retired.iter().map(|slab| slab.mapping.bytes() as u64).sum::<u64>();
         // As much again as there is of this size, so that sizes which are rare
         // take little and common ones come to large slabs soon.
@@ -119,7 +132,13 @@ impl State {
             .min_by_key(|entry| entry.free.len())?;
         let index = entry.free.pop()?;
         self.held += slot_bytes;
+        self.wanted.remove(&entry.slab.id);
         Some((Arc::clone(&entry.slab), index))
+    }
+
+    /// Slabs that other processes are to give up.
+    pub(super) fn wanted(&self) -> &BTreeSet<u64> {
+        &self.wanted
     }
 
     pub(super) fn next_id(&mut self) -> u64 {
@@ -130,7 +149,7 @@ impl State {
     /// A slab was mapped; its bytes were counted by the plan.
     pub(super) fn add(&mut self, slab: Arc<Slab>, slots: u32) {
         let free = (0..slots).rev().collect();
-        self.slabs.insert(slab.id, Entry { slab, slots, free, condemned: false });
+        self.slabs.insert(slab.id, Entry { slab, slots, free, shares: 0, condemned: false });
     }
 
     /// A slab that a plan retired was unmapped.
@@ -152,6 +171,20 @@ impl State {
         }
     }
 
+    /// Another process gets the slab.
+    pub(super) fn share(&mut self, slab: u64) {
+        if let Some(entry) = self.slabs.get_mut(&slab) {
+            entry.shares += 1;
+        }
+    }
+
+    /// It has given it up.
+    pub(super) fn unshare(&mut self, slab: u64) {
+        if let Some(entry) = self.slabs.get_mut(&slab) {
+            entry.shares -= 1;
+        }
+    }
+
     pub(super) fn condemn(&mut self, slabs: &[u64], condemned: bool) {
         for id in slabs {
             if let Some(entry) = self.slabs.get_mut(id) {
@@ -166,6 +199,7 @@ impl State {
             slot_bytes: entry.slot_bytes(),
             bytes: entry.bytes(),
             slots_used: entry.slots - u32::try_from(entry.free.len()).unwrap_or(entry.slots),
+            shared: entry.shares > 0,
         };
         self.slabs.values().map(view).collect()
     }

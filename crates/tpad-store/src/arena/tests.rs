@@ -80,6 +80,61 @@ fn a_reservation_that_is_dropped_gives_its_room_back() {
     assert!(matches!(arena.grant(MIB), Grant::Map(_)));
 }
 
+#[test]
+fn a_block_says_where_it_lies_and_what_is_there() {
+    let arena = Arena::new(MIB as u64);
+    let mut slots: Vec<_> =
+        (0..3u8).map(|_| arena.slot(5000).expect("mapped").expect("room")).collect();
+    for (n, slot) in (1..).zip(&mut slots) {
+        slot.fill(n);
+    }
+    let blocks: Vec<BlockBytes> = slots.into_iter().map(SlotMut::freeze).collect();
+    for (n, block) in (1..).zip(&blocks) {
+        let place = block.place();
+        assert_eq!((place.slot_bytes, place.offset % 4096), (8192, 0));
+        let slab = block.shared_slab();
+        assert_eq!(slab.id(), place.slab);
+        assert!(place.offset + place.slot_bytes <= slab.bytes());
+        let file = std::fs::File::from(slab.descriptor().expect("a descriptor"));
+        assert_eq!(file.metadata().expect("a size").len(), slab.bytes());
+        let mut there = [0; 5000];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut there, place.offset).expect("read");
+        assert_eq!(there, [n; 5000]);
+    }
+}
+
+#[test]
+fn what_another_process_has_mapped_is_wanted_and_not_given_up() {
+    let arena = Arena::new(2 * MIB as u64);
+    let mut wanted = arena.watch_wanted();
+    let shared = {
+        let block = arena.slot(MIB).expect("mapped").expect("room").freeze();
+        (block.shared_slab(), block.shared_slab())
+    };
+    assert!(arena.slot(MIB).expect("mapped").is_some(), "slots of it are given out");
+    assert!(arena.slot(MIB / 2).expect("mapped").is_some(), "there is room for a slab");
+    assert!(!shared.0.is_wanted());
+    assert!(arena.slot(2 * MIB).expect("mapped").is_none());
+    assert!(shared.0.is_wanted() && shared.1.is_wanted());
+    assert!(wanted.has_changed().expect("the arena lives"));
+    wanted.mark_unchanged();
+    assert!(arena.slot(2 * MIB).expect("mapped").is_none());
+    assert!(!wanted.has_changed().expect("the arena lives"), "it is told once");
+
+    // In use again, it is in nobody's way.
+    let block = arena.slot(MIB).expect("mapped").expect("it has a slot").freeze();
+    assert!(!shared.0.is_wanted());
+    assert_eq!(block.place().slab, shared.0.id());
+    drop(block);
+    assert!(arena.slot(2 * MIB).expect("mapped").is_none());
+    assert!(wanted.has_changed().expect("the arena lives"), "wanted anew");
+
+    drop(shared.0);
+    assert!(arena.slot(2 * MIB).expect("mapped").is_none(), "one process has it");
+    drop(shared.1);
+    assert!(arena.slot(2 * MIB).expect("mapped").is_some());
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Take(usize),

@@ -45,7 +45,8 @@ struct Siege<'a> {
 enum Use {
     /// At once.
     Idle,
-    /// When readers of blocks that are kept are done.
+    /// When readers of blocks that are kept are done, or other processes have
+    /// unmapped it.
     Read,
     /// When slots are that hold no kept block: being filled, or read for long.
     Foreign,
@@ -211,7 +212,7 @@ impl DramLevel {
             .filter(|slab| slab.slot_bytes != slot_bytes && !closed.contains(&slab.id))
             .map(|slab| {
                 let kept = kept.get(&slab.id).unwrap_or(&nothing);
-                let state = match (slab.slots_used > kept.blocks, kept.leased) {
+                let state = match (slab.slots_used > kept.blocks, kept.leased || slab.shared) {
                     (true, _) => Use::Foreign,
                     (false, true) => Use::Read,
                     (false, false) => Use::Idle,
