@@ -1,15 +1,22 @@
-//! Generates the wire's code from `proto/tpad/v1`, without `protoc`.
+//! Generates the wire's code from `proto/tpad`, without `protoc`.
 
 use std::path::{Path, PathBuf};
 
 use prost::Message as _;
 
-const SERVED: [&str; 6] =
-    ["admin.proto", "block.proto", "expert.proto", "model.proto", "routing.proto", "scope.proto"];
+const FILES: [&str; 7] = [
+    "handoff/v1/handoff.proto",
+    "v1/admin.proto",
+    "v1/block.proto",
+    "v1/expert.proto",
+    "v1/model.proto",
+    "v1/routing.proto",
+    "v1/scope.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
-    let files = SERVED.map(|name| root.join("tpad/v1").join(name));
+    let files = FILES.map(|name| root.join("tpad").join(name));
     for file in &files {
         println!("cargo::rerun-if-changed={}", file.display());
     }

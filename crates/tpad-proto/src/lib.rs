@@ -1,11 +1,12 @@
-//! The gRPC wire of tpad: what `proto/tpad/v1` generates, and conversions
-//! between it and the manifest's types.
+//! The wire of tpad: what `proto/tpad` generates, gRPC's and the handoff socket's,
+//! and conversions between it and the manifest's types.
 //!
 //! Types of the wire stay at the edges: the daemon's services and the client
 //! convert at once and work with [`tpad_manifest`]'s words. What comes from the
 //! wire converts with `TryFrom`, since a peer may leave out any field.
 
 mod convert;
+pub mod handoff;
 mod mask;
 mod roles;
 
@@ -19,7 +20,7 @@ pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/tpad.v1.rs"));
 }
 
-/// The encoded `FileDescriptorSet` of package `tpad.v1`, for server reflection.
+/// The encoded `FileDescriptorSet` of the packages, for server reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 #[cfg(test)]
