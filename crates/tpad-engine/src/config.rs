@@ -6,6 +6,8 @@ use std::time::Duration;
 use tpad_manifest::TierId;
 use tpad_store::{HierarchyConfig, NvmeConfig, OriginOptions};
 
+use crate::LeaseBounds;
+
 /// Everything that an engine needs to start.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -27,6 +29,8 @@ pub struct EngineConfig {
     pub swap_patience: Duration,
     /// How often a model that cannot be loaded is tried again.
     pub retry: RetryIntervals,
+    /// What workers may hold of host memory.
+    pub leases: LeaseBounds,
     /// Bounds on memory and on single requests.
     pub bounds: Bounds,
 }
@@ -105,6 +109,7 @@ impl EngineConfig {
     #[must_use]
     pub fn new(models: Vec<ModelConfig>, store: HierarchyConfig) -> Self {
         Self {
+            leases: LeaseBounds::of_capacity(store.dram.capacity_bytes),
             models,
             store,
             nvme: None,

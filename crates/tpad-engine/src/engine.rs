@@ -19,13 +19,14 @@ pub use self::administer::{LoadOutcome, Loaded, Unloaded};
 pub use self::keep::{Evictions, Pinned};
 use self::roster::Roster;
 use crate::generation::{Generation, Shared};
+use crate::leases::Leases;
 use crate::kept::Kept;
 use crate::model::{Loader, Model, ModelView};
 use crate::pins::Pins;
 use crate::placement::{Levels, keep_placing};
 use crate::{
     EngineConfig, EngineError, EngineMetrics, ModelStatus, ProcessStatus, Readiness, ReadyWhen,
-    Status,
+    Status, Worker, WorkerName,
 };
 
 /// Documents and index segments checked at a time: BLAKE3 and the bounds of a million records
@@ -49,6 +50,7 @@ pub struct Engine {
     ready_when: ReadyWhen,
     /// Prefetches that read.
     pub(crate) prefetches: Arc<Semaphore>,
+    leases: Arc<Leases>,
     pins: Arc<Pins>,
     started: Instant,
     readiness: watch::Sender<Readiness>,
@@ -92,6 +94,7 @@ impl Engine {
             ready_when,
             follow,
             swap_patience,
+            leases,
             retry,
             bounds,
         } = config;
@@ -118,6 +121,7 @@ impl Engine {
             kept,
         };
         let levels = Levels { hierarchy: Arc::clone(&hierarchy), nvme, divided };
+        let leases = Leases::new(leases, shared.metrics.clone());
         let pins = Pins::new(Arc::clone(&hierarchy), shared.metrics.clone());
         tasks.spawn(Arc::clone(&pins).expire(stop.clone()));
         let loader = Loader {
@@ -143,6 +147,7 @@ impl Engine {
             ready_when,
             prefetches: crate::prefetch::turns(),
             hierarchy,
+            leases,
             pins,
             started: Instant::now(),
             readiness,
@@ -197,6 +202,7 @@ impl Engine {
                 .map(|model| ModelStatus::of(model, &self.levels))
                 .collect(),
             pinned: self.pins.held(),
+            leases: self.leases.status(),
             pins: self.pins.status(),
             store: self.hierarchy.status(),
         }
@@ -207,6 +213,12 @@ impl Engine {
     pub fn ready(&self) -> Readiness {
         self.readiness.borrow().clone()
     }
+    /// A worker of this machine, which holds no lease yet.
+    #[must_use]
+    pub fn worker(&self, name: WorkerName) -> Worker {
+        self.leases.worker(name)
+    }
+
 
     /// Tells when readiness changes.
     #[must_use]

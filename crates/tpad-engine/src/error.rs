@@ -6,6 +6,8 @@ use tpad_index::IndexError;
 use tpad_manifest::{BlockKey, Digest, MaskError, SizeError, TierError};
 use tpad_store::{ErrorKind, OriginError, ReadError};
 
+use crate::LeaseHolder;
+
 /// Names listed in an error at most, so that its text stays readable.
 const NAMES_SHOWN: usize = 16;
 
@@ -232,6 +234,24 @@ pub enum EngineError {
         /// The owner.
         owner: String,
     },
+    /// Leases would hold more memory than they may.
+    #[error(
+        "leases of {holder} would hold {wanted} bytes of host memory, and {limit} is the most: release some, lease fewer at a time, or raise {}", .holder.setting()
+    )]
+    LeasesFull {
+        /// What they would hold.
+        wanted: u64,
+        /// What they may hold.
+        limit: u64,
+        /// Of whom.
+        holder: LeaseHolder,
+    },
+    /// A worker holds more leases than a daemon keeps of one.
+    #[error("a worker holds at most {limit} leases: release some")]
+    TooManyLeases {
+        /// How many it may hold.
+        limit: usize,
+    },
     /// The caller's deadline passed.
     #[error("the deadline passed while {what}")]
     Deadline {
@@ -316,7 +336,9 @@ impl EngineError {
             Self::SelectionsBusy { .. }
             | Self::PinCapacity { .. }
             | Self::PinRefused { .. }
-            | Self::TooManyPins { .. } => ErrorKind::ResourceExhausted,
+            | Self::TooManyPins { .. }
+            | Self::LeasesFull { .. }
+            | Self::TooManyLeases { .. } => ErrorKind::ResourceExhausted,
             Self::ModelLoading { .. } | Self::ModelFailed { .. } | Self::Stopping => {
                 ErrorKind::Unavailable
             }
@@ -375,6 +397,8 @@ impl EngineError {
             Self::PinRefused { .. } => "PIN_REFUSED",
             Self::TooManyPins { .. } => "TOO_MANY_PINS",
             Self::UnknownPin { .. } => "PIN_NOT_FOUND",
+            Self::LeasesFull { .. } => "LEASES_FULL",
+            Self::TooManyLeases { .. } => "TOO_MANY_LEASES",
             Self::PageToken => "PAGE_TOKEN_INVALID",
             Self::StalePage { .. } => "PAGE_TOKEN_STALE",
             Self::Deadline { .. } => "DEADLINE_EXCEEDED",

@@ -21,11 +21,10 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tpad_manifest::{BlockKey, BlockRecord, Catalog, Digest, FileRecord, Manifest, TierId};
 use tpad_store::{
     BlockFetch, CacheClass, Hierarchy, Medium, ObjectOrigin, Origin, ReadOptions, Served,
-    StoreMetrics,
+    StoreMetrics, Tasks,
 };
 
 use crate::kept::Kept;
@@ -79,7 +78,7 @@ pub(crate) struct Shared {
     pub(crate) store_metrics: StoreMetrics,
     pub(crate) metrics: EngineMetrics,
     pub(crate) bounds: Bounds,
-    pub(crate) tasks: TaskTracker,
+    pub(crate) tasks: Tasks,
     pub(crate) stop: CancellationToken,
     /// Bounds the blocks selected by requests in progress.
     pub(crate) selections: Arc<Semaphore>,
@@ -325,9 +324,18 @@ impl Generation {
         options: ReadOptions,
     ) -> Result<(BlockRecord, Served), EngineError> {
         let (record, class, served) = self.fetch(key, options).await?;
+        self.count_served(&class, &served);
+        Ok((record, served))
+    }
+
+    /// Counts a block that [`Generation::fetch`] read as a request's.
+    pub(crate) fn count(&self, block: &Block) {
+        self.count_served(&self.class(&block.key), &block.served);
+    }
+
+    fn count_served(&self, class: &CacheClass, served: &Served) {
         self.shared.metrics.served(class.as_str(), served.medium, served.bytes.len());
         self.tally.count(class.as_str(), served.medium);
-        Ok((record, served))
     }
 
     /// A block as [`Generation::read`] reads it, which is not counted as a

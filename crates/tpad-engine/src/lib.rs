@@ -14,6 +14,7 @@ pub mod fixture;
 mod follow;
 mod generation;
 mod kept;
+mod leases;
 mod load;
 mod locate;
 mod mask;
@@ -30,6 +31,9 @@ pub use config::{Bounds, BudgetEnforcement, EngineConfig, ModelConfig, ReadyWhen
 pub use engine::{Engine, Evictions, LoadOutcome, Loaded, Pinned, StartError, Unloaded};
 pub use error::{EngineError, FileProblem, IndexProblem};
 pub use generation::{Block, Generation, ListedBlock, Page, PageRequest, Selected, Selection};
+pub use leases::{
+    Acquired, LeaseBounds, LeaseHolder, LeaseStatus, Leased, Worker, WorkerName, WorkerStatus,
+};
 pub use mask::{GenerationMask, MaskRequest, Residency};
 pub use metrics::EngineMetrics;
 pub use model::{ModelState, ModelView, Target};

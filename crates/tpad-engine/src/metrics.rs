@@ -24,6 +24,7 @@ pub struct EngineMetrics {
     bytes: Family<ServedLabels, Counter>,
     pins: Gauge,
     pinned_bytes: Gauge,
+    leased_bytes: Gauge,
     tiers: Arc<Mutex<BTreeSet<String>>>,
 }
 
@@ -69,6 +70,8 @@ impl EngineMetrics {
         registry.register("tpad_pins", "Pins", self.pins.clone());
         let help = "Image bytes of the blocks that pins hold in host memory, each once";
         registry.register("tpad_pinned_bytes", help, self.pinned_bytes.clone());
+        let help = "Host memory that workers of this machine lease, each slot once";
+        registry.register("tpad_leased_bytes", help, self.leased_bytes.clone());
     }
 
     pub(crate) fn loaded(&self, model: &str, revision: u64, generation: u64) {
@@ -86,6 +89,10 @@ impl EngineMetrics {
         for outcome in [LoadOutcome::loaded, LoadOutcome::failed] {
             self.loads.remove(&LoadLabels { model: model.into(), outcome });
         }
+    }
+
+    pub(crate) fn leased(&self, bytes: u64) {
+        self.leased_bytes.set(gauge(bytes));
     }
 
     pub(crate) fn pinned(&self, pins: usize, bytes: u64) {

@@ -10,7 +10,7 @@ use tpad_store::StoreStatus;
 pub use self::process::ProcessStatus;
 pub use self::tier::{ComingTier, ResidentBytes, TierReads, TierStatus, WarmState, WarmStatus};
 use crate::placement::Levels;
-use crate::{Generation, ModelState, ModelView, PinStatus, ReadyWhen, Totals};
+use crate::{Generation, LeaseStatus, ModelState, ModelView, PinStatus, ReadyWhen, Totals};
 
 /// The daemon's state.
 #[derive(Clone, Debug, Serialize)]
@@ -30,6 +30,8 @@ pub struct Status {
     pub pinned: Totals,
     /// The pins, by owner, model and scope.
     pub pins: Vec<PinStatus>,
+    /// What workers of this machine hold of host memory.
+    pub leases: LeaseStatus,
     /// The levels and what is in them.
     pub store: StoreStatus,
 }

@@ -1,0 +1,315 @@
+//! Leases: blocks that workers of this machine use where they lie.
+//!
+//! A worker is known by one connection. What it holds is counted against a bound of
+//! its own, and what all hold, each block once, against one of all: leased blocks
+//! cannot be given up, and the rest of the memory must be enough to go on.
+
+mod acquire;
+mod ledger;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use serde::Serialize;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tpad_store::{BlockBytes, Place};
+
+pub use self::acquire::Acquired;
+use self::ledger::{Full, Ledger};
+use crate::{Block, EngineError, EngineMetrics};
+
+/// What leases may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseBounds {
+    /// Bytes of slots that all workers hold together, each slot once.
+    pub bytes: u64,
+    /// Bytes of slots that one worker holds.
+    pub worker_bytes: u64,
+}
+
+/// The part of host memory that leases may hold where nothing else is said.
+const SHARE: u64 = 4;
+
+/// Leases of one worker: enough for each expert of the largest models several times.
+/// One that is leased again takes no more memory of blocks, but some for the record.
+const WORKER_LEASES: usize = 1 << 16;
+
+/// What slots are multiples of.
+const PAGE_BYTES: u64 = 4096;
+
+impl LeaseBounds {
+    /// A quarter of so much host memory, which one worker may hold alone.
+    #[must_use]
+    pub fn of_capacity(capacity_bytes: u64) -> Self {
+        let bytes = capacity_bytes / SHARE;
+        Self { bytes, worker_bytes: bytes }
+    }
+}
+
+/// Whose leases a bound is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseHolder {
+    /// One worker's.
+    Worker,
+    /// Those of all workers.
+    All,
+}
+
+impl LeaseHolder {
+    /// The setting that bounds them.
+    pub(crate) fn setting(self) -> &'static str {
+        match self {
+            Self::Worker => "handoff.worker_lease_bytes",
+            Self::All => "handoff.lease_bytes",
+        }
+    }
+}
+
+impl fmt::Display for LeaseHolder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Worker => "this worker",
+            Self::All => "all workers",
+        })
+    }
+}
+
+/// Who holds leases.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct WorkerName {
+    /// Its process, as this daemon sees it; `None` where the kernel does not say.
+    pub pid: Option<i32>,
+    /// Its user.
+    pub uid: Option<u32>,
+    /// What it calls itself.
+    pub name: String,
+}
+
+/// What one worker holds, for operators.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WorkerStatus {
+    /// Who it is.
+    #[serde(flatten)]
+    pub worker: WorkerName,
+    /// Leases.
+    pub leases: u64,
+    /// Bytes of the slots that they name, each once.
+    pub bytes: u64,
+    /// How long it is connected.
+    pub connected_seconds: u64,
+    /// The age of its oldest lease.
+    pub oldest_seconds: Option<u64>,
+}
+
+/// What all workers hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LeaseStatus {
+    /// Bytes of slots that are leased, each once.
+    pub bytes: u64,
+    /// What they may be.
+    pub most_bytes: u64,
+    /// The workers, the longest connected first.
+    pub workers: Vec<WorkerStatus>,
+}
+
+/// All leases of a daemon.
+#[derive(Debug)]
+pub(crate) struct Leases {
+    bounds: LeaseBounds,
+    /// Names workers.
+    next_worker: AtomicU64,
+    /// Names leases, and never the same twice.
+    next_lease: AtomicU64,
+    /// What is leased by anybody. Locked after a worker's own.
+    all: Mutex<Ledger>,
+    workers: Mutex<BTreeMap<u64, Weak<WorkerState>>>,
+    /// Pages that batches may hold while they wait: as many as may be leased. A batch
+    /// takes what it needs at once.
+    shares: Arc<Semaphore>,
+    metrics: EngineMetrics,
+}
+
+/// A worker's leases. Dropped, all of them are over.
+#[derive(Debug)]
+pub struct Worker {
+    state: Arc<WorkerState>,
+}
+
+#[derive(Debug)]
+struct WorkerState {
+    number: u64,
+    name: WorkerName,
+    since: Instant,
+    all: Arc<Leases>,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    leases: BTreeMap<u64, Lease>,
+    ledger: Ledger,
+}
+
+/// A block that cannot be given up.
+#[derive(Debug)]
+struct Lease {
+    place: Place,
+    since: Instant,
+    /// What keeps it.
+    _bytes: BlockBytes,
+}
+
+/// A block that was leased.
+#[derive(Debug)]
+pub struct Leased {
+    /// The lease's number.
+    pub lease: u64,
+    /// Where the block lies.
+    pub place: Place,
+    /// What it is.
+    pub block: Block,
+}
+
+impl Leases {
+    pub(crate) fn new(bounds: LeaseBounds, metrics: EngineMetrics) -> Arc<Self> {
+        Arc::new(Self {
+            bounds,
+            next_worker: AtomicU64::new(1),
+            next_lease: AtomicU64::new(1),
+            all: Mutex::default(),
+            workers: Mutex::default(),
+            shares: Arc::new(Semaphore::new(pages(bounds.bytes) as usize)),
+            metrics,
+        })
+    }
+
+    /// A worker that holds nothing yet.
+    pub(crate) fn worker(self: &Arc<Self>, name: WorkerName) -> Worker {
+        let number = self.next_worker.fetch_add(1, Ordering::Relaxed);
+        let state = Arc::new(WorkerState {
+            number,
+            name,
+            since: Instant::now(),
+            all: Arc::clone(self),
+            held: Mutex::default(),
+        });
+        lock(&self.workers).insert(number, Arc::downgrade(&state));
+        Worker { state }
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> T {
+        let mut all = lock(&self.all);
+        let changed = change(&mut all);
+        self.metrics.leased(all.bytes());
+        changed
+    }
+
+    /// What everybody holds.
+    pub(crate) fn status(&self) -> LeaseStatus {
+        let workers: Vec<_> = lock(&self.workers).values().filter_map(Weak::upgrade).collect();
+        // One lock at a time: whoever leases takes a worker's first.
+        let bytes = lock(&self.all).bytes();
+        LeaseStatus {
+            bytes,
+            most_bytes: self.bounds.bytes,
+            workers: workers.iter().map(|worker| worker.status()).collect(),
+        }
+    }
+}
+
+impl Worker {
+    /// The most bytes that it may hold.
+    #[must_use]
+    pub fn most_bytes(&self) -> u64 {
+        self.state.all.bounds.worker_bytes.min(self.state.all.bounds.bytes)
+    }
+
+    /// Leases all of these, which are in memory, or none.
+    fn lease(&self, blocks: Vec<Block>) -> Result<Vec<Leased>, EngineError> {
+        let all = &self.state.all;
+        let places: Vec<Place> = blocks.iter().map(|block| block.served.bytes.place()).collect();
+        let mut held = lock(&self.state.held);
+        if held.leases.len() + places.len() > WORKER_LEASES {
+            return Err(EngineError::TooManyLeases { limit: WORKER_LEASES });
+        }
+        let full =
+            |Full { wanted, limit }, holder| EngineError::LeasesFull { wanted, limit, holder };
+        let most = self.most_bytes();
+        held.ledger.add(&places, most).map_err(|error| full(error, LeaseHolder::Worker))?;
+        if let Err(error) = all.change(|ledger| ledger.add(&places, all.bounds.bytes)) {
+            held.ledger.remove(&places);
+            return Err(full(error, LeaseHolder::All));
+        }
+        let since = Instant::now();
+        let first = all.next_lease.fetch_add(places.len() as u64, Ordering::Relaxed);
+        let leased = (first..).zip(places).zip(blocks).map(|((lease, place), block)| {
+            let bytes = block.served.bytes.clone();
+            held.leases.insert(lease, Lease { place, since, _bytes: bytes });
+            Leased { lease, place, block }
+        });
+        Ok(leased.collect())
+    }
+
+    /// Ends leases; those that are not its own are passed over.
+    pub fn release(&self, leases: &[u64]) {
+        let mut held = lock(&self.state.held);
+        let ended: Vec<Lease> =
+            leases.iter().filter_map(|lease| held.leases.remove(lease)).collect();
+        self.state.end(&mut held, ended);
+    }
+
+    /// Whether a lease of its own names a slab.
+    #[must_use]
+    pub fn uses(&self, slab: u64) -> bool {
+        lock(&self.state.held).ledger.uses(slab)
+    }
+}
+
+impl WorkerState {
+    fn end(&self, held: &mut Held, ended: Vec<Lease>) {
+        let places: Vec<Place> = ended.iter().map(|lease| lease.place).collect();
+        held.ledger.remove(&places);
+        self.all.change(|ledger| ledger.remove(&places));
+        // The slots come free after they are no longer counted: what comes free is
+        // granted at once.
+        drop(ended);
+    }
+
+    fn status(&self) -> WorkerStatus {
+        let held = lock(&self.held);
+        let oldest = held.leases.values().map(|lease| lease.since).min();
+        WorkerStatus {
+            worker: self.name.clone(),
+            leases: held.leases.len() as u64,
+            bytes: held.ledger.bytes(),
+            connected_seconds: self.since.elapsed().as_secs(),
+            oldest_seconds: oldest.map(|since| since.elapsed().as_secs()),
+        }
+    }
+}
+
+impl Drop for WorkerState {
+    fn drop(&mut self) {
+        let mut held = std::mem::take(&mut *lock(&self.held));
+        let ended = std::mem::take(&mut held.leases).into_values().collect();
+        self.end(&mut held, ended);
+        lock(&self.all.workers).remove(&self.number);
+    }
+}
+
+/// Memory in pages, as many as a semaphore takes.
+fn pages(bytes: u64) -> u32 {
+    const MOST: u32 = u32::MAX >> 4;
+    u32::try_from(bytes.div_ceil(PAGE_BYTES)).unwrap_or(MOST).min(MOST)
+}
+
+/// Every change under these locks is whole: there is nothing to repair.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;
