@@ -131,6 +131,14 @@ impl SocketPaths {
     }
 }
 
+/// The handoff socket beside a daemon's gRPC socket, unless its configuration says
+/// otherwise: the name with `-handoff` before `.sock`.
+#[must_use]
+pub fn handoff_socket(grpc: &Path) -> PathBuf {
+    let stem = grpc.file_stem().unwrap_or_default().to_string_lossy();
+    grpc.with_file_name(format!("{stem}-handoff.sock"))
+}
+
 fn owner(path: &Path) -> Option<u32> {
     path.metadata().ok().map(|metadata| metadata.uid())
 }

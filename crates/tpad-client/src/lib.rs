@@ -59,7 +59,7 @@ mod stream;
 mod tls;
 mod watch;
 
-pub use address::{Address, SocketPaths};
+pub use address::{Address, SocketPaths, handoff_socket};
 pub use admin::{
     Admin, Amount, EvictLevel, Evicted, LoadModel, LoadOutcome, LoadedModel, Pinned, Scope,
     UnloadedModel, Unpinned,

@@ -68,6 +68,8 @@ pub struct Config {
     pub origin: Origin,
     /// How much is asked of an object store at once.
     pub fetch: Fetch,
+    /// The handoff socket, if there is one.
+    pub handoff: Option<Handoff>,
     /// The DRAM level.
     pub dram: Dram,
     /// The NVMe level, if there is one.
@@ -110,6 +112,23 @@ pub struct UnixSocket {
     pub path: PathBuf,
     /// Permission bits of the socket: 0600 or 0660.
     pub mode: u32,
+}
+
+/// How workers of this machine use blocks where they lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handoff {
+    /// The socket that they connect to.
+    pub socket: UnixSocket,
+    /// Users that may read the daemon's memory, besides its own and root.
+    pub uids: Vec<u32>,
+    /// Groups whose members may, by the group that they run as.
+    pub gids: Vec<u32>,
+    /// Workers at a time.
+    pub connections: usize,
+    /// Bytes of host memory that all workers hold together.
+    pub lease_bytes: u64,
+    /// Bytes of host memory that one worker holds.
+    pub worker_lease_bytes: u64,
 }
 
 /// One model to serve.

@@ -9,13 +9,14 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tpad_engine::{Engine, EngineConfig, EngineMetrics, ModelConfig, Readiness};
+use tpad_engine::{Engine, EngineConfig, EngineMetrics, LeaseBounds, ModelConfig, Readiness};
 use tpad_store::{HierarchyConfig, NvmeConfig, StoreMetrics};
 
 use crate::config::{self, Config};
 use crate::descriptors;
 use crate::edge::{BindError, Bound, DrainReport, Edge, EdgeConfig, EdgeMetrics};
 use crate::grpc::{self, AdminOptions, GrpcOptions};
+use crate::handoff::{self, Handoff, HandoffMetrics};
 use crate::http::Pages;
 
 /// What the engine gets beyond the drain's deadline to end its tasks: none of them waits for a client.
@@ -25,6 +26,7 @@ const ENGINE_GRACE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Daemon {
     edge: Edge,
+    handoff: Option<Handoff>,
     engine: Arc<Engine>,
     drain_deadline: Duration,
     drain_asked: CancellationToken,
@@ -53,6 +55,7 @@ impl Daemon {
             models,
             origin,
             fetch,
+            handoff,
             dram,
             nvme,
             budget_enforcement,
@@ -73,10 +76,13 @@ impl Daemon {
             tracing::warn!("{shortage}");
         }
         let bound = Bound::bind(&listen).await?;
+        let bound_handoff = handoff::Bound::bind(handoff.as_ref())?;
 
         let mut registry = Registry::default();
         let (edge_metrics, engine_metrics, store_metrics) =
             (EdgeMetrics::default(), EngineMetrics::default(), StoreMetrics::default());
+        let handoff_metrics = HandoffMetrics::default();
+        handoff_metrics.register(&mut registry);
         edge_metrics.register(&mut registry);
         engine_metrics.register(&mut registry);
         store_metrics.register(&mut registry);
@@ -98,6 +104,10 @@ impl Daemon {
             follow: follow_interval,
             swap_patience,
             nvme: nvme.map(disk),
+            leases: handoff.map_or(LeaseBounds::of_capacity(0), |handoff| LeaseBounds {
+                bytes: handoff.lease_bytes,
+                worker_bytes: handoff.worker_lease_bytes,
+            }),
             ..EngineConfig::new(models.into_iter().map(model).collect(), hierarchy(&dram, fetch))
         };
         let engine = Engine::start(engine_config, engine_metrics, store_metrics)?;
@@ -114,14 +124,17 @@ impl Daemon {
             deadlines,
             metrics: edge_metrics,
         });
+        let handoff = bound_handoff.map(|bound| bound.serve(&engine, handoff_metrics));
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             grpc = edge.grpc_addr().map(tracing::field::display),
             uds = edge.uds_path().map(|path| tracing::field::display(path.display())),
+            handoff =
+                handoff.as_ref().map(|handoff| tracing::field::display(handoff.path().display())),
             http = edge.http_addr().map(tracing::field::display),
             "tpad listens"
         );
-        Ok(Self { edge, engine, drain_deadline, drain_asked })
+        Ok(Self { edge, handoff, engine, drain_deadline, drain_asked })
     }
 
     /// The address of gRPC over TCP, its port as bound.
@@ -134,6 +147,12 @@ impl Daemon {
     #[must_use]
     pub fn uds_path(&self) -> Option<&Path> {
         self.edge.uds_path()
+    }
+
+    /// The path of the handoff socket.
+    #[must_use]
+    pub fn handoff_path(&self) -> Option<&Path> {
+        self.handoff.as_ref().map(Handoff::path)
     }
 
     /// The address of the HTTP port, as bound.
@@ -161,6 +180,9 @@ impl Daemon {
     pub async fn drain(self) -> DrainReport {
         let began = Instant::now();
         self.engine.drain();
+        if let Some(handoff) = &self.handoff {
+            handoff.drain();
+        }
         let deadline = began + self.drain_deadline;
         let mut report = self.edge.drain(deadline).await;
         let engine_deadline = deadline.max(Instant::now()) + ENGINE_GRACE;

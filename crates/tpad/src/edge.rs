@@ -53,6 +53,7 @@ pub use self::metrics::{
 pub use self::peer::Peer;
 pub use self::request::{RequestDeadline, RequestId};
 
+pub(crate) use self::unix::{SocketFile, bind as bind_unix};
 /// SETTINGS, then GOAWAY with ENHANCE_YOUR_CALM: to a connection beyond the bound.
 const GRPC_FAREWELL: &[u8] = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00\
     \x00\x00\x1a\x07\x00\x00\x00\x00\x00\

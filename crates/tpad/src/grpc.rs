@@ -39,6 +39,8 @@ use self::health::Health;
 use self::look_ahead::Budget;
 use self::model::Models;
 use self::routing::Routing;
+pub(crate) use self::status::code as code_of;
+pub(crate) use self::stream::medium;
 
 /// Bounds of the services.
 #[derive(Clone, Copy, Debug)]

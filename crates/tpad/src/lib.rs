@@ -10,6 +10,7 @@ pub mod descriptors;
 mod disk;
 pub mod edge;
 mod grpc;
+mod handoff;
 mod http;
 pub mod log;
 

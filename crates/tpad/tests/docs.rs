@@ -13,9 +13,10 @@ const REASONS: [&str; 3] = [
 ];
 
 /// Where metrics are named.
-const METRICS: [&str; 4] = [
+const METRICS: [&str; 5] = [
     include_str!("../src/daemon.rs"),
     include_str!("../src/edge/metrics.rs"),
+    include_str!("../src/handoff/metrics.rs"),
     include_str!("../../tpad-engine/src/metrics.rs"),
     include_str!("../../tpad-store/src/metrics.rs"),
 ];

@@ -21,6 +21,7 @@ pub(super) struct File {
     pub(super) follow_interval: Option<DurationText>,
     pub(super) swap_patience: Option<DurationText>,
     pub(super) listen: Listen,
+    pub(super) handoff: Handoff,
     pub(super) models: Vec<Model>,
     pub(super) fetch: Fetch,
     pub(super) levels: Levels,
@@ -58,6 +59,18 @@ pub(super) struct Listen {
     pub(super) uds: Option<String>,
     pub(super) uds_mode: Option<String>,
     pub(super) http: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Handoff {
+    pub(super) socket: Option<String>,
+    pub(super) uids: Vec<u32>,
+    pub(super) gids: Vec<u32>,
+    pub(super) connections: Option<u64>,
+    pub(super) lease_bytes: Option<SizeText>,
+    pub(super) worker_lease_bytes: Option<SizeText>,
 }
 
 #[derive(Debug, Deserialize)]

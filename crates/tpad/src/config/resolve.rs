@@ -1,5 +1,6 @@
 //! From the file as written to a [`Config`]: defaults filled in, every value judged.
 
+mod handoff;
 mod levels;
 mod limits;
 mod listen;
@@ -33,6 +34,7 @@ pub(super) fn resolve(
         follow_interval,
         swap_patience,
         listen,
+        handoff,
         models,
         fetch,
         levels: mirror::Levels { dram, nvme },
@@ -50,6 +52,8 @@ pub(super) fn resolve(
     let fetch = levels::fetch(fetch, &mut problems);
     let dram = levels::dram(dram, surroundings, &mut problems, &mut warnings);
     let nvme = super::nvme::resolve(nvme, surroundings, &mut problems);
+    let handoff =
+        handoff::handoff(handoff, &listen, dram.capacity_bytes, &mut problems, &mut warnings);
     let budget_enforcement = match budget_enforcement.as_deref().unwrap_or("warn") {
         "warn" => BudgetEnforcement::Warn,
         "reject" => BudgetEnforcement::Reject,
@@ -98,6 +102,7 @@ pub(super) fn resolve(
             models,
             origin: surroundings.origin.clone(),
             fetch,
+            handoff,
             dram,
             nvme,
             budget_enforcement,

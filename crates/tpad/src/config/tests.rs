@@ -114,6 +114,60 @@ fn the_disk_bounds_the_level_on_it() {
 }
 
 #[test]
+fn the_handoff_socket_is_beside_the_other_and_within_its_memory() {
+    let handoff = |text: &str| parse(&format!("{MODEL}{text}")).expect("valid").handoff;
+    let default = handoff("").expect("on by default");
+    let path = |text: &str| PathBuf::from(text);
+    assert_eq!(default.socket.path, path("/run/user/1000/tpad/tpad-handoff.sock"));
+    assert_eq!((default.socket.mode, default.connections), (0o600, 256));
+    assert_eq!(default.lease_bytes, 4 << 30, "a quarter of a quarter of 64 GiB");
+    assert_eq!(default.worker_lease_bytes, default.lease_bytes);
+    let moved = handoff("[listen]\nuds = \"/a/b.sock\"\nuds_mode = \"0660\"\n").expect("on");
+    assert_eq!((moved.socket.path, moved.socket.mode), (path("/a/b-handoff.sock"), 0o660));
+    assert_eq!(handoff("[listen]\nuds = \"off\"\n"), None, "it is beside nothing");
+    assert_eq!(handoff("[handoff]\nsocket = \"off\"\n"), None);
+    let long = format!("listen.uds = \"/{}\"\n{MODEL}", "x".repeat(100));
+    let long = parse(&long).expect("as it was before there was a handoff");
+    assert!(long.handoff.is_none() && long.warnings[0].contains("handoff.socket"), "{long:?}");
+    let alone = "[listen]\nuds = \"off\"\n[handoff]\nsocket = \"/h\"\nlease_bytes = \"1GiB\"\n";
+    let alone = handoff(alone).expect("it has a path");
+    assert_eq!((alone.socket.path, alone.worker_lease_bytes), (path("/h"), 1 << 30));
+}
+
+#[test]
+fn who_may_read_the_memory_is_said_by_user_and_group() {
+    let handoff = |text: &str| {
+        parse(&format!("{MODEL}[handoff]\n{text}")).expect("valid").handoff.expect("on")
+    };
+    let own = rustix::process::geteuid().as_raw();
+    let (other, group) = (own + 7001, 54_321);
+    let none = handoff("");
+    assert!(none.admits(own, group) && none.admits(0, group));
+    assert!(!none.admits(other, 0), "root's group is a group like any other");
+    let some = handoff(&format!("uids = [{other}]\ngids = [{group}]\n"));
+    assert!(some.admits(other, 0) && some.admits(other + 1, group));
+    assert!(!some.admits(other + 1, group + 1));
+    assert_eq!(some.socket.mode, 0o666, "others have to reach it to be asked who they are");
+}
+
+#[test]
+fn leases_fit_into_memory_and_the_socket_into_its_path() {
+    for (text, key) in [
+        ("lease_bytes = \"17GiB\"", "handoff.lease_bytes"),
+        ("worker_lease_bytes = \"5GiB\"", "handoff.worker_lease_bytes"),
+        ("connections = 0", "handoff.connections"),
+        ("connections = 20000", "handoff.connections"),
+        ("socket = \"here.sock\"", "handoff.socket"),
+    ] {
+        let problem = only_problem(&format!("{MODEL}[handoff]\n{text}\n"));
+        assert_eq!(problem.key, key, "{problem}");
+    }
+    let same = format!("{MODEL}[listen]\nuds = \"/a\"\n[handoff]\nsocket = \"/a\"\n");
+    let problem = only_problem(&same);
+    assert!(problem.key == "handoff.socket" && problem.message.contains("listen.uds"), "{problem}");
+}
+
+#[test]
 fn the_bounds_on_what_is_asked_of_a_store_are_in_order() {
     let fetch = |text: &str| parse(&format!("{MODEL}[fetch]\n{text}\n")).expect("valid").fetch;
     assert_eq!(fetch(""), Fetch { least_ranges: 4, most_ranges: 64 });

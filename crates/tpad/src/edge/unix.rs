@@ -18,7 +18,7 @@ use crate::config::UnixSocket;
 
 /// Removes the socket's file when it is dropped, unless it is another's by then.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     inode: u64,
     lock_path: PathBuf,
@@ -27,7 +27,7 @@ pub(super) struct SocketFile {
 }
 
 /// Makes the socket and listens on it.
-pub(super) fn bind(socket: &UnixSocket) -> Result<(UnixListener, SocketFile), BindError> {
+pub(crate) fn bind(socket: &UnixSocket) -> Result<(UnixListener, SocketFile), BindError> {
     let path = &socket.path;
     make_directory(path)
         .map_err(|error| BindError::SocketDirectory { path: path.clone(), error })?;

@@ -18,7 +18,7 @@ const DOMAIN: &str = "tpad";
 const TEXT_BYTES: usize = 2048;
 
 /// The code of each kind.
-pub(super) const fn code(kind: ErrorKind) -> Code {
+pub(crate) const fn code(kind: ErrorKind) -> Code {
     match kind {
         ErrorKind::NotFound => Code::NotFound,
         ErrorKind::Denied => Code::PermissionDenied,

@@ -253,7 +253,7 @@ impl Failures {
 }
 
 /// The wire's word for a medium.
-pub(super) fn medium(medium: Medium) -> v1::Medium {
+pub(crate) fn medium(medium: Medium) -> v1::Medium {
     match medium {
         Medium::Hbm => v1::Medium::Hbm,
         Medium::Dram => v1::Medium::Dram,

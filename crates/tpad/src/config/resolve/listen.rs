@@ -1,7 +1,7 @@
 //! Where the daemon listens.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Problems;
 use crate::config::{Listen, Surroundings, UnixSocket, mirror};
@@ -10,7 +10,7 @@ const GRPC_DEFAULT: &str = "127.0.0.1:7070";
 const HTTP_DEFAULT: &str = "127.0.0.1:7071";
 
 /// `sun_path` holds 108 bytes with its end; the socket is made under a name four bytes longer first.
-const SOCKET_PATH_MAX: usize = 103;
+pub(super) const SOCKET_PATH_MAX: usize = 103;
 
 pub(super) fn listen(
     listen: mirror::Listen,
@@ -54,22 +54,7 @@ pub(super) fn listen(
         None => Some(surroundings.socket.clone()),
     };
     if let Some(path) = &path {
-        let length = path.as_os_str().len();
-        if !path.is_absolute() {
-            problems.add(
-                "listen.uds",
-                format!("{path:?} is not an absolute path; write one, or \"off\""),
-            );
-        } else if path.file_name().is_none() {
-            problems.add("listen.uds", format!("{path:?} names no file"));
-        } else if length > SOCKET_PATH_MAX {
-            problems.add(
-                "listen.uds",
-                format!(
-                    "the path has {length} bytes and a Unix socket's at most {SOCKET_PATH_MAX}: choose a shorter one"
-                ),
-            );
-        }
+        socket("listen.uds", path, problems);
     }
     if grpc.is_none() && path.is_none() && problems.0.is_empty() {
         problems.add(
@@ -78,6 +63,23 @@ pub(super) fn listen(
         );
     }
     Listen { grpc, uds: path.map(|path| UnixSocket { path, mode }), http }
+}
+
+/// Judges a Unix socket's path.
+pub(super) fn socket(key: &str, path: &Path, problems: &mut Problems) {
+    let length = path.as_os_str().len();
+    if !path.is_absolute() {
+        problems.add(key, format!("{path:?} is not an absolute path; write one, or \"off\""));
+    } else if path.file_name().is_none() {
+        problems.add(key, format!("{path:?} names no file"));
+    } else if length > SOCKET_PATH_MAX {
+        problems.add(
+            key,
+            format!(
+                "the path has {length} bytes and a Unix socket's at most {SOCKET_PATH_MAX}: choose a shorter one"
+            ),
+        );
+    }
 }
 
 fn address(key: &str, text: &str, problems: &mut Problems) -> Option<SocketAddr> {

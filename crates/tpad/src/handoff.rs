@@ -1,0 +1,173 @@
+//! Handoff: workers of this machine use blocks where the daemon keeps them.
+//!
+//! A Unix socket of its own, because gRPC cannot carry file descriptors. What is said
+//! there is in `proto/tpad/handoff/v1`, what it means in `docs/handoff.md`.
+
+mod answer;
+mod connection;
+mod metrics;
+mod peer;
+mod slabs;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tpad_engine::Engine;
+
+use self::connection::Connection;
+pub(crate) use self::metrics::HandoffMetrics;
+use self::peer::Credentials;
+use crate::config::Handoff as HandoffConfig;
+use crate::edge::{BindError, SocketFile, bind_unix};
+
+/// The pause after a failed accept: out of descriptors, the next one fails as well.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The handoff socket, bound.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    listener: UnixListener,
+    file: SocketFile,
+    config: HandoffConfig,
+}
+
+/// The handoff socket, served. Dropped, it takes no more connections and its file goes;
+/// what workers hold stays until the process ends.
+#[derive(Debug)]
+pub(crate) struct Handoff {
+    stop: CancellationToken,
+    connections: TaskTracker,
+    path: std::path::PathBuf,
+    _file: SocketFile,
+}
+
+/// What connections share.
+#[derive(Debug)]
+struct Shared {
+    engine: Arc<Engine>,
+    config: HandoffConfig,
+    /// Tells this process from others.
+    epoch: u64,
+    metrics: HandoffMetrics,
+    /// The daemon drains: no new leases.
+    stop: CancellationToken,
+}
+
+impl Bound {
+    /// Binds the socket, if there is to be one.
+    pub(crate) fn bind(config: Option<&HandoffConfig>) -> Result<Option<Self>, BindError> {
+        let Some(config) = config else { return Ok(None) };
+        let (listener, file) = bind_unix(&config.socket)?;
+        Ok(Some(Self { listener, file, config: config.clone() }))
+    }
+
+    /// Serves it until it is dropped.
+    pub(crate) fn serve(self, engine: &Arc<Engine>, metrics: HandoffMetrics) -> Handoff {
+        let Self { listener, file, config } = self;
+        let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
+        let path = config.socket.path.clone();
+        let shared = Arc::new(Shared {
+            engine: Arc::clone(engine),
+            config,
+            epoch: epoch(),
+            metrics,
+            stop: stop.clone(),
+        });
+        connections.spawn(accept(listener, shared, connections.clone()));
+        Handoff { stop, connections, path, _file: file }
+    }
+}
+
+impl Handoff {
+    pub(crate) fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
+    /// From here on nothing is leased any more. What is leased stays: workers read it
+    /// as long as they like, also after this process has ended.
+    pub(crate) fn drain(&self) {
+        self.stop.cancel();
+        self.connections.close();
+    }
+}
+
+impl Drop for Handoff {
+    fn drop(&mut self) {
+        self.drain();
+    }
+}
+
+/// Accepts until the daemon drains.
+async fn accept(listener: UnixListener, shared: Arc<Shared>, connections: TaskTracker) {
+    let slots = Arc::new(Semaphore::new(shared.config.connections));
+    let mut failing = false;
+    loop {
+        let accepted = tokio::select! {
+            () = shared.stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((socket, _)) => {
+                failing = false;
+                let slot = Arc::clone(&slots).try_acquire_owned().ok();
+                let shared = Arc::clone(&shared);
+                connections.spawn(async move {
+                    shared.serve(socket, slot.is_some()).await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%error, "cannot accept handoff connections; trying again");
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+impl Shared {
+    async fn serve(self: Arc<Self>, socket: UnixStream, has_slot: bool) {
+        let peer = match Credentials::of(&socket) {
+            Ok(peer) => peer,
+            Err(error) => {
+                tracing::warn!(%error, "a handoff connection whose peer the kernel does not tell");
+                return;
+            }
+        };
+        let refusal = if !has_slot {
+            let limit = self.config.connections;
+            Some(answer::full(limit))
+        } else if !self.config.admits(peer.uid, peer.gid) {
+            Some(answer::not_admitted(&peer))
+        } else {
+            None
+        };
+        self.metrics.connected();
+        let connection = Connection::new(Arc::clone(&self), socket, peer, refusal);
+        let outcome = connection.run().await;
+        self.metrics.ended(outcome);
+    }
+}
+
+/// A number that another start of the daemon does not have.
+fn epoch() -> u64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    // Never 0, which stands for none.
+    RandomState::new().hash_one((now.as_nanos(), std::process::id())) | 1
+}
+
+/// What is read of a socket when it may be.
+fn would_block(result: io::Result<bool>) -> io::Result<Option<bool>> {
+    match result {
+        Ok(more) => Ok(Some(more)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,127 @@
+//! What workers are told.
+
+use std::io;
+
+use prost::Message as _;
+use tonic::Code;
+use tpad_engine::{Acquired, EngineError, Generation, Leased};
+use tpad_proto::handoff::DAEMON_FRAME_BYTES;
+use tpad_proto::handoff::v1::outcome::Outcome;
+use tpad_proto::handoff::v1::{self as wire, Failure};
+
+use super::peer::Credentials;
+use crate::grpc::{code_of, medium};
+
+/// Longest text of a failure.
+const TEXT_BYTES: usize = 2048;
+
+/// What a slab adds to an answer at most, and each answer to its message: two numbers,
+/// tags and lengths.
+const SLAB_BYTES: usize = 32;
+
+/// An error of the engine.
+pub(super) fn failure(error: &EngineError) -> Failure {
+    refused(code_of(error.kind()), &error.to_string())
+}
+
+/// A refusal.
+pub(super) fn refused(code: Code, message: &str) -> Failure {
+    let message = &message[..message.floor_char_boundary(TEXT_BYTES)];
+    // gRPC's codes are 0 to 16.
+    Failure { code: u32::try_from(i32::from(code)).unwrap_or(0), message: message.to_owned() }
+}
+
+/// There is no place for one more worker.
+pub(super) fn full(limit: usize) -> Failure {
+    let message = format!(
+        "{limit} workers are connected, the most that handoff.connections allows: close one, or raise it"
+    );
+    refused(Code::ResourceExhausted, &message)
+}
+
+/// The peer may not read this daemon's memory.
+pub(super) fn not_admitted(peer: &Credentials) -> Failure {
+    let message = format!(
+        "{peer} may not read this daemon's memory: run it as the daemon's user, or add its user to handoff.uids or its group to handoff.gids"
+    );
+    refused(Code::PermissionDenied, &message)
+}
+
+/// The daemon ends.
+pub(super) fn draining() -> Failure {
+    refused(
+        Code::Unavailable,
+        "the daemon drains and grants no more leases; those that are held stay valid: connect again for more",
+    )
+}
+
+/// A generation was asked for that is not served any more.
+pub(super) fn generation_changed(asked: u64, served: &Generation) -> Failure {
+    let message = format!(
+        "generation {asked} of model {:?} was asked for and {} is served: ask without one, or for that",
+        served.model(),
+        served.number()
+    );
+    refused(Code::FailedPrecondition, &message)
+}
+
+/// The worker keeps slabs that it was asked to give up.
+pub(super) fn kept_slabs() -> Failure {
+    refused(
+        Code::FailedPrecondition,
+        "slabs that the daemon asked for stay mapped: answer Forget with Forgotten, or close the socket",
+    )
+}
+
+/// The daemon is out of descriptors.
+pub(super) fn no_descriptor(error: &io::Error) -> Failure {
+    let message = format!(
+        "the daemon has no file descriptor for a slab ({error}): raise its limit, and connect again"
+    );
+    refused(Code::ResourceExhausted, &message)
+}
+
+/// The answer to an `Acquire`, without slabs.
+pub(super) fn acquired(
+    call: u64,
+    generation: &Generation,
+    acquired: &Acquired,
+) -> Result<wire::Acquired, Failure> {
+    let answer = wire::Acquired {
+        call,
+        revision: generation.revision(),
+        generation: generation.number(),
+        outcomes: acquired.iter().map(outcome).collect::<Result<_, _>>()?,
+        failure: None,
+        slabs: Vec::new(),
+    };
+    let bytes = answer.encoded_len() + acquired.len() * SLAB_BYTES;
+    if bytes > DAEMON_FRAME_BYTES {
+        let message = format!(
+            "the answer takes {bytes} bytes, {DAEMON_FRAME_BYTES} is the most: lease fewer blocks at a time"
+        );
+        return Err(refused(Code::ResourceExhausted, &message));
+    }
+    Ok(answer)
+}
+
+fn outcome(result: &Result<Leased, EngineError>) -> Result<wire::Outcome, Failure> {
+    let outcome = match result {
+        Err(error) => Outcome::Failure(failure(error)),
+        Ok(leased) => {
+            let (block, served) = (&leased.block, &leased.block.served);
+            let described = tpad_proto::block(&block.key, &block.record, medium(served.medium));
+            let described = described.map_err(|source| {
+                let key = block.key.clone();
+                failure(&EngineError::BlockSize { key, source })
+            })?;
+            Outcome::Lease(wire::Lease {
+                lease: leased.lease,
+                slab: leased.place.slab,
+                offset: leased.place.offset,
+                block: Some(described),
+            })
+        }
+    };
+    Ok(wire::Outcome { outcome: Some(outcome) })
+}

@@ -1,0 +1,419 @@
+//! One worker's connection: the socket, its leases, and its slabs.
+//!
+//! Leases end with the worker, not with the daemon's wish: when a worker breaks the
+//! protocol, or the daemon drains, it gets nothing more, and what it reads stays as it
+//! is until its socket or its process ends.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+use tonic::Code;
+use tpad_engine::{Acquired, EngineError, Generation, Worker, WorkerName};
+use tpad_manifest::BlockKey;
+use tpad_proto::handoff::v1::{self as wire, Failure, daemon_message, worker_message};
+use tpad_proto::handoff::{FrameError, FrameReader, FrameWriter, PROTOCOL};
+
+use super::metrics::Outcome;
+use super::peer::{Credentials, Life};
+use super::slabs::Slabs;
+use super::{Shared, answer, would_block};
+
+/// Keys of one `Acquire`: with some twenty tensors each the answer is a frame.
+const KEYS: usize = 256;
+
+/// A worker's `Acquire`s that are worked on at a time; more wait in the socket.
+const CALLS: usize = 64;
+
+/// What may wait to be sent: a worker that does not read its answers is not read
+/// either.
+const UNSENT_BYTES: usize = 4 << 20;
+
+/// From connecting to `Hello`.
+const HELLO_PATIENCE: Duration = Duration::from_secs(10);
+
+/// From `Forget` to `Forgotten`: a worker that keeps slabs keeps others from memory.
+const FORGET_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a peer without leases gets to read why it is refused.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// The longest that an `Acquire` waits, whatever it says.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
+
+/// Bytes of a worker's name that are kept.
+const NAME_BYTES: usize = 64;
+
+/// A connection.
+pub(super) struct Connection {
+    shared: Arc<Shared>,
+    socket: UnixStream,
+    peer: Credentials,
+    connected: Instant,
+    /// Why nothing is granted, from the start.
+    refusal: Option<Failure>,
+    reader: FrameReader,
+    writer: FrameWriter,
+    slabs: Slabs,
+    /// Once it has said hello.
+    worker: Option<Arc<Worker>>,
+    calls: FuturesUnordered<BoxFuture<'static, Done>>,
+    wanted: watch::Receiver<u64>,
+}
+
+/// An `Acquire` that is over.
+struct Done {
+    call: u64,
+    result: Result<(Arc<Generation>, Acquired), Failure>,
+}
+
+/// Why nothing more is read of a worker.
+enum End {
+    /// It or its process has ended.
+    Gone(Outcome),
+    /// It is told, and its leases stay until it is gone.
+    Refused(Failure),
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                Self::Gone(Outcome::failed)
+            }
+            // The worker may live, and read what it holds.
+            _ => {
+                let message = format!("the daemon cannot use the socket: {error}");
+                Self::Refused(answer::refused(Code::Unavailable, &message))
+            }
+        }
+    }
+}
+
+impl From<FrameError> for End {
+    fn from(error: FrameError) -> Self {
+        Self::Refused(answer::refused(Code::InvalidArgument, &error.to_string()))
+    }
+}
+
+impl Connection {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        socket: UnixStream,
+        peer: Credentials,
+        refusal: Option<Failure>,
+    ) -> Self {
+        let wanted = shared.engine.hierarchy().dram().arena().watch_wanted();
+        Self {
+            shared,
+            socket,
+            peer,
+            connected: Instant::now(),
+            refusal,
+            reader: FrameReader::of_worker(),
+            writer: FrameWriter::to_worker(),
+            slabs: Slabs::default(),
+            worker: None,
+            calls: FuturesUnordered::new(),
+            wanted,
+        }
+    }
+
+    /// Serves the worker until it is gone; its leases end with the return.
+    pub(super) async fn run(mut self) -> Outcome {
+        let life = Life::of(self.peer);
+        let served = tokio::select! {
+            () = life.ended() => return Outcome::died,
+            end = self.serve() => end,
+        };
+        let failure = match served {
+            End::Gone(outcome) => return outcome,
+            End::Refused(failure) => failure,
+        };
+        tracing::debug!(peer = %self.peer, why = failure.message, "a worker is refused");
+        self.calls.clear();
+        if self.worker.is_none() {
+            // It holds nothing: what it has not read by then is lost.
+            let _told = timeout(FAREWELL, self.refuse(failure)).await;
+            return Outcome::refused;
+        }
+        tokio::select! {
+            () = life.ended() => Outcome::died,
+            () = self.refuse(failure) => Outcome::refused,
+        }
+    }
+
+    async fn serve(&mut self) -> End {
+        loop {
+            if let Err(end) = self.turn().await {
+                return end;
+            }
+        }
+    }
+
+    /// Does what there is to do, or waits for whatever comes first.
+    async fn turn(&mut self) -> Result<(), End> {
+        if let Some(refusal) = self.refusal.take() {
+            return Err(End::Refused(refusal));
+        }
+        if self.shared.stop.is_cancelled() {
+            return Err(End::Refused(answer::draining()));
+        }
+        let reads = self.calls.len() < CALLS && self.writer.bytes() < UNSENT_BYTES;
+        if reads && let Some(message) = self.reader.next_message::<wire::WorkerMessage>()? {
+            return self.take(message);
+        }
+        let writes = !self.writer.is_empty();
+        let interest = match (reads, writes) {
+            (true, true) => Interest::READABLE | Interest::WRITABLE,
+            (true, false) => Interest::READABLE,
+            // With nothing to write there is a call to wait for.
+            (false, _) => Interest::WRITABLE,
+        };
+        let patience = self.patience();
+        tokio::select! {
+            () = self.shared.stop.cancelled() => {}
+            () = until(patience.as_ref().map(|(until, _)| *until)) => {
+                if let Some((_, failure)) = patience {
+                    return Err(End::Refused(failure));
+                }
+            }
+            ready = self.socket.ready(interest), if reads || writes => {
+                let ready = ready?;
+                if writes && ready.is_writable() {
+                    self.flush()?;
+                }
+                if reads && (ready.is_readable() || ready.is_read_closed()) {
+                    self.read()?;
+                }
+            }
+            Some(done) = self.calls.next(), if !self.calls.is_empty() => self.finish(done)?,
+            // The arena lives as long as the engine, which is shared.
+            Ok(()) = self.wanted.changed() => self.ask_for_slabs()?,
+        }
+        Ok(())
+    }
+
+    /// Until when something has to come of the worker, and what it is told after that.
+    fn patience(&self) -> Option<(Instant, Failure)> {
+        if self.worker.is_none() {
+            let late = answer::refused(Code::DeadlineExceeded, "no Hello came");
+            return Some((self.connected + HELLO_PATIENCE, late));
+        }
+        let asked = self.slabs.asked_since()?;
+        Some((asked + FORGET_PATIENCE, answer::kept_slabs()))
+    }
+
+    /// Sends what the socket takes.
+    fn flush(&mut self) -> Result<(), End> {
+        let (socket, writer) = (&self.socket, &mut self.writer);
+        let flushed = socket.try_io(Interest::WRITABLE, || writer.flush(socket));
+        match flushed {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes what the socket has, and works on it.
+    fn read(&mut self) -> Result<(), End> {
+        let (socket, reader) = (&self.socket, &mut self.reader);
+        let filled = socket.try_io(Interest::READABLE, || reader.fill(socket));
+        match would_block(filled)? {
+            None => Ok(()),
+            Some(false) => Err(End::Gone(Outcome::closed)),
+            Some(true) => Ok(()),
+        }
+    }
+
+    fn take(&mut self, message: wire::WorkerMessage) -> Result<(), End> {
+        use worker_message::Message;
+        let wrong = |what: &str| End::Refused(answer::refused(Code::InvalidArgument, what));
+        let message = message.message.ok_or_else(|| wrong("a message of no known kind"))?;
+        match (&self.worker, message) {
+            (None, Message::Hello(hello)) => self.hello(hello),
+            (None, _) => Err(wrong("the first message is Hello")),
+            (Some(_), Message::Hello(_)) => Err(wrong("a second Hello")),
+            // Before it waits: an answer takes as much memory whatever was asked.
+            (Some(_), Message::Acquire(wire::Acquire { call, keys, .. }))
+                if keys.is_empty() || keys.len() > KEYS =>
+            {
+                let message = format!("keys: {} of them, 1 to {KEYS} are taken", keys.len());
+                self.fail(call, answer::refused(Code::InvalidArgument, &message))
+            }
+            (Some(worker), Message::Acquire(acquire)) => {
+                let (worker, shared) = (Arc::clone(worker), Arc::clone(&self.shared));
+                self.calls.push(Box::pin(async move {
+                    let call = acquire.call;
+                    Done { call, result: shared.acquire(&worker, acquire).await }
+                }));
+                Ok(())
+            }
+            (Some(worker), Message::Release(release)) => {
+                worker.release(&release.leases);
+                // One of them may have been the last of a slab that is wanted.
+                self.ask_for_slabs()
+            }
+            (Some(_), Message::Forgotten(forgotten)) => {
+                self.slabs.given_up(&forgotten.slabs);
+                Ok(())
+            }
+        }
+    }
+
+    fn hello(&mut self, hello: wire::Hello) -> Result<(), End> {
+        if hello.protocol != PROTOCOL {
+            let message = format!(
+                "this daemon speaks version {PROTOCOL} of the handoff's protocol, and the worker version {}: use a client of its version",
+                hello.protocol
+            );
+            return Err(End::Refused(answer::refused(Code::FailedPrecondition, &message)));
+        }
+        let text: String = hello.worker.chars().filter(|c| !c.is_control()).collect();
+        let name = text[..text.floor_char_boundary(NAME_BYTES)].to_owned();
+        let peer = self.peer;
+        let worker =
+            self.shared.engine.worker(WorkerName { pid: peer.pid, uid: Some(peer.uid), name });
+        let welcome = wire::Welcome {
+            protocol: PROTOCOL,
+            epoch: self.shared.epoch,
+            lease_bytes: worker.most_bytes(),
+            keys: u32::try_from(KEYS).unwrap_or(u32::MAX),
+        };
+        self.worker = Some(Arc::new(worker));
+        self.send(daemon_message::Message::Welcome(welcome), Vec::new())
+    }
+
+    fn send(
+        &mut self,
+        message: daemon_message::Message,
+        descriptors: Vec<std::os::fd::OwnedFd>,
+    ) -> Result<(), End> {
+        let message = wire::DaemonMessage { message: Some(message) };
+        Ok(self.writer.push(&message, descriptors)?)
+    }
+
+    /// Answers a call; slabs that are new to the worker go along.
+    fn finish(&mut self, Done { call, result }: Done) -> Result<(), End> {
+        let (generation, acquired) = match result {
+            Ok(granted) => granted,
+            Err(failure) => return self.fail(call, failure),
+        };
+        let mut answer = match answer::acquired(call, &generation, &acquired) {
+            Ok(answer) => answer,
+            Err(failure) => {
+                self.let_go(&acquired);
+                return self.fail(call, failure);
+            }
+        };
+        let mut descriptors = Vec::new();
+        for leased in acquired.iter().flatten() {
+            // Without a descriptor the worker cannot be told of what it holds, nor can it
+            // be taken back what it was told of before.
+            let sent = self.slabs.send(&leased.block.served.bytes);
+            let sent = sent.map_err(|error| End::Refused(answer::no_descriptor(&error)))?;
+            if let Some((slab, descriptor)) = sent {
+                answer.slabs.push(slab);
+                descriptors.push(descriptor);
+            }
+        }
+        let leases = acquired.iter().flatten().count();
+        self.shared.metrics.acquired(leases, acquired.len() - leases);
+        self.send(daemon_message::Message::Acquired(answer), descriptors)?;
+        self.flush()
+    }
+
+    /// Ends leases that the worker will not hear of.
+    fn let_go(&self, acquired: &Acquired) {
+        let leases: Vec<u64> = acquired.iter().flatten().map(|leased| leased.lease).collect();
+        if let Some(worker) = &self.worker {
+            worker.release(&leases);
+        }
+    }
+
+    fn fail(&mut self, call: u64, failure: Failure) -> Result<(), End> {
+        self.shared.metrics.acquired(0, 1);
+        let acquired = wire::Acquired { call, failure: Some(failure), ..Default::default() };
+        self.send(daemon_message::Message::Acquired(acquired), Vec::new())?;
+        self.flush()
+    }
+
+    /// Asks for slabs whose memory is wanted for something else.
+    fn ask_for_slabs(&mut self) -> Result<(), End> {
+        let Some(worker) = &self.worker else { return Ok(()) };
+        let slabs = self.slabs.ask_back(|slab| worker.uses(slab));
+        if slabs.is_empty() {
+            return Ok(());
+        }
+        self.send(daemon_message::Message::Forget(wire::Forget { slabs }), Vec::new())?;
+        self.flush()
+    }
+
+    /// Tells the worker that it gets nothing more, and waits until it is gone.
+    async fn refuse(&mut self, failure: Failure) {
+        let refused = wire::Refused { failure: Some(failure) };
+        // What was not sent yet may hold half a frame: it goes first.
+        let mut told = self.send(daemon_message::Message::Refused(refused), Vec::new());
+        let mut scrap = [0; 1024];
+        loop {
+            if told.is_err() {
+                // It cannot be told. That is no reason to end what it holds.
+                self.writer = FrameWriter::to_worker();
+            }
+            let mut interest = Interest::READABLE;
+            if !self.writer.is_empty() {
+                interest |= Interest::WRITABLE;
+            }
+            let Ok(ready) = self.socket.ready(interest).await else { return };
+            if ready.is_writable() {
+                told = self.flush();
+            }
+            if ready.is_readable() || ready.is_read_closed() {
+                match self.socket.try_read(&mut scrap) {
+                    Ok(0) => return,
+                    Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// Waits until then, or for ever.
+async fn until(then: Option<Instant>) {
+    match then {
+        Some(then) => sleep_until(then).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Shared {
+    /// Leases what a worker asks for.
+    async fn acquire(
+        &self,
+        worker: &Worker,
+        acquire: wire::Acquire,
+    ) -> Result<(Arc<Generation>, Acquired), Failure> {
+        let wire::Acquire { model, generation: asked, keys, timeout_ms, call: _ } = acquire;
+        let wrong = |message: &str| answer::refused(Code::InvalidArgument, message);
+        let read = |(n, key): (usize, tpad_proto::v1::BlockKey)| {
+            BlockKey::try_from(key).map_err(|error| wrong(&format!("keys[{n}]: {error}")))
+        };
+        let keys: Vec<BlockKey> =
+            keys.into_iter().enumerate().map(read).collect::<Result<_, _>>()?;
+        let told = |error: EngineError| answer::failure(&error);
+        let generation = self.engine.open(&model).map_err(told)?;
+        if asked != 0 && asked != generation.number() {
+            return Err(answer::generation_changed(asked, &generation));
+        }
+        let wait = Duration::from_millis(u64::from(timeout_ms)).min(LONGEST_WAIT);
+        let deadline = Instant::now() + wait;
+        let acquired = worker.acquire(&generation, &keys, deadline).await.map_err(told)?;
+        Ok((generation, acquired))
+    }
+}
