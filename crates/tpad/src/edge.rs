@@ -42,7 +42,6 @@ use tonic::service::Routes;
 use self::accept::{Acceptor, Listener};
 use self::connection::Closing;
 use self::gateway::Gateway;
-use self::unix::SocketFile;
 use crate::config::{Deadlines, Limits, Listen};
 
 pub(crate) use self::held::Held;
@@ -52,8 +51,8 @@ pub use self::metrics::{
 };
 pub use self::peer::Peer;
 pub use self::request::{RequestDeadline, RequestId};
-
 pub(crate) use self::unix::{SocketFile, bind as bind_unix};
+
 /// SETTINGS, then GOAWAY with ENHANCE_YOUR_CALM: to a connection beyond the bound.
 const GRPC_FAREWELL: &[u8] = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00\
     \x00\x00\x1a\x07\x00\x00\x00\x00\x00\
