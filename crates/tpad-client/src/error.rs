@@ -90,6 +90,14 @@ pub enum Error {
         /// The memory.
         there: u64,
     },
+    /// A batch of no keys, or of more than the daemon takes at once.
+    #[error("an acquire of {asked} keys: 1 to {most} are taken at a time")]
+    TooManyKeys {
+        /// How many were asked for.
+        asked: usize,
+        /// The most.
+        most: usize,
+    },
     /// The reply contradicts itself or the protocol.
     #[error("{place}: {what}")]
     Protocol {
@@ -180,12 +188,28 @@ impl Kind {
     }
 }
 
+impl Refusal {
+    /// A code and a message without details.
+    pub(crate) fn new(code: i32, message: String) -> Self {
+        Self {
+            kind: Kind::of(Code::from(code)),
+            code,
+            message,
+            reason: String::new(),
+            metadata: BTreeMap::new(),
+            retry_after: None,
+        }
+    }
+}
+
 impl Error {
     /// What the caller can do.
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Address { .. } | Self::NoRoom { .. } => Kind::InvalidArgument,
+            Self::Address { .. } | Self::NoRoom { .. } | Self::TooManyKeys { .. } => {
+                Kind::InvalidArgument
+            }
             Self::Connect { .. } | Self::Disconnected { .. } => Kind::Unavailable,
             Self::Refused(refusal) => refusal.kind,
             Self::Deadline { .. } => Kind::DeadlineExceeded,

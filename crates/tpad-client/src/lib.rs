@@ -9,6 +9,9 @@
 //! A [`Router`] turns a token's logits into experts and weights, through the
 //! mask that [`Client::routing_mask`] answers with; it needs no daemon.
 //!
+//! A [`Handoff`] reads blocks of the daemon on the same machine where it keeps them,
+//! without a copy.
+//!
 //! Any call may fail with [`Error::Refused`], the daemon's own word,
 //! [`Error::Disconnected`] and, where a deadline was set, [`Error::Deadline`];
 //! [`Error::kind`] says what helps. A call's own section names what else to
@@ -48,6 +51,7 @@ mod fetch;
 mod file;
 #[doc(hidden)]
 pub mod fuzzing;
+mod handoff;
 mod mask;
 mod model;
 mod options;
@@ -69,6 +73,7 @@ pub use client::{Client, Health};
 pub use error::{Error, Kind, Refusal};
 pub use fetch::Fetch;
 pub use file::FetchedFile;
+pub use handoff::{AcquireOptions, Acquired, DaemonSide, Handoff, HeldBlock, TensorView};
 pub use mask::{FetchedMask, GetMask, MaskEvent, MaskWatch, Residency, WatchMask};
 pub use model::{
     BlockPages, GroupView, ListedBlock, ListedTensor, ModelDescription, ModelState, ModelSummary,

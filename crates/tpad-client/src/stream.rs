@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use futures::stream::{self, BoxStream, Stream, StreamExt as _};
 use tpad_proto::v1;
 
-pub(crate) use self::header::listed_block;
+pub(crate) use self::header::{listed_block, placed_block};
 pub(crate) use self::image::Buffers;
 pub use self::into::PlacedBlocks;
 pub(crate) use self::into::fetch_into;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use tpad_manifest::{BlockKey, BlockRecord, TensorRecord};
 use tpad_proto::v1;
 
-use crate::{Error, FetchedBlock, ListedBlock, ListedTensor, Medium, Tensor};
+use crate::{Error, FetchedBlock, ListedBlock, ListedTensor, Medium, PlacedBlock, Tensor};
 
 /// A block without its bytes.
 #[derive(Debug)]
@@ -84,6 +84,19 @@ pub(crate) fn listed_block(block: v1::Block) -> Result<ListedBlock, Error> {
                 bytes,
             })
             .collect(),
+    })
+}
+
+/// A block that lies in memory from `start` on, with the same checks.
+pub(crate) fn placed_block(block: v1::Block, start: usize) -> Result<PlacedBlock, Error> {
+    let bytes = usize::try_from(block.image_bytes).ok();
+    let header = header(block)?;
+    let Some(end) = bytes.and_then(|bytes| start.checked_add(bytes)) else {
+        return Err(Error::protocol(header.key.to_string(), "it ends beyond memory"));
+    };
+    header.with_image(start..end, |image, range| {
+        let range = image.start + range.start..image.start.checked_add(range.end)?;
+        (range.end <= image.end).then_some(range)
     })
 }
 

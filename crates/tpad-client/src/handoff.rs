@@ -1,0 +1,160 @@
+//! Blocks of the daemon on this machine, read where it keeps them.
+//!
+//! A [`Handoff`] is a connection to the daemon's handoff socket. What it acquires is a
+//! [`HeldBlock`]: the daemon's own memory, mapped read-only, which stays as it is until
+//! the last clone is dropped. `docs/handoff.md` has the protocol.
+//!
+//! When the daemon drains or ends, what is held stays valid and nothing more is
+//! acquired; [`Handoff::connect`] again attaches to the next one.
+
+mod held;
+mod link;
+mod mapping;
+mod slabs;
+mod task;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tpad_manifest::BlockKey;
+use tpad_proto::handoff::v1 as wire;
+
+pub use self::held::{HeldBlock, TensorView};
+use self::link::{Ask, Link};
+use crate::{Address, Error, handoff_socket};
+
+/// Calls that wait to be sent; more wait before.
+const ASKS: usize = 64;
+
+/// A call that the daemon does not answer in its own time gets so much longer: it counts
+/// from when it reads the call.
+const ANSWER_GRACE: Duration = Duration::from_secs(10);
+
+/// A connection to the daemon of this machine. Clones share it; it closes with the last
+/// of them and of the blocks that it acquired.
+#[derive(Clone, Debug)]
+pub struct Handoff {
+    link: Arc<Link>,
+    daemon: DaemonSide,
+}
+
+/// What a daemon said when a worker connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DaemonSide {
+    /// Another number after each start of the daemon.
+    pub epoch: u64,
+    /// Bytes of the daemon's memory that this worker may hold.
+    pub lease_bytes: u64,
+    /// Keys that one [`Handoff::acquire`] may name.
+    pub keys: usize,
+}
+
+/// What to acquire, and how long to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AcquireOptions {
+    /// How long the daemon may take to bring the blocks to memory; zero takes what is
+    /// there. A minute by default.
+    pub timeout: Duration,
+    /// Blocks of this generation alone; `None` for whichever is served.
+    pub generation: Option<u64>,
+}
+
+/// What an acquire came to.
+#[derive(Debug)]
+pub struct Acquired {
+    /// The revision that the blocks are of.
+    pub revision: u64,
+    /// The generation that they are of.
+    pub generation: u64,
+    /// The block of each key, or why there is none, in the order of the keys.
+    pub blocks: Vec<Result<HeldBlock, Error>>,
+}
+
+impl Default for AcquireOptions {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(60), generation: None }
+    }
+}
+
+impl Handoff {
+    /// Connects to the daemon whose gRPC address this is, `unix:///PATH` or a bare absolute
+    /// path, by the name that its handoff socket has by default: beside gRPC's,
+    /// `NAME-handoff.sock`.
+    ///
+    /// # Errors
+    /// As [`Handoff::connect_to`], and [`Error::Address`] for one that is no Unix socket's.
+    pub async fn connect(address: &str) -> Result<Self, Error> {
+        match address.parse()? {
+            Address::Unix(grpc) => Self::connect_to(&handoff_socket(&grpc)).await,
+            Address::Http(_) | Address::Https(_) => Err(Error::Address {
+                address: address.to_owned(),
+                reason: "memory is handed over on one machine, by a Unix socket".to_owned(),
+            }),
+        }
+    }
+
+    /// Connects to a handoff socket. Needs a tokio runtime, on which a task of this
+    /// connection runs from then on.
+    ///
+    /// # Errors
+    /// [`Error::Connect`]; [`Error::Refused`] when this user may not, or the daemon speaks
+    /// another version of the protocol; [`Error::Deadline`] when it says nothing.
+    pub async fn connect_to(socket: &Path) -> Result<Self, Error> {
+        let (asks, received) = mpsc::channel(ASKS);
+        let (link, daemon) = task::connect(PathBuf::from(socket), asks, received).await?;
+        Ok(Self { link: Arc::new(link), daemon })
+    }
+
+    /// What the daemon said when this connected.
+    #[must_use]
+    pub fn daemon(&self) -> DaemonSide {
+        self.daemon
+    }
+
+    /// Why the daemon grants nothing more, once it does not: connect again.
+    #[must_use]
+    pub fn over(&self) -> Option<Error> {
+        self.link.shared.over()
+    }
+
+    /// Acquires blocks of a model, each brought to the daemon's memory if it is not there.
+    /// They are leased together, within the bounds of this worker and of all. Dropped, the
+    /// future leaves no lease behind.
+    ///
+    /// # Errors
+    /// When nothing is acquired: [`Error::Refused`], with
+    /// [`Kind::ResourceExhausted`](crate::Kind) when the leases would exceed a bound;
+    /// [`Error::Disconnected`]; [`Error::TooManyKeys`].
+    pub async fn acquire(
+        &self,
+        model: &str,
+        keys: &[BlockKey],
+        options: AcquireOptions,
+    ) -> Result<Acquired, Error> {
+        if keys.is_empty() || keys.len() > self.daemon.keys {
+            return Err(Error::TooManyKeys { asked: keys.len(), most: self.daemon.keys });
+        }
+        let AcquireOptions { timeout: wait, generation } = options;
+        let message = wire::Acquire {
+            // The task numbers calls.
+            call: 0,
+            model: model.to_owned(),
+            generation: generation.unwrap_or(0),
+            keys: keys.iter().map(Into::into).collect(),
+            timeout_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
+        };
+        let (answer, answered) = oneshot::channel();
+        let link = Arc::clone(&self.link);
+        let lost = || self.link.shared.lost();
+        let call = async {
+            let ask = Ask { message, link, answer };
+            self.link.asks.send(ask).await.map_err(|_| lost())?;
+            answered.await.map_err(|_| lost())?
+        };
+        let after = wait + ANSWER_GRACE;
+        timeout(after, call).await.map_err(|_| Error::Deadline { after })?
+    }
+}

@@ -1,0 +1,100 @@
+//! What a handle, its leases and its task share.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use tokio::sync::{Notify, mpsc, oneshot};
+use tpad_proto::handoff::v1 as wire;
+
+use super::Acquired;
+use crate::{Error, Refusal};
+
+/// One connection, as handles and leases hold it. With the last of them it closes.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) shared: Arc<Shared>,
+    pub(super) asks: mpsc::Sender<Ask>,
+    /// Keeps the connection open: whatever becomes of the task and its runtime, no lease
+    /// may end before the blocks that it names are let go of.
+    pub(super) _socket: OwnedFd,
+}
+
+/// What the task has of it.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    address: String,
+    /// Leases that are over, and not told yet.
+    ended: Mutex<Vec<u64>>,
+    pub(super) woken: Notify,
+    /// Why the daemon grants nothing more.
+    over: OnceLock<Over>,
+}
+
+/// An `Acquire` to send, and who waits for what comes of it.
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub(super) message: wire::Acquire,
+    pub(super) link: Arc<Link>,
+    pub(super) answer: oneshot::Sender<Result<Acquired, Error>>,
+}
+
+/// Why a daemon grants nothing more.
+#[derive(Clone, Debug)]
+pub(super) enum Over {
+    /// It said so.
+    Refused(Refusal),
+    /// It is gone, or makes no sense.
+    Lost(String),
+}
+
+/// A lease. Dropped, it is given back.
+#[derive(Debug)]
+pub(super) struct Lease {
+    number: u64,
+    link: Arc<Link>,
+}
+
+impl Shared {
+    pub(super) fn new(address: String) -> Arc<Self> {
+        Arc::new(Self { address, ..Self::default() })
+    }
+
+    /// Leases that are over since this was asked last.
+    pub(super) fn ended(&self) -> Vec<u64> {
+        std::mem::take(&mut *self.ended.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The first reason stays.
+    pub(super) fn set_over(&self, over: Over) {
+        let _later = self.over.set(over);
+    }
+
+    /// The error of whoever asks after it is over.
+    pub(super) fn over(&self) -> Option<Error> {
+        self.over.get().map(|over| match over.clone() {
+            Over::Refused(refusal) => Error::Refused(Box::new(refusal)),
+            Over::Lost(reason) => Error::Disconnected { address: self.address.clone(), reason },
+        })
+    }
+
+    /// The error of a call whose task is gone without a word, with its runtime.
+    pub(super) fn lost(&self) -> Error {
+        let address = self.address.clone();
+        let reason = "the runtime of this handoff has ended".to_owned();
+        self.over().unwrap_or(Error::Disconnected { address, reason })
+    }
+}
+
+impl Lease {
+    pub(super) fn new(number: u64, link: &Arc<Link>) -> Self {
+        Self { number, link: Arc::clone(link) }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let shared = &self.link.shared;
+        shared.ended.lock().unwrap_or_else(PoisonError::into_inner).push(self.number);
+        shared.woken.notify_one();
+    }
+}
