@@ -5,6 +5,7 @@ mod keys;
 mod meter;
 mod plot;
 mod report;
+mod threads;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use drive::{Load, Work};
 use keys::{Keys, Pattern};
 use meter::Meter;
 use report::Report;
+use threads::{Homed, Threads};
 
 /// Measure a daemon: throughput, latency, processor time and hit ratios
 ///
@@ -222,8 +224,9 @@ async fn drive_and_report(
     output: &Output,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
+    let threads = Threads::start(args.concurrency)?;
     let (clients, connections) =
-        receive.clients(args.concurrency, args.connections, remote, sockets).await?;
+        receive.clients(&threads, args.concurrency, args.connections, (remote, sockets)).await?;
     let meter_client = remote.connect(sockets).await?;
     let load = Load {
         work,
@@ -253,28 +256,27 @@ impl Receive {
     /// Clients that use as many connections together, for so many requests at a time.
     async fn clients(
         self,
+        threads: &Threads,
         concurrency: u32,
         connections: Option<u32>,
-        remote: &Remote,
-        sockets: &SocketPaths,
-    ) -> Result<(Vec<Client>, u32), Failure> {
-        let (receiver, clients, connections) = match self.receiver {
-            // One client spreads its streams itself.
-            ReceiverName::Bulk => (Receiver::Bulk, 1, connections.unwrap_or(concurrency.min(16))),
-            ReceiverName::Ordinary => {
-                let connections = connections.unwrap_or(concurrency.div_ceil(4)).min(concurrency);
-                (Receiver::Ordinary, connections, connections)
-            }
+        (remote, sockets): (&Remote, &SocketPaths),
+    ) -> Result<(Vec<Homed>, u32), Failure> {
+        let (receiver, usual) = match self.receiver {
+            ReceiverName::Bulk => (Receiver::Bulk, concurrency.min(16)),
+            ReceiverName::Ordinary => (Receiver::Ordinary, concurrency.div_ceil(4)),
+        };
+        let connections = connections.unwrap_or(usual).clamp(1, concurrency.max(1));
+        let change = |options: &mut ClientOptions| {
+            options.verify = !self.no_verify;
+            options.receiver = receiver;
+            // What it has in flight beyond that goes over its ordinary one.
+            options.bulk_connections = 1;
         };
         let mut all = Vec::new();
-        for _ in 0..clients {
-            let change = |options: &mut ClientOptions| {
-                options.verify = !self.no_verify;
-                options.receiver = receiver;
-                // u32 fits wherever this runs.
-                options.bulk_connections = usize::try_from(connections).unwrap_or(usize::MAX);
-            };
-            all.push(remote.connect_with(sockets, change).await?);
+        for n in 0..connections {
+            let connect = remote.connect_with(sockets, change);
+            // u32 fits wherever this runs.
+            all.push(threads.client(usize::try_from(n).unwrap_or(0), connect).await?);
         }
         Ok((all, connections))
     }
@@ -294,7 +296,9 @@ impl Cold {
         output: &Output,
         stop: &CancellationToken,
     ) -> Result<(), Failure> {
-        let (clients, _) = self.receive.clients(self.concurrency, None, remote, sockets).await?;
+        let threads = Threads::start(self.concurrency)?;
+        let from = (remote, sockets);
+        let (clients, _) = self.receive.clients(&threads, self.concurrency, None, from).await?;
         let meter_client = remote.connect(sockets).await?;
         let meter = Meter { client: &meter_client, model: &self.model };
         let tiers = std::slice::from_ref(&self.tier);

@@ -12,15 +12,14 @@ use std::sync::{Arc, Weak};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tpad_store::{Hierarchy, Level, NvmeLevel, StoreError, StoreMetrics};
+use tpad_store::{Hierarchy, Level, NvmeLevel, StoreError, StoreMetrics, Tasks};
 
 pub use self::administer::{LoadOutcome, Loaded, Unloaded};
 pub use self::keep::{Evictions, Pinned};
 use self::roster::Roster;
 use crate::generation::{Generation, Shared};
-use crate::leases::Leases;
 use crate::kept::Kept;
+use crate::leases::Leases;
 use crate::model::{Loader, Model, ModelView};
 use crate::pins::Pins;
 use crate::placement::{Levels, keep_placing};
@@ -50,8 +49,8 @@ pub struct Engine {
     ready_when: ReadyWhen,
     /// Prefetches that read.
     pub(crate) prefetches: Arc<Semaphore>,
-    leases: Arc<Leases>,
     pins: Arc<Pins>,
+    leases: Arc<Leases>,
     started: Instant,
     readiness: watch::Sender<Readiness>,
     /// Counts what happened to models.
@@ -60,7 +59,7 @@ pub struct Engine {
     draining: AtomicBool,
     /// Ends every task; also when the engine is dropped without a shutdown.
     stop: CancellationToken,
-    tasks: TaskTracker,
+    tasks: Tasks,
 }
 
 /// Why an engine does not start.
@@ -94,8 +93,8 @@ impl Engine {
             ready_when,
             follow,
             swap_patience,
-            leases,
             retry,
+            leases,
             bounds,
         } = config;
         let divided = !store.dram.class_budgets.is_empty();
@@ -107,7 +106,7 @@ impl Engine {
         let lower = nvme.iter().map(|level| Arc::clone(level) as Arc<dyn Level>).collect();
         let hierarchy = Hierarchy::new(store, lower, store_metrics.clone())?;
         let kept = Kept::on(nvme.as_ref().map(|level| level.documents()));
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let (stop, tasks) = (CancellationToken::new(), Tasks::new());
         let shared = Shared {
             hierarchy: Arc::clone(&hierarchy),
             store_metrics,
@@ -121,8 +120,8 @@ impl Engine {
             kept,
         };
         let levels = Levels { hierarchy: Arc::clone(&hierarchy), nvme, divided };
-        let leases = Leases::new(leases, shared.metrics.clone());
         let pins = Pins::new(Arc::clone(&hierarchy), shared.metrics.clone());
+        let leases = Leases::new(leases, shared.metrics.clone());
         tasks.spawn(Arc::clone(&pins).expire(stop.clone()));
         let loader = Loader {
             enforcement: budget_enforcement,
@@ -147,8 +146,8 @@ impl Engine {
             ready_when,
             prefetches: crate::prefetch::turns(),
             hierarchy,
-            leases,
             pins,
+            leases,
             started: Instant::now(),
             readiness,
             draining: AtomicBool::new(false),
@@ -202,8 +201,8 @@ impl Engine {
                 .map(|model| ModelStatus::of(model, &self.levels))
                 .collect(),
             pinned: self.pins.held(),
-            leases: self.leases.status(),
             pins: self.pins.status(),
+            leases: self.leases.status(),
             store: self.hierarchy.status(),
         }
     }
@@ -213,12 +212,12 @@ impl Engine {
     pub fn ready(&self) -> Readiness {
         self.readiness.borrow().clone()
     }
+
     /// A worker of this machine, which holds no lease yet.
     #[must_use]
     pub fn worker(&self, name: WorkerName) -> Worker {
         self.leases.worker(name)
     }
-
 
     /// Tells when readiness changes.
     #[must_use]

@@ -13,7 +13,7 @@ use futures::future::Shared;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tpad_store::Tasks;
 
 use crate::EngineError;
 
@@ -21,7 +21,7 @@ use crate::EngineError;
 #[derive(Debug)]
 pub(crate) struct Shelf<K, V> {
     capacity: u64,
-    tasks: TaskTracker,
+    tasks: Tasks,
     stop: CancellationToken,
     state: Mutex<State<K, V>>,
 }
@@ -46,7 +46,7 @@ where
     V: Clone + Send + Sync + 'static,
 {
     /// An empty shelf whose loads are tasks of `tasks`, until they are stopped.
-    pub(crate) fn new(capacity: u64, (tasks, stop): (TaskTracker, CancellationToken)) -> Arc<Self> {
+    pub(crate) fn new(capacity: u64, (tasks, stop): (Tasks, CancellationToken)) -> Arc<Self> {
         let state = State { entries: HashMap::new(), bytes: 0, clock: 0 };
         Arc::new(Self { capacity, tasks, stop, state: Mutex::new(state) })
     }
@@ -173,8 +173,8 @@ mod tests {
 
     use super::*;
 
-    fn tasks() -> (TaskTracker, CancellationToken) {
-        (TaskTracker::new(), CancellationToken::new())
+    fn tasks() -> (Tasks, CancellationToken) {
+        (Tasks::new(), CancellationToken::new())
     }
 
     fn soon() -> Instant {

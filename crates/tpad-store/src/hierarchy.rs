@@ -25,7 +25,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tpad_manifest::BlockId;
 
 pub use config::{DramConfig, FetchTuning, HierarchyConfig, home_bytes};
@@ -41,7 +40,7 @@ use crate::dram::DramLevel;
 use crate::gate::Gate;
 use crate::level::{Health, Level};
 use crate::{
-    BlockBytes, BlockFetch, CacheClass, Medium, Origin, ReadOptions, StoreMetrics, Urgency,
+    BlockBytes, BlockFetch, CacheClass, Medium, Origin, ReadOptions, StoreMetrics, Tasks, Urgency,
 };
 
 /// Blocks that are written to lower levels at once.
@@ -102,7 +101,7 @@ struct Inner {
     stage_pages: Arc<Semaphore>,
     most_stage_pages: u32,
     waiting: AtomicUsize,
-    tasks: TaskTracker,
+    tasks: Tasks,
     stop: CancellationToken,
 }
 
@@ -138,7 +137,7 @@ impl Hierarchy {
             stage_pages: Arc::new(Semaphore::new(stage_pages as usize)),
             most_stage_pages: stage_pages,
             waiting: AtomicUsize::new(0),
-            tasks: TaskTracker::new(),
+            tasks: Tasks::new(),
             stop: CancellationToken::new(),
             dram,
             tuning,

@@ -22,6 +22,7 @@ pub mod memory;
 mod metrics;
 mod nvme;
 mod origin;
+mod tasks;
 #[cfg(feature = "testing")]
 pub mod testing;
 
@@ -41,3 +42,4 @@ pub use nvme::{DocumentCache, NvmeConfig, NvmeIo, NvmeLevel};
 pub use origin::{
     Created, Listing, ObjectEntry, ObjectOrigin, Origin, OriginError, OriginOptions, install_tls,
 };
+pub use tasks::Tasks;

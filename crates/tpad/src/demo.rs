@@ -164,7 +164,7 @@ async fn served(client: &Client) -> Result<ModelDescription, DemoError> {
     }
 }
 
-/// The defaults, with little memory and a socket in the demo's directory.
+/// The defaults, with little memory and the sockets in the demo's directory.
 fn config(
     directory: &Path,
     checkpoint: &Checkpoint,
@@ -173,7 +173,13 @@ fn config(
     let root = checkpoint.path.to_string_lossy();
     let mut config = Config::for_root(&root, Some(MODEL), surroundings)?;
     config.dram.capacity_bytes = config.dram.capacity_bytes.min(DRAM_BYTES);
-    config.listen.uds = Some(UnixSocket { path: directory.join("tpad.sock"), mode: 0o600 });
+    let uds = directory.join("tpad.sock");
+    if let Some(handoff) = &mut config.handoff {
+        handoff.socket.path = tpad_client::handoff_socket(&uds);
+        handoff.lease_bytes = handoff.lease_bytes.min(config.dram.capacity_bytes);
+        handoff.worker_lease_bytes = handoff.worker_lease_bytes.min(handoff.lease_bytes);
+    }
+    config.listen.uds = Some(UnixSocket { path: uds, mode: 0o600 });
     Ok(config)
 }
 

@@ -22,6 +22,7 @@ mod reply;
 mod request;
 mod stall;
 mod stream;
+mod threads;
 mod turn;
 mod unix;
 
@@ -42,6 +43,7 @@ use tonic::service::Routes;
 use self::accept::{Acceptor, Listener};
 use self::connection::Closing;
 use self::gateway::Gateway;
+use self::threads::Threads;
 use crate::config::{Deadlines, Limits, Listen};
 
 pub(crate) use self::held::Held;
@@ -88,6 +90,8 @@ pub struct Edge {
     grpc: Half,
     http: Half,
     socket_file: Option<SocketFile>,
+    /// Until everything that they serve is over.
+    _threads: Arc<Threads>,
 }
 
 /// One protocol's tasks and how they are ended.
@@ -187,6 +191,7 @@ impl Bound {
         let gateway = Gateway::new(routes, methods, limits, deadlines, metrics.clone(), drain);
         let gateway = Arc::new(gateway);
         let slots = Arc::new(Semaphore::new(limits.connections));
+        let threads = Arc::new(Threads::of_runtime());
 
         let grpc_addr = self.grpc.as_ref().map(|(_, address)| *address);
         let (uds, socket_file) = self.uds.unzip();
@@ -199,6 +204,7 @@ impl Bound {
                 listener,
                 kind,
                 slots: Arc::clone(&slots),
+                threads: Arc::clone(&threads),
                 farewell: GRPC_FAREWELL,
                 metrics: metrics.clone(),
             };
@@ -217,6 +223,7 @@ impl Bound {
                 listener: Listener::Tcp(listener),
                 kind: ListenerKind::Http,
                 slots: Arc::new(Semaphore::new(limits.http_connections)),
+                threads: Arc::new(Threads::none()),
                 farewell: HTTP_FAREWELL,
                 metrics,
             };
@@ -231,7 +238,15 @@ impl Bound {
         }
         grpc.tasks.close();
         http.tasks.close();
-        Edge { grpc_addr, uds_path: self.uds_path, http_addr, grpc, http, socket_file }
+        Edge {
+            grpc_addr,
+            uds_path: self.uds_path,
+            http_addr,
+            grpc,
+            http,
+            socket_file,
+            _threads: threads,
+        }
     }
 }
 

@@ -28,12 +28,6 @@ const FAILED: u8 = 1;
 /// The command line or the configuration is wrong; clap's own code for the former.
 const MISUSED: u8 = 2;
 
-/// Tasks that a thread polls before it looks for what has come in. Bulk connections keep
-/// their thread busy and a poll of one is half a millisecond: with the runtime's 61 a small
-/// request beside them was seen after 10 ms (docs/performance.md, "Small requests"). Looking
-/// costs a system call that waits for nothing, which no load of small requests shows.
-const EVENT_INTERVAL: u32 = 1;
-
 fn main() -> ExitCode {
     // First of all: with two providers in the process rustls would not know which to take.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
@@ -167,8 +161,7 @@ fn run(log: &Log, work: impl AsyncFnOnce(&mut Signals) -> anyhow::Result<()>) ->
     if let Err(error) = log::install(log) {
         return fail(FAILED, &format!("cannot install the log: {error}"));
     }
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    let runtime = match runtime.event_interval(EVENT_INTERVAL).enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(FAILED, &format!("cannot start threads: {error}")),
     };

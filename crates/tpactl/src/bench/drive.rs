@@ -15,6 +15,7 @@ use tpad_client::{Client, Error, FetchExperts, GetMask};
 
 use super::keys::{Expert, Keys};
 use super::meter::{Meter, Used};
+use super::threads::Homed;
 use crate::failure::Failure;
 
 /// The longest latency that is told apart from longer ones.
@@ -34,7 +35,7 @@ pub(super) enum Work {
 /// One run.
 pub(super) struct Load {
     pub(super) work: Work,
-    pub(super) clients: Vec<Client>,
+    pub(super) clients: Vec<Homed>,
     pub(super) concurrency: u32,
     /// Requests due in a second; `None`: each worker asks when it has its answer.
     pub(super) rate: Option<f64>,
@@ -85,10 +86,10 @@ impl Load {
         stop: &CancellationToken,
     ) -> Result<Measured, Failure> {
         let mut workers = Vec::new();
-        for (n, client) in (0..self.concurrency).zip(self.clients.iter().cycle()) {
+        for (n, homed) in (0..self.concurrency).zip(self.clients.iter().cycle()) {
             let seed = self.seed.wrapping_mul(1 << 32).wrapping_add(u64::from(n));
             workers.push(Worker {
-                client: client.clone(),
+                homed: homed.clone(),
                 rng: ChaCha8Rng::seed_from_u64(seed),
                 memory: self.work.memory(),
                 tally: Tally::new()?,
@@ -123,7 +124,7 @@ impl Load {
 /// Fetches every expert once.
 pub(super) async fn once(
     keys: &Keys,
-    clients: &[Client],
+    clients: &[Homed],
     concurrency: u32,
     into: bool,
     meter: &Meter<'_>,
@@ -134,11 +135,11 @@ pub(super) async fn once(
     let experts: Arc<[Expert]> = keys.experts.clone().into();
     let began = Instant::now();
     let mut workers = JoinSet::new();
-    for (_, client) in (0..concurrency).zip(clients.iter().cycle()) {
-        let (client, model, stop) = (client.clone(), keys.model.clone(), stop.clone());
+    for (_, homed) in (0..concurrency).zip(clients.iter().cycle()) {
+        let (client, model, stop) = (homed.client.clone(), keys.model.clone(), stop.clone());
         let (next, experts, mut tally) = (Arc::clone(&next), Arc::clone(&experts), Tally::new()?);
         let mut memory = into.then(Vec::new);
-        workers.spawn(async move {
+        let work = async move {
             while !stop.is_cancelled() {
                 let n = next.fetch_add(1, Ordering::Relaxed);
                 let expert = usize::try_from(n).ok().and_then(|n| experts.get(n));
@@ -149,7 +150,8 @@ pub(super) async fn once(
                 tally.add(asked, answer);
             }
             tally
-        });
+        };
+        workers.spawn_on(work, &homed.home);
     }
     let mut tallies = Vec::new();
     while let Some(tally) = workers.join_next().await {
@@ -173,7 +175,7 @@ impl Work {
 }
 
 struct Worker {
-    client: Client,
+    homed: Homed,
     rng: ChaCha8Rng,
     /// What blocks are received into, if it is the worker's.
     memory: Option<Vec<u8>>,
@@ -185,7 +187,8 @@ impl Worker {
     async fn all(workers: Vec<Self>, phase: &Arc<Phase>) -> Result<Vec<Self>, Failure> {
         let mut running = JoinSet::new();
         for worker in workers {
-            running.spawn(worker.run(Arc::clone(phase)));
+            let home = worker.homed.home.clone();
+            running.spawn_on(worker.run(Arc::clone(phase)), &home);
         }
         let mut workers = Vec::new();
         while let Some(worker) = running.join_next().await {
@@ -229,9 +232,9 @@ impl Worker {
         match work {
             Work::Fetch { keys, per_request, .. } => {
                 let experts = keys.request(n, *per_request, &mut self.rng);
-                fetch(&self.client, &keys.model, experts, self.memory.as_mut()).await
+                fetch(&self.homed.client, &keys.model, experts, self.memory.as_mut()).await
             }
-            Work::Mask(mask) => self.client.routing_mask(mask.clone()).await.map(|_| (0, 0)),
+            Work::Mask(mask) => self.homed.client.routing_mask(mask.clone()).await.map(|_| (0, 0)),
         }
     }
 }

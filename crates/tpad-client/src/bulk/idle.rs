@@ -2,7 +2,8 @@
 //!
 //! Somebody has to read them all the same: a daemon that drains says so and waits
 //! until its peers have gone, and asks silent ones whether they are there. One
-//! task does that for all of them, as long as there are any.
+//! task does that for all of them, as long as there are any. It looks now and then for
+//! new ones: a client that asks again and again would otherwise wake it for each call.
 
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -11,13 +12,16 @@ use std::time::Duration;
 
 use futures::task::AtomicWaker;
 use tokio::runtime::Handle;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::connection::Connection;
 
 /// How long a connection may wait for its next call: opening one takes the network's
 /// latency twice, and daemons bound how many there are.
 const IDLE: Duration = Duration::from_secs(15);
+
+/// How soon a connection that waits is read: a draining daemon waits for that.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// The connections that wait.
 #[derive(Debug, Default)]
@@ -57,9 +61,7 @@ impl IdleConnections {
         let Ok(runtime) = Handle::try_current() else { return connection.leave() };
         let mut state = self.shared.lock();
         state.waiting.push((connection, Instant::now()));
-        if state.watched {
-            self.shared.watcher.wake();
-        } else {
+        if !state.watched {
             state.watched = true;
             runtime.spawn(watch(Arc::downgrade(&self.shared)));
         }
@@ -104,6 +106,8 @@ impl Drop for Watched {
 /// longer than [`IDLE`], and wake this task to close those whose time is up.
 async fn watch(shared: Weak<Shared>) {
     let _watched = Watched(shared.clone());
+    let mut looks = interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     poll_fn(|cx| {
         let Some(shared) = shared.upgrade() else { return Poll::Ready(()) };
         shared.watcher.register(cx.waker());
@@ -116,6 +120,8 @@ async fn watch(shared: Weak<Shared>) {
             state.watched = false;
             return Poll::Ready(());
         }
+        // The last look registers for the next.
+        while looks.poll_tick(cx).is_ready() {}
         Poll::Pending
     })
     .await;

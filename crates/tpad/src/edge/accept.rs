@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::io::Socket;
 use super::metrics::{ConnectionOutcome, EdgeMetrics, ListenerKind, ListenerLabel};
 use super::peer::Peer;
+use super::threads::Threads;
 
 /// The pause after a failed accept, doubled up to the longest while it goes on failing: out
 /// of descriptors, the listener stays readable and accept fails at once, for ever.
@@ -32,6 +33,7 @@ pub(super) struct Acceptor {
     pub(super) listener: Listener,
     pub(super) kind: ListenerKind,
     pub(super) slots: Arc<Semaphore>,
+    pub(super) threads: Arc<Threads>,
     /// Sent to a connection that gets no slot.
     pub(super) farewell: &'static [u8],
     pub(super) metrics: EdgeMetrics,
@@ -67,7 +69,7 @@ impl Acceptor {
     /// Accepts until `stop`, then closes the listener. Each connection runs as a task of `connections`.
     pub(super) async fn run<F, C>(self, stop: CancellationToken, connections: TaskTracker, serve: F)
     where
-        F: Fn(Socket, Peer) -> C,
+        F: Fn(Socket, Peer) -> C + Clone + Send + 'static,
         C: Future<Output = ConnectionOutcome> + Send + 'static,
     {
         let mut pause = FIRST_PAUSE;
@@ -105,7 +107,7 @@ impl Acceptor {
 
     fn admit<F, C>(&self, socket: Socket, peer: Peer, connections: &TaskTracker, serve: &F)
     where
-        F: Fn(Socket, Peer) -> C,
+        F: Fn(Socket, Peer) -> C + Clone + Send + 'static,
         C: Future<Output = ConnectionOutcome> + Send + 'static,
     {
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
@@ -117,13 +119,41 @@ impl Acceptor {
         let open = Open::new(
             self.metrics.connections.get_or_create_owned(&ListenerLabel { listener: self.kind }),
         );
-        let connection = serve(socket, peer);
         let (metrics, kind) = (self.metrics.clone(), self.kind);
-        connections.spawn(async move {
-            let outcome = connection.await;
+        let ended = move |outcome| {
             metrics.connection_ended(kind, outcome);
             tracing::debug!(%peer, ?outcome, "connection ended");
             drop((open, slot));
+        };
+        let Some(seat) = self.threads.seat() else {
+            let connection = serve(socket, peer);
+            connections.spawn(async move { ended(connection.await) });
+            return;
+        };
+        // Its readiness is to be told to the thread that serves it.
+        let socket = match socket.detached() {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::warn!(%error, %peer, "a connection could not be given to its thread");
+                return ended(ConnectionOutcome::Failed);
+            }
+        };
+        let serve = serve.clone();
+        let served = async move {
+            let outcome = match socket.attached() {
+                Ok(socket) => serve(socket, peer).await,
+                Err(error) => {
+                    tracing::warn!(%error, %peer, "a connection could not be watched");
+                    ConnectionOutcome::Failed
+                }
+            };
+            ended(outcome);
+        };
+        let seat = Arc::new(seat);
+        let held = Arc::clone(&seat);
+        seat.spawn(connections, async move {
+            served.await;
+            drop(held);
         });
     }
 }

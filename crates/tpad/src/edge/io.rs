@@ -42,7 +42,32 @@ pub(super) struct WatchedIo {
     ended: bool,
 }
 
+/// A socket that no runtime watches.
+#[derive(Debug)]
+pub(super) enum Detached {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Detached {
+    /// The socket, watched by the runtime that this is called in.
+    pub(super) fn attached(self) -> io::Result<Socket> {
+        Ok(match self {
+            Self::Tcp(socket) => Socket::Tcp(TcpStream::from_std(socket)?),
+            Self::Unix(socket) => Socket::Unix(UnixStream::from_std(socket)?),
+        })
+    }
+}
+
 impl Socket {
+    /// The socket, for another runtime.
+    pub(super) fn detached(self) -> io::Result<Detached> {
+        Ok(match self {
+            Self::Tcp(socket) => Detached::Tcp(socket.into_std()?),
+            Self::Unix(socket) => Detached::Unix(socket.into_std()?),
+        })
+    }
+
     /// Writes what the socket takes at once, for a peer that is about to be closed.
     pub(super) fn write_farewell(&self, bytes: &[u8]) {
         // Nobody is told if it does not fit: the connection closes either way.
