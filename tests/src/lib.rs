@@ -28,3 +28,4 @@ pub mod shards;
 pub mod tap;
 pub mod tools;
 pub mod weed;
+pub mod worker;

@@ -14,6 +14,7 @@ mod deploy;
 mod drain;
 mod expansion;
 mod fixtures;
+mod handoff;
 mod hostile_clients;
 mod hostile_models;
 mod hostile_shards;
