@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tpad_client::{AcquireOptions, FetchExperts, Handoff, Kind};
 use tpad_manifest::BlockKey;
-use tpad_tests::checkpoint::{Checkpoint, Store, fixture};
+use tpad_tests::checkpoint::{Checkpoint, Store, fixture, said, tpactl};
 use tpad_tests::compare::collect;
 use tpad_tests::daemon::Served;
 use tpad_tests::reference::Reference;
@@ -77,6 +77,19 @@ fn a_worker_holds_a_quarter_of_a_gibibyte_without_memory_of_its_own() {
         assert_eq!(leases["workers"][0]["pid"], worker.id());
         assert_eq!(leases["workers"][0]["leases"], 16);
         assert_eq!(leases["workers"][0]["name"], "hold_blocks");
+        let mut listed = tpactl();
+        listed.args(["--addr", &stage.daemon.address(), "leases"]);
+        let table = said(&listed.output().expect("tpactl runs"));
+        assert!(
+            table.contains(&worker.id().to_string()) && table.contains("hold_blocks"),
+            "{table}"
+        );
+        let json = listed.arg("--json").output().expect("tpactl runs");
+        let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+        for field in ["bytes", "most_bytes"] {
+            assert_eq!(json[field], leases[field]);
+        }
+        assert_eq!(json["workers"][0]["pid"], worker.id());
         drop(worker);
         stage.free().await;
     });

@@ -4,8 +4,8 @@ use clap::{Parser, Subcommand};
 
 use crate::remote::Remote;
 use crate::{
-    activation, admin, bench, completions, fetch, import, manifest, mask, models, plan, publish,
-    status, synth, tier,
+    activation, admin, bench, completions, fetch, import, leases, manifest, mask, models, plan,
+    publish, status, synth, tier,
 };
 
 const AFTER_HELP: &str = "\
@@ -58,6 +58,7 @@ pub(crate) enum Command {
     Models(models::Args),
     Mask(mask::Args),
     Status(status::Args),
+    Leases(leases::Args),
     Load(admin::load::Args),
     Unload(admin::unload::Args),
     Drain(admin::drain::Args),

@@ -13,6 +13,7 @@ mod completions;
 mod failure;
 mod fetch;
 mod import;
+mod leases;
 mod manifest;
 mod mask;
 mod models;
@@ -145,6 +146,10 @@ async fn run(
                 admin::pin::run(args, &remote.connect(sockets).await?, output).await
             })
             .await
+        }
+        Command::Leases(args) => {
+            until(stop, async { leases::run(args, &remote.connect(sockets).await?, output).await })
+                .await
         }
         Command::Unpin(args) => {
             until(stop, async {

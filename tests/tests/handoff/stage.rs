@@ -1,5 +1,6 @@
 //! A daemon with a model, and workers in processes of their own.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -137,10 +138,19 @@ impl Stage {
         }
     }
 
-    /// How many descriptors the daemon has.
-    pub(super) fn descriptors(&self) -> usize {
+    /// How many descriptors the daemon has by kind: `socket`, `anon_inode:[pidfd]`, `/memfd`
+    /// and the like.
+    pub(super) fn descriptors(&self) -> BTreeMap<String, usize> {
         let listed = std::fs::read_dir(format!("/proc/{}/fd", self.daemon.id()));
-        listed.expect("it runs").count()
+        let mut kinds = BTreeMap::new();
+        for entry in listed.expect("it runs") {
+            let link = std::fs::read_link(entry.expect("it runs").path()).unwrap_or_default();
+            let link = link.to_string_lossy();
+            let named = link.starts_with("socket:") || link.starts_with("/memfd:");
+            let kind = if named { link.split(':').next().unwrap_or(&link) } else { &link };
+            *kinds.entry(kind.to_owned()).or_default() += 1;
+        }
+        kinds
     }
 }
 
