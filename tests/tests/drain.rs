@@ -106,7 +106,7 @@ async fn drain_under_load(
         let (client, stage) = (clients[n % CONNECTIONS].clone(), Arc::clone(stage));
         begun.spawn(async move { blocks(&client, &stage, n).await });
     }
-    in_flight(http, STREAMS).await;
+    arrived(http, STREAMS).await;
     let mut calls = JoinSet::new();
     for client in &clients {
         let (client, other, stage) = (client.clone(), other.clone(), Arc::clone(stage));
@@ -243,12 +243,14 @@ fn turned_away(error: &Error) {
     }
 }
 
-/// Waits until so many requests are in progress.
-async fn in_flight(address: std::net::SocketAddr, count: usize) {
+/// Waits until so many fetches are in progress, or over: a daemon that is fast fills the
+/// kernel's buffers with the first before it reads of the last.
+async fn arrived(address: std::net::SocketAddr, count: usize) {
     let arrived = async {
         loop {
             let (_, body) = http::get(address, "/metrics").await;
-            let now = http::metric(&body, "tpad_requests_in_flight", &[]);
+            let over = http::metric(&body, "tpad_requests_total", &["FetchExperts"]);
+            let now = over + http::metric(&body, "tpad_requests_in_flight", &[]);
             #[expect(clippy::cast_precision_loss, reason = "two hundred are exact")]
             if now >= count as f64 {
                 break;
@@ -300,7 +302,7 @@ async fn drain_before_deaf_clients(stage: &Stage, scene: &Scene) -> Duration {
         }
         clients.push(raw);
     }
-    in_flight(http, STREAMS).await;
+    arrived(http, STREAMS).await;
     settled(http).await;
     let asked = Instant::now();
     let exit = tokio::task::spawn_blocking(move || (daemon.terminate(), Instant::now()));

@@ -20,6 +20,7 @@ use std::thread;
 
 use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
 use tokio_util::task::TaskTracker;
+use tracing::dispatcher::{self, Dispatch};
 
 /// Tasks that a thread polls before it looks for what has come in. Bulk connections keep
 /// their thread busy and a poll of one is half a millisecond: with the runtime's 61 a small
@@ -106,6 +107,11 @@ impl Thread {
     fn start(number: usize) -> io::Result<Self> {
         let mut builder = Builder::new_multi_thread();
         builder.worker_threads(1).thread_name(format!("tpad-edge-{number}"));
+        // Who listens to what is said here listens to what is said there.
+        let listener = dispatcher::get_default(Dispatch::clone);
+        builder.on_thread_start(move || {
+            std::mem::forget(dispatcher::set_default(&listener));
+        });
         let runtime = builder.event_interval(EVENT_INTERVAL).enable_all().build()?;
         Ok(Self { runtime: Some(runtime), connections: AtomicUsize::new(0) })
     }
