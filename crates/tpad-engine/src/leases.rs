@@ -280,7 +280,8 @@ impl WorkerState {
 
     fn status(&self) -> WorkerStatus {
         let held = lock(&self.held);
-        let oldest = held.leases.values().map(|lease| lease.since).min();
+        // Their numbers ascend.
+        let oldest = held.leases.first_key_value().map(|(_, lease)| lease.since);
         WorkerStatus {
             worker: self.name.clone(),
             leases: held.leases.len() as u64,

@@ -13,11 +13,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::net::UnixListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tpad_engine::Engine;
+use tpad_proto::handoff::v1::Failure;
 
 use self::connection::Connection;
 pub(crate) use self::metrics::HandoffMetrics;
@@ -27,6 +28,9 @@ use crate::edge::{BindError, SocketFile, bind_unix};
 
 /// The pause after a failed accept: out of descriptors, the next one fails as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Peers that are told at a time why they are refused.
+const FAREWELLS: usize = 64;
 
 /// The handoff socket, bound.
 #[derive(Debug)]
@@ -104,22 +108,27 @@ impl Drop for Handoff {
 
 /// Accepts until the daemon drains.
 async fn accept(listener: UnixListener, shared: Arc<Shared>, connections: TaskTracker) {
-    let slots = Arc::new(Semaphore::new(shared.config.connections));
+    let places = Arc::new(Semaphore::new(shared.config.connections));
+    let farewells = Arc::new(Semaphore::new(FAREWELLS));
     let mut failing = false;
     loop {
         let accepted = tokio::select! {
             () = shared.stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        match accepted {
-            Ok((socket, _)) => {
+        match accepted.and_then(|(socket, _)| Ok((Credentials::of(&socket)?, socket))) {
+            Ok((peer, socket)) => {
                 failing = false;
-                let slot = Arc::clone(&slots).try_acquire_owned().ok();
-                let shared = Arc::clone(&shared);
-                connections.spawn(async move {
-                    shared.serve(socket, slot.is_some()).await;
-                    drop(slot);
-                });
+                let (refusal, place) = match shared.admit(&peer, &places) {
+                    Ok(place) => (None, Some(place)),
+                    Err(refusal) => {
+                        (Some(refusal), Arc::clone(&farewells).try_acquire_owned().ok())
+                    }
+                };
+                // Beyond them it is closed without a word.
+                let Some(place) = place else { continue };
+                let connection = Connection::new(Arc::clone(&shared), socket, peer, refusal);
+                connections.spawn(Arc::clone(&shared).serve(connection, place));
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
@@ -132,26 +141,25 @@ async fn accept(listener: UnixListener, shared: Arc<Shared>, connections: TaskTr
 }
 
 impl Shared {
-    async fn serve(self: Arc<Self>, socket: UnixStream, has_slot: bool) {
-        let peer = match Credentials::of(&socket) {
-            Ok(peer) => peer,
-            Err(error) => {
-                tracing::warn!(%error, "a handoff connection whose peer the kernel does not tell");
-                return;
-            }
-        };
-        let refusal = if !has_slot {
-            let limit = self.config.connections;
-            Some(answer::full(limit))
-        } else if !self.config.admits(peer.uid, peer.gid) {
-            Some(answer::not_admitted(&peer))
-        } else {
-            None
-        };
+    /// A place for a peer that may have one, or why it gets none. Who is not admitted takes
+    /// no place from those who are.
+    fn admit(
+        &self,
+        peer: &Credentials,
+        places: &Arc<Semaphore>,
+    ) -> Result<OwnedSemaphorePermit, Failure> {
+        if !self.config.admits(peer.uid, peer.gid) {
+            return Err(answer::not_admitted(peer));
+        }
+        let place = Arc::clone(places).try_acquire_owned();
+        place.map_err(|_| answer::full(self.config.connections))
+    }
+
+    async fn serve(self: Arc<Self>, connection: Connection, place: OwnedSemaphorePermit) {
         self.metrics.connected();
-        let connection = Connection::new(Arc::clone(&self), socket, peer, refusal);
         let outcome = connection.run().await;
         self.metrics.ended(outcome);
+        drop(place);
     }
 }
 

@@ -104,13 +104,15 @@ fn a_user_that_is_not_named_is_refused_and_one_that_is_is_welcome() {
         return;
     }
     play(async |scene| {
-        let mut stage = Stage::fixture(scene, "uids = [64001]\n").await;
+        let mut stage = Stage::fixture(scene, "uids = [64001]\nconnections = 1\n").await;
         reachable(scene.directory());
         let refused = say_as(NOBODY, &stage.socket());
         for word in ["65534", "handoff.uids", "handoff.gids"] {
             assert!(refused.contains(word), "{refused}");
         }
         assert_eq!(stage.leases().await["workers"], serde_json::json!([]));
+        // It took no place, though it was told at length.
+        drop(Worker::welcome(&stage.socket()).await);
         stage.set_handoff(&format!("uids = [{NOBODY}]\n"));
         stage.daemon.signal("KILL");
         stage.restart().await;

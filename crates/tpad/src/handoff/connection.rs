@@ -4,6 +4,8 @@
 //! protocol, or the daemon drains, it gets nothing more, and what it reads stays as it
 //! is until its socket or its process ends.
 
+mod calls;
+
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,18 +17,15 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Code;
-use tpad_engine::{Acquired, EngineError, Generation, Worker, WorkerName};
-use tpad_manifest::BlockKey;
+use tpad_engine::{Worker, WorkerName};
 use tpad_proto::handoff::v1::{self as wire, Failure, daemon_message, worker_message};
 use tpad_proto::handoff::{FrameError, FrameReader, FrameWriter, PROTOCOL};
 
+use self::calls::{Done, KEYS};
 use super::metrics::Outcome;
 use super::peer::{Credentials, Life};
 use super::slabs::Slabs;
 use super::{Shared, answer, would_block};
-
-/// Keys of one `Acquire`: with some twenty tensors each the answer is a frame.
-const KEYS: usize = 256;
 
 /// A worker's `Acquire`s that are worked on at a time; more wait in the socket.
 const CALLS: usize = 64;
@@ -43,9 +42,6 @@ const FORGET_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a peer without leases gets to read why it is refused.
 const FAREWELL: Duration = Duration::from_secs(1);
-
-/// The longest that an `Acquire` waits, whatever it says.
-const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 /// Bytes of a worker's name that are kept.
 const NAME_BYTES: usize = 64;
@@ -65,12 +61,6 @@ pub(super) struct Connection {
     worker: Option<Arc<Worker>>,
     calls: FuturesUnordered<BoxFuture<'static, Done>>,
     wanted: watch::Receiver<u64>,
-}
-
-/// An `Acquire` that is over.
-struct Done {
-    call: u64,
-    result: Result<(Arc<Generation>, Acquired), Failure>,
 }
 
 /// Why nothing more is read of a worker.
@@ -239,20 +229,9 @@ impl Connection {
             (None, Message::Hello(hello)) => self.hello(hello),
             (None, _) => Err(wrong("the first message is Hello")),
             (Some(_), Message::Hello(_)) => Err(wrong("a second Hello")),
-            // Before it waits: an answer takes as much memory whatever was asked.
-            (Some(_), Message::Acquire(wire::Acquire { call, keys, .. }))
-                if keys.is_empty() || keys.len() > KEYS =>
-            {
-                let message = format!("keys: {} of them, 1 to {KEYS} are taken", keys.len());
-                self.fail(call, answer::refused(Code::InvalidArgument, &message))
-            }
             (Some(worker), Message::Acquire(acquire)) => {
-                let (worker, shared) = (Arc::clone(worker), Arc::clone(&self.shared));
-                self.calls.push(Box::pin(async move {
-                    let call = acquire.call;
-                    Done { call, result: shared.acquire(&worker, acquire).await }
-                }));
-                Ok(())
+                let worker = Arc::clone(worker);
+                self.begin(worker, acquire)
             }
             (Some(worker), Message::Release(release)) => {
                 worker.release(&release.leases);
@@ -296,51 +275,6 @@ impl Connection {
     ) -> Result<(), End> {
         let message = wire::DaemonMessage { message: Some(message) };
         Ok(self.writer.push(&message, descriptors)?)
-    }
-
-    /// Answers a call; slabs that are new to the worker go along.
-    fn finish(&mut self, Done { call, result }: Done) -> Result<(), End> {
-        let (generation, acquired) = match result {
-            Ok(granted) => granted,
-            Err(failure) => return self.fail(call, failure),
-        };
-        let mut answer = match answer::acquired(call, &generation, &acquired) {
-            Ok(answer) => answer,
-            Err(failure) => {
-                self.let_go(&acquired);
-                return self.fail(call, failure);
-            }
-        };
-        let mut descriptors = Vec::new();
-        for leased in acquired.iter().flatten() {
-            // Without a descriptor the worker cannot be told of what it holds, nor can it
-            // be taken back what it was told of before.
-            let sent = self.slabs.send(&leased.block.served.bytes);
-            let sent = sent.map_err(|error| End::Refused(answer::no_descriptor(&error)))?;
-            if let Some((slab, descriptor)) = sent {
-                answer.slabs.push(slab);
-                descriptors.push(descriptor);
-            }
-        }
-        let leases = acquired.iter().flatten().count();
-        self.shared.metrics.acquired(leases, acquired.len() - leases);
-        self.send(daemon_message::Message::Acquired(answer), descriptors)?;
-        self.flush()
-    }
-
-    /// Ends leases that the worker will not hear of.
-    fn let_go(&self, acquired: &Acquired) {
-        let leases: Vec<u64> = acquired.iter().flatten().map(|leased| leased.lease).collect();
-        if let Some(worker) = &self.worker {
-            worker.release(&leases);
-        }
-    }
-
-    fn fail(&mut self, call: u64, failure: Failure) -> Result<(), End> {
-        self.shared.metrics.acquired(0, 1);
-        let acquired = wire::Acquired { call, failure: Some(failure), ..Default::default() };
-        self.send(daemon_message::Message::Acquired(acquired), Vec::new())?;
-        self.flush()
     }
 
     /// Asks for slabs whose memory is wanted for something else.
@@ -389,31 +323,5 @@ async fn until(then: Option<Instant>) {
     match then {
         Some(then) => sleep_until(then).await,
         None => std::future::pending().await,
-    }
-}
-
-impl Shared {
-    /// Leases what a worker asks for.
-    async fn acquire(
-        &self,
-        worker: &Worker,
-        acquire: wire::Acquire,
-    ) -> Result<(Arc<Generation>, Acquired), Failure> {
-        let wire::Acquire { model, generation: asked, keys, timeout_ms, call: _ } = acquire;
-        let wrong = |message: &str| answer::refused(Code::InvalidArgument, message);
-        let read = |(n, key): (usize, tpad_proto::v1::BlockKey)| {
-            BlockKey::try_from(key).map_err(|error| wrong(&format!("keys[{n}]: {error}")))
-        };
-        let keys: Vec<BlockKey> =
-            keys.into_iter().enumerate().map(read).collect::<Result<_, _>>()?;
-        let told = |error: EngineError| answer::failure(&error);
-        let generation = self.engine.open(&model).map_err(told)?;
-        if asked != 0 && asked != generation.number() {
-            return Err(answer::generation_changed(asked, &generation));
-        }
-        let wait = Duration::from_millis(u64::from(timeout_ms)).min(LONGEST_WAIT);
-        let deadline = Instant::now() + wait;
-        let acquired = worker.acquire(&generation, &keys, deadline).await.map_err(told)?;
-        Ok((generation, acquired))
     }
 }

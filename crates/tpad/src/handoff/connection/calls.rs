@@ -1,0 +1,113 @@
+//! A worker's `Acquire`s, from the message to the answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tonic::Code;
+use tpad_engine::{Acquired, EngineError, Generation, Worker};
+use tpad_manifest::BlockKey;
+use tpad_proto::handoff::v1::{self as wire, Failure, daemon_message};
+
+use super::{Connection, End};
+use crate::handoff::{Shared, answer};
+
+/// Keys of one `Acquire`: with some thirty tensors each the answer is a frame.
+pub(super) const KEYS: usize = 256;
+
+/// The longest that an `Acquire` waits, whatever it says.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
+
+/// An `Acquire` that is over.
+pub(super) struct Done {
+    call: u64,
+    result: Result<(Arc<Generation>, Acquired), Failure>,
+}
+
+impl Connection {
+    /// Begins a call.
+    pub(super) fn begin(&mut self, worker: Arc<Worker>, acquire: wire::Acquire) -> Result<(), End> {
+        let wire::Acquire { call, ref keys, .. } = acquire;
+        // Told before it waits: what waits is bounded by what is asked.
+        if keys.is_empty() || keys.len() > KEYS {
+            let message = format!("keys: {} of them, 1 to {KEYS} are taken", keys.len());
+            return self.fail(call, answer::refused(Code::InvalidArgument, &message));
+        }
+        let shared = Arc::clone(&self.shared);
+        self.calls.push(Box::pin(async move {
+            Done { call, result: shared.acquire(&worker, acquire).await }
+        }));
+        Ok(())
+    }
+
+    /// Answers a call; slabs that are new to the worker go along.
+    pub(super) fn finish(&mut self, Done { call, result }: Done) -> Result<(), End> {
+        let (generation, acquired) = match result {
+            Ok(granted) => granted,
+            Err(failure) => return self.fail(call, failure),
+        };
+        let mut answer = match answer::acquired(call, &generation, &acquired) {
+            Ok(answer) => answer,
+            Err(failure) => {
+                self.let_go(&acquired);
+                return self.fail(call, failure);
+            }
+        };
+        let mut descriptors = Vec::new();
+        for leased in acquired.iter().flatten() {
+            // Without a descriptor the worker cannot be told of what it holds, nor can it
+            // be taken back what it was told of before.
+            let sent = self.slabs.send(&leased.block.served.bytes);
+            let sent = sent.map_err(|error| End::Refused(answer::no_descriptor(&error)))?;
+            if let Some((slab, descriptor)) = sent {
+                answer.slabs.push(slab);
+                descriptors.push(descriptor);
+            }
+        }
+        let leases = acquired.iter().flatten().count();
+        self.shared.metrics.acquired(leases, acquired.len() - leases);
+        self.send(daemon_message::Message::Acquired(answer), descriptors)?;
+        self.flush()
+    }
+
+    /// Ends leases that the worker will not hear of.
+    fn let_go(&self, acquired: &Acquired) {
+        let leases: Vec<u64> = acquired.iter().flatten().map(|leased| leased.lease).collect();
+        if let Some(worker) = &self.worker {
+            worker.release(&leases);
+        }
+    }
+
+    fn fail(&mut self, call: u64, failure: Failure) -> Result<(), End> {
+        self.shared.metrics.acquired(0, 1);
+        let acquired = wire::Acquired { call, failure: Some(failure), ..Default::default() };
+        self.send(daemon_message::Message::Acquired(acquired), Vec::new())?;
+        self.flush()
+    }
+}
+
+impl Shared {
+    /// Leases what a worker asks for.
+    async fn acquire(
+        &self,
+        worker: &Worker,
+        acquire: wire::Acquire,
+    ) -> Result<(Arc<Generation>, Acquired), Failure> {
+        let wire::Acquire { model, generation: asked, keys, timeout_ms, call: _ } = acquire;
+        let wrong = |message: &str| answer::refused(Code::InvalidArgument, message);
+        let read = |(n, key): (usize, tpad_proto::v1::BlockKey)| {
+            BlockKey::try_from(key).map_err(|error| wrong(&format!("keys[{n}]: {error}")))
+        };
+        let keys: Vec<BlockKey> =
+            keys.into_iter().enumerate().map(read).collect::<Result<_, _>>()?;
+        let told = |error: EngineError| answer::failure(&error);
+        let generation = self.engine.open(&model).map_err(told)?;
+        if asked != 0 && asked != generation.number() {
+            return Err(answer::generation_changed(asked, &generation));
+        }
+        let wait = Duration::from_millis(u64::from(timeout_ms)).min(LONGEST_WAIT);
+        let deadline = Instant::now() + wait;
+        let acquired = worker.acquire(&generation, &keys, deadline).await.map_err(told)?;
+        Ok((generation, acquired))
+    }
+}
