@@ -35,6 +35,26 @@ const ANSWER_GRACE: Duration = Duration::from_secs(10);
 
 /// A connection to the daemon of this machine. Clones share it; it closes with the last
 /// of them and of the blocks that it acquired.
+///
+/// ```no_run
+/// use tpad_client::{AcquireOptions, Handoff};
+/// use tpad_manifest::{BlockKey, ExpertKey};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let handoff = Handoff::connect("unix:///run/tpad/tpad.sock").await?;
+/// let key = ExpertKey { tier: "tier_1b".parse()?, group: 0, expert: 3 };
+/// let keys = [BlockKey::Expert { key, layer: 5 }];
+/// let acquired = handoff.acquire("demo", &keys, AcquireOptions::default()).await?;
+/// for block in acquired.blocks {
+///     let block = block?;
+///     for tensor in block.tensors() {
+///         assert_eq!(tensor.bytes.as_ptr() as usize % 256, 0);
+///     }
+///     // The lease ends here.
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Handoff {
     link: Arc<Link>,

@@ -14,8 +14,17 @@ use crate::{Medium, PlacedBlock};
 /// of one lease; the last that is dropped gives it back, whatever has become of the
 /// daemon and of the [`Handoff`](super::Handoff).
 ///
-/// What it borrows out cannot outlive it. A forked child has none of it: its parent's
-/// blocks are not mapped there.
+/// What it borrows out cannot outlive it:
+///
+/// ```compile_fail,E0505
+/// fn first(block: tpad_client::HeldBlock) -> Option<u8> {
+///     let tensor = block.tensors().next()?;
+///     drop(block);
+///     tensor.bytes.first().copied()
+/// }
+/// ```
+///
+/// A forked child has none of it: its parent's blocks are not mapped there.
 #[derive(Clone)]
 pub struct HeldBlock(Arc<Inner>);
 

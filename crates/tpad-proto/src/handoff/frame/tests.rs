@@ -107,6 +107,31 @@ fn lengths_and_messages_that_are_none_are_refused() {
 }
 
 #[test]
+fn whatever_bytes_come_no_more_than_a_frame_of_them_is_kept() {
+    let mut state = 7u64;
+    let mut random = || {
+        // Xorshift: reproducible, and no other crate.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    for _ in 0..300 {
+        let (mut one, two) = pair();
+        let mut reader = FrameReader::of_worker();
+        // Lengths that are short often enough for frames to come whole.
+        let bytes: Vec<u8> = (0..4000)
+            .map(|_| if random() % 3 == 0 { 0 } else { random().to_le_bytes()[0] % 32 })
+            .collect();
+        one.write_all(&bytes).expect("there is room");
+        while let Ok(true) = reader.fill(&two) {
+            while let Ok(Some(_)) = reader.next_message::<Release>() {}
+            assert!(reader.buffer.len() <= WORKER_FRAME_BYTES + READ_BYTES);
+        }
+    }
+}
+
+#[test]
 fn a_peer_that_does_not_read_makes_nobody_wait() {
     let (one, _two) = pair();
     let mut writer = FrameWriter::to_worker();
