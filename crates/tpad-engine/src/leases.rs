@@ -5,33 +5,23 @@
 //! cannot be given up, and the rest of the memory must be enough to go on.
 
 mod acquire;
+mod bounds;
 mod ledger;
+mod status;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tpad_store::{BlockBytes, Place};
 
 pub use self::acquire::Acquired;
+pub use self::bounds::{LeaseBounds, LeaseHolder};
 use self::ledger::{Full, Ledger};
+pub use self::status::{LeaseStatus, WorkerName, WorkerStatus};
 use crate::{Block, EngineError, EngineMetrics};
-
-/// What leases may hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LeaseBounds {
-    /// Bytes of slots that all workers hold together, each slot once.
-    pub bytes: u64,
-    /// Bytes of slots that one worker holds.
-    pub worker_bytes: u64,
-}
-
-/// The part of host memory that leases may hold where nothing else is said.
-const SHARE: u64 = 4;
 
 /// Leases of one worker: enough for each expert of the largest models several times.
 /// One that is leased again takes no more memory of blocks, but some for the record.
@@ -39,81 +29,6 @@ const WORKER_LEASES: usize = 1 << 16;
 
 /// What slots are multiples of.
 const PAGE_BYTES: u64 = 4096;
-
-impl LeaseBounds {
-    /// A quarter of so much host memory, which one worker may hold alone.
-    #[must_use]
-    pub fn of_capacity(capacity_bytes: u64) -> Self {
-        let bytes = capacity_bytes / SHARE;
-        Self { bytes, worker_bytes: bytes }
-    }
-}
-
-/// Whose leases a bound is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LeaseHolder {
-    /// One worker's.
-    Worker,
-    /// Those of all workers.
-    All,
-}
-
-impl LeaseHolder {
-    /// The setting that bounds them.
-    pub(crate) fn setting(self) -> &'static str {
-        match self {
-            Self::Worker => "handoff.worker_lease_bytes",
-            Self::All => "handoff.lease_bytes",
-        }
-    }
-}
-
-impl fmt::Display for LeaseHolder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Worker => "this worker",
-            Self::All => "all workers",
-        })
-    }
-}
-
-/// Who holds leases.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct WorkerName {
-    /// Its process, as this daemon sees it; `None` where the kernel does not say.
-    pub pid: Option<i32>,
-    /// Its user.
-    pub uid: Option<u32>,
-    /// What it calls itself.
-    pub name: String,
-}
-
-/// What one worker holds, for operators.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct WorkerStatus {
-    /// Who it is.
-    #[serde(flatten)]
-    pub worker: WorkerName,
-    /// Leases.
-    pub leases: u64,
-    /// Bytes of the slots that they name, each once.
-    pub bytes: u64,
-    /// How long it is connected.
-    pub connected_seconds: u64,
-    /// The age of its oldest lease.
-    pub oldest_seconds: Option<u64>,
-}
-
-/// What all workers hold.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct LeaseStatus {
-    /// Bytes of slots that are leased, each once.
-    pub bytes: u64,
-    /// What they may be.
-    pub most_bytes: u64,
-    /// The workers, the longest connected first.
-    pub workers: Vec<WorkerStatus>,
-}
 
 /// All leases of a daemon.
 #[derive(Debug)]

@@ -5,6 +5,7 @@
 //! is until its socket or its process ends.
 
 mod calls;
+mod end;
 
 use std::io;
 use std::sync::Arc;
@@ -19,9 +20,10 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Code;
 use tpad_engine::{Worker, WorkerName};
 use tpad_proto::handoff::v1::{self as wire, Failure, daemon_message, worker_message};
-use tpad_proto::handoff::{FrameError, FrameReader, FrameWriter, PROTOCOL};
+use tpad_proto::handoff::{FrameReader, FrameWriter, PROTOCOL};
 
 use self::calls::{Done, KEYS};
+use self::end::End;
 use super::metrics::Outcome;
 use super::peer::{Credentials, Life};
 use super::slabs::Slabs;
@@ -61,35 +63,6 @@ pub(super) struct Connection {
     worker: Option<Arc<Worker>>,
     calls: FuturesUnordered<BoxFuture<'static, Done>>,
     wanted: watch::Receiver<u64>,
-}
-
-/// Why nothing more is read of a worker.
-enum End {
-    /// It or its process has ended.
-    Gone(Outcome),
-    /// It is told, and its leases stay until it is gone.
-    Refused(Failure),
-}
-
-impl From<io::Error> for End {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
-                Self::Gone(Outcome::failed)
-            }
-            // The worker may live, and read what it holds.
-            _ => {
-                let message = format!("the daemon cannot use the socket: {error}");
-                Self::Refused(answer::refused(Code::Unavailable, &message))
-            }
-        }
-    }
-}
-
-impl From<FrameError> for End {
-    fn from(error: FrameError) -> Self {
-        Self::Refused(answer::refused(Code::InvalidArgument, &error.to_string()))
-    }
 }
 
 impl Connection {
