@@ -177,10 +177,10 @@ impl Daemon {
     /// finish until `drain.deadline`, cuts the rest, and ends every task.
     ///
     /// Over at most a quarter of a second after the deadline, whatever clients do.
-    pub async fn drain(self) -> DrainReport {
+    pub async fn drain(mut self) -> DrainReport {
         let began = Instant::now();
         self.engine.drain();
-        if let Some(handoff) = &self.handoff {
+        if let Some(handoff) = &mut self.handoff {
             handoff.drain();
         }
         let deadline = began + self.drain_deadline;

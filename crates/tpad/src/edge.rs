@@ -144,30 +144,38 @@ pub enum BindError {
         error: std::io::Error,
     },
     /// The socket's directory cannot be made.
-    #[error("listen.uds = {}: cannot make its directory: {error}", path.display())]
+    #[error("{key} = {}: cannot make its directory: {error}", path.display())]
     SocketDirectory {
+        /// The configuration's key.
+        key: &'static str,
         /// The socket's path.
         path: PathBuf,
         /// The system's answer.
         error: std::io::Error,
     },
     /// The socket cannot be made.
-    #[error("listen.uds = {}: cannot make the socket: {error}", path.display())]
+    #[error("{key} = {}: cannot make the socket: {error}", path.display())]
     Socket {
+        /// The configuration's key.
+        key: &'static str,
         /// The socket's path.
         path: PathBuf,
         /// The system's answer.
         error: std::io::Error,
     },
     /// A live daemon has it.
-    #[error("listen.uds = {}: a running daemon listens there; stop it, or choose another path (\"off\" for none)", path.display())]
+    #[error("{key} = {}: a running daemon listens there; stop it, or choose another path (\"off\" for none)", path.display())]
     SocketInUse {
+        /// The configuration's key.
+        key: &'static str,
         /// The socket's path.
         path: PathBuf,
     },
     /// Something else has the name.
-    #[error("listen.uds = {}: there is a file of that name that is no socket; move it, or choose another path", path.display())]
+    #[error("{key} = {}: there is a file of that name that is no socket; move it, or choose another path", path.display())]
     NotASocket {
+        /// The configuration's key.
+        key: &'static str,
         /// The socket's path.
         path: PathBuf,
     },
@@ -178,7 +186,7 @@ impl Bound {
     pub async fn bind(listen: &Listen) -> Result<Self, BindError> {
         let grpc = bind_tcp("listen.grpc", listen.grpc)?;
         let http = bind_tcp("listen.http", listen.http)?;
-        let uds = listen.uds.as_ref().map(unix::bind).transpose()?;
+        let uds = listen.uds.as_ref().map(|uds| unix::bind("listen.uds", uds)).transpose()?;
         let uds_path = listen.uds.as_ref().map(|socket| socket.path.clone());
         Ok(Self { grpc, uds, uds_path, http })
     }

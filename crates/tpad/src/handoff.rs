@@ -47,7 +47,8 @@ pub(crate) struct Handoff {
     stop: CancellationToken,
     connections: TaskTracker,
     path: std::path::PathBuf,
-    _file: SocketFile,
+    /// Until it drains: new daemons may take the path from there on.
+    file: Option<SocketFile>,
 }
 
 /// What connections share.
@@ -66,7 +67,7 @@ impl Bound {
     /// Binds the socket, if there is to be one.
     pub(crate) fn bind(config: Option<&HandoffConfig>) -> Result<Option<Self>, BindError> {
         let Some(config) = config else { return Ok(None) };
-        let (listener, file) = bind_unix(&config.socket)?;
+        let (listener, file) = bind_unix("handoff.socket", &config.socket)?;
         Ok(Some(Self { listener, file, config: config.clone() }))
     }
 
@@ -83,7 +84,7 @@ impl Bound {
             stop: stop.clone(),
         });
         connections.spawn(accept(listener, shared, connections.clone()));
-        Handoff { stop, connections, path, _file: file }
+        Handoff { stop, connections, path, file: Some(file) }
     }
 }
 
@@ -94,7 +95,8 @@ impl Handoff {
 
     /// From here on nothing is leased any more. What is leased stays: workers read it
     /// as long as they like, also after this process has ended.
-    pub(crate) fn drain(&self) {
+    pub(crate) fn drain(&mut self) {
+        self.file = None;
         self.stop.cancel();
         self.connections.close();
     }

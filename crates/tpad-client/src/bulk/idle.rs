@@ -89,23 +89,28 @@ impl std::fmt::Debug for State {
 
 /// Says that nobody watches any more when the task ends before its time, with its
 /// runtime. The connections were that runtime's too.
-struct Watched(Weak<Shared>);
+struct Watched {
+    shared: Weak<Shared>,
+    /// It has ended in time.
+    over: bool,
+}
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        let Some(shared) = self.0.upgrade() else { return };
-        let mut state = shared.lock();
-        if state.watched && Handle::try_current().is_err() {
-            state.watched = false;
-            state.waiting.clear();
+        if self.over {
+            return;
         }
+        let Some(shared) = self.shared.upgrade() else { return };
+        let mut state = shared.lock();
+        state.watched = false;
+        state.waiting.clear();
     }
 }
 
 /// Reads the connections that wait until there are none. Their silence timers are
 /// longer than [`IDLE`], and wake this task to close those whose time is up.
 async fn watch(shared: Weak<Shared>) {
-    let _watched = Watched(shared.clone());
+    let mut watched = Watched { shared: shared.clone(), over: false };
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     poll_fn(|cx| {
@@ -125,4 +130,5 @@ async fn watch(shared: Weak<Shared>) {
         Poll::Pending
     })
     .await;
+    watched.over = true;
 }

@@ -23,8 +23,9 @@ pub const WORKER_FRAME_BYTES: usize = 64 << 10;
 /// Descriptors that one frame brings: the kernel takes 253 at a time.
 const DESCRIPTORS: usize = 128;
 
-/// Descriptors that may wait for the frame that names them.
-const WAITING_DESCRIPTORS: usize = 2 * DESCRIPTORS;
+/// Descriptors that may wait for the frame that names them: those of as many slabs as one
+/// answer names, and those that came with the last bytes of it.
+const WAITING_DESCRIPTORS: usize = 3 * DESCRIPTORS;
 
 const LENGTH_BYTES: usize = 4;
 const READ_BYTES: usize = 16 << 10;
@@ -63,6 +64,8 @@ pub struct FrameReader {
     buffer: BytesMut,
     takes_descriptors: bool,
     descriptors: VecDeque<OwnedFd>,
+    /// What came was no frame once.
+    broken: bool,
 }
 
 /// The sending side of a socket.
@@ -96,7 +99,7 @@ impl FrameReader {
 
     fn new(most: usize, takes_descriptors: bool) -> Self {
         let (buffer, descriptors) = (BytesMut::new(), VecDeque::new());
-        Self { most, buffer, takes_descriptors, descriptors }
+        Self { most, buffer, takes_descriptors, descriptors, broken: false }
     }
 
     /// Takes what the socket has; `false` when the peer has ended.
@@ -125,8 +128,20 @@ impl FrameReader {
     /// The next message that is there whole.
     ///
     /// # Errors
-    /// When what came is no frame: nothing sensible can follow it.
+    /// When what came is no frame: nothing sensible can follow it, and whatever does is
+    /// forgotten.
     pub fn next_message<M: Message + Default>(&mut self) -> Result<Option<M>, FrameError> {
+        if self.broken {
+            self.buffer.clear();
+            self.descriptors.clear();
+            return Ok(None);
+        }
+        let message = self.frame();
+        self.broken = message.is_err();
+        message
+    }
+
+    fn frame<M: Message + Default>(&mut self) -> Result<Option<M>, FrameError> {
         if self.descriptors.len() > WAITING_DESCRIPTORS {
             return Err(FrameError::TooManyDescriptors);
         }

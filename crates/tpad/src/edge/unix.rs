@@ -26,23 +26,29 @@ pub(crate) struct SocketFile {
     _lock: File,
 }
 
-/// Makes the socket and listens on it.
-pub(crate) fn bind(socket: &UnixSocket) -> Result<(UnixListener, SocketFile), BindError> {
+/// Makes the socket and listens on it; `key` is the configuration's that names it.
+pub(crate) fn bind(
+    key: &'static str,
+    socket: &UnixSocket,
+) -> Result<(UnixListener, SocketFile), BindError> {
     let path = &socket.path;
-    make_directory(path)
-        .map_err(|error| BindError::SocketDirectory { path: path.clone(), error })?;
-    let failed = |error| BindError::Socket { path: path.clone(), error };
+    make_directory(path).map_err(|error| BindError::SocketDirectory {
+        key,
+        path: path.clone(),
+        error,
+    })?;
+    let failed = |error| BindError::Socket { key, path: path.clone(), error };
     let lock_path = with_suffix(path, ".lck");
     let Some(lock) = lock(&lock_path).map_err(failed)? else {
-        return Err(BindError::SocketInUse { path: path.clone() });
+        return Err(BindError::SocketInUse { key, path: path.clone() });
     };
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(BindError::NotASocket { path: path.clone() });
+            return Err(BindError::NotASocket { key, path: path.clone() });
         }
         // Some other program's live socket holds no lock of ours.
         Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
-            return Err(BindError::SocketInUse { path: path.clone() });
+            return Err(BindError::SocketInUse { key, path: path.clone() });
         }
         Ok(_) => tracing::debug!(path = %path.display(), "replacing the socket of a dead daemon"),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -130,7 +136,7 @@ mod tests {
     async fn the_socket_and_its_directory_get_their_permissions_and_go_with_the_daemon() {
         let directory = directory();
         let socket = socket(&directory);
-        let (_listener, file) = bind(&socket).expect("bound");
+        let (_listener, file) = bind("listen.uds", &socket).expect("bound");
         assert_eq!(mode(&socket.path), 0o660);
         assert_eq!(mode(socket.path.parent().expect("a parent")), 0o700);
         tokio::net::UnixStream::connect(&socket.path).await.expect("connects");
@@ -143,8 +149,8 @@ mod tests {
     async fn a_live_daemons_socket_is_refused_and_survives() {
         let directory = directory();
         let socket = socket(&directory);
-        let (_listener, _file) = bind(&socket).expect("bound");
-        assert!(matches!(bind(&socket), Err(BindError::SocketInUse { .. })));
+        let (_listener, _file) = bind("listen.uds", &socket).expect("bound");
+        assert!(matches!(bind("listen.uds", &socket), Err(BindError::SocketInUse { .. })));
         tokio::net::UnixStream::connect(&socket.path).await.expect("still connects");
     }
 
@@ -156,7 +162,7 @@ mod tests {
         // As SIGKILL leaves it: the file is there and nobody listens.
         drop(std::os::unix::net::UnixListener::bind(&socket.path).expect("bound"));
         assert!(socket.path.exists());
-        let (_listener, _file) = bind(&socket).expect("replaced");
+        let (_listener, _file) = bind("listen.uds", &socket).expect("replaced");
         tokio::net::UnixStream::connect(&socket.path).await.expect("connects");
     }
 
@@ -166,11 +172,11 @@ mod tests {
         let socket = socket(&directory);
         fs::create_dir(directory.path().join("run")).expect("created");
         let other = std::os::unix::net::UnixListener::bind(&socket.path).expect("bound");
-        assert!(matches!(bind(&socket), Err(BindError::SocketInUse { .. })));
+        assert!(matches!(bind("listen.uds", &socket), Err(BindError::SocketInUse { .. })));
         drop(other);
         fs::remove_file(&socket.path).expect("removed");
         fs::write(&socket.path, "precious").expect("written");
-        assert!(matches!(bind(&socket), Err(BindError::NotASocket { .. })));
+        assert!(matches!(bind("listen.uds", &socket), Err(BindError::NotASocket { .. })));
         assert_eq!(fs::read_to_string(&socket.path).expect("read"), "precious");
     }
 }

@@ -47,6 +47,14 @@ pub(super) fn not_admitted(peer: &Credentials) -> Failure {
     refused(Code::PermissionDenied, &message)
 }
 
+/// A worker asks for more at once than can be kept.
+pub(super) fn too_many_calls() -> Failure {
+    refused(
+        Code::ResourceExhausted,
+        "too many Acquire calls wait for others of this worker: ask for more keys in one, or wait for answers",
+    )
+}
+
 /// The daemon ends.
 pub(super) fn draining() -> Failure {
     refused(

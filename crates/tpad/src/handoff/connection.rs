@@ -6,6 +6,8 @@
 
 mod calls;
 mod end;
+mod holder;
+mod refused;
 
 use std::io;
 use std::sync::Arc;
@@ -18,18 +20,19 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Code;
-use tpad_engine::{Worker, WorkerName};
+use tpad_engine::WorkerName;
 use tpad_proto::handoff::v1::{self as wire, Failure, daemon_message, worker_message};
 use tpad_proto::handoff::{FrameReader, FrameWriter, PROTOCOL};
 
-use self::calls::{Done, KEYS};
+use self::calls::{Done, KEYS, Queue};
 use self::end::End;
+use self::holder::Holder;
 use super::metrics::Outcome;
 use super::peer::{Credentials, Life};
 use super::slabs::Slabs;
 use super::{Shared, answer, would_block};
 
-/// A worker's `Acquire`s that are worked on at a time; more wait in the socket.
+/// A worker's `Acquire`s that are worked on at a time; more are queued.
 const CALLS: usize = 64;
 
 /// What may wait to be sent: a worker that does not read its answers is not read
@@ -59,9 +62,10 @@ pub(super) struct Connection {
     reader: FrameReader,
     writer: FrameWriter,
     slabs: Slabs,
-    /// Once it has said hello.
-    worker: Option<Arc<Worker>>,
+    worker: Holder,
     calls: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// What is begun when a call is over.
+    queue: Queue,
     wanted: watch::Receiver<u64>,
 }
 
@@ -82,14 +86,23 @@ impl Connection {
             reader: FrameReader::of_worker(),
             writer: FrameWriter::to_worker(),
             slabs: Slabs::default(),
-            worker: None,
+            worker: Holder::default(),
             calls: FuturesUnordered::new(),
+            queue: Queue::default(),
             wanted,
         }
     }
 
-    /// Serves the worker until it is gone; its leases end with the return.
+    /// Serves the worker until it is gone; its leases end with the return, and with
+    /// nothing else.
     pub(super) async fn run(mut self) -> Outcome {
+        let outcome = self.serve_to_its_end().await;
+        self.calls.clear();
+        self.worker.end();
+        outcome
+    }
+
+    async fn serve_to_its_end(&mut self) -> Outcome {
         let life = Life::of(self.peer);
         let served = tokio::select! {
             () = life.ended() => return Outcome::died,
@@ -101,7 +114,7 @@ impl Connection {
         };
         tracing::debug!(peer = %self.peer, why = failure.message, "a worker is refused");
         self.calls.clear();
-        if self.worker.is_none() {
+        if self.worker.get().is_none() {
             // It holds nothing: what it has not read by then is lost.
             let _told = timeout(FAREWELL, self.refuse(failure)).await;
             return Outcome::refused;
@@ -128,7 +141,14 @@ impl Connection {
         if self.shared.stop.is_cancelled() {
             return Err(End::Refused(answer::draining()));
         }
-        let reads = self.calls.len() < CALLS && self.writer.bytes() < UNSENT_BYTES;
+        if self.calls.len() < CALLS
+            && let (Some(worker), Some(acquire)) = (self.worker.get(), self.queue.next())
+        {
+            let worker = Arc::clone(worker);
+            return self.begin(worker, acquire);
+        }
+        // Whatever the calls wait for: it may be what this worker gives back.
+        let reads = self.writer.bytes() < UNSENT_BYTES;
         if reads && let Some(message) = self.reader.next_message::<wire::WorkerMessage>()? {
             return self.take(message);
         }
@@ -165,7 +185,7 @@ impl Connection {
 
     /// Until when something has to come of the worker, and what it is told after that.
     fn patience(&self) -> Option<(Instant, Failure)> {
-        if self.worker.is_none() {
+        if self.worker.get().is_none() {
             let late = answer::refused(Code::DeadlineExceeded, "no Hello came");
             return Some((self.connected + HELLO_PATIENCE, late));
         }
@@ -198,14 +218,14 @@ impl Connection {
         use worker_message::Message;
         let wrong = |what: &str| End::Refused(answer::refused(Code::InvalidArgument, what));
         let message = message.message.ok_or_else(|| wrong("a message of no known kind"))?;
-        match (&self.worker, message) {
+        match (self.worker.get(), message) {
             (None, Message::Hello(hello)) => self.hello(hello),
             (None, _) => Err(wrong("the first message is Hello")),
             (Some(_), Message::Hello(_)) => Err(wrong("a second Hello")),
-            (Some(worker), Message::Acquire(acquire)) => {
-                let worker = Arc::clone(worker);
-                self.begin(worker, acquire)
-            }
+            (Some(_), Message::Acquire(acquire)) => match self.queue.add(acquire) {
+                Ok(()) => Ok(()),
+                Err(call) => self.fail(call, answer::too_many_calls()),
+            },
             (Some(worker), Message::Release(release)) => {
                 worker.release(&release.leases);
                 // One of them may have been the last of a slab that is wanted.
@@ -237,7 +257,7 @@ impl Connection {
             lease_bytes: worker.most_bytes(),
             keys: u32::try_from(KEYS).unwrap_or(u32::MAX),
         };
-        self.worker = Some(Arc::new(worker));
+        self.worker = Holder::of(worker);
         self.send(daemon_message::Message::Welcome(welcome), Vec::new())
     }
 
@@ -252,42 +272,13 @@ impl Connection {
 
     /// Asks for slabs whose memory is wanted for something else.
     fn ask_for_slabs(&mut self) -> Result<(), End> {
-        let Some(worker) = &self.worker else { return Ok(()) };
+        let Some(worker) = self.worker.get() else { return Ok(()) };
         let slabs = self.slabs.ask_back(|slab| worker.uses(slab));
         if slabs.is_empty() {
             return Ok(());
         }
         self.send(daemon_message::Message::Forget(wire::Forget { slabs }), Vec::new())?;
         self.flush()
-    }
-
-    /// Tells the worker that it gets nothing more, and waits until it is gone.
-    async fn refuse(&mut self, failure: Failure) {
-        let refused = wire::Refused { failure: Some(failure) };
-        // What was not sent yet may hold half a frame: it goes first.
-        let mut told = self.send(daemon_message::Message::Refused(refused), Vec::new());
-        let mut scrap = [0; 1024];
-        loop {
-            if told.is_err() {
-                // It cannot be told. That is no reason to end what it holds.
-                self.writer = FrameWriter::to_worker();
-            }
-            let mut interest = Interest::READABLE;
-            if !self.writer.is_empty() {
-                interest |= Interest::WRITABLE;
-            }
-            let Ok(ready) = self.socket.ready(interest).await else { return };
-            if ready.is_writable() {
-                told = self.flush();
-            }
-            if ready.is_readable() || ready.is_read_closed() {
-                match self.socket.try_read(&mut scrap) {
-                    Ok(0) => return,
-                    Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
-                    _ => {}
-                }
-            }
-        }
     }
 }
 

@@ -142,3 +142,21 @@ fn a_peer_that_does_not_read_makes_nobody_wait() {
     assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
     assert!(!writer.is_empty() && writer.bytes() > 0);
 }
+
+#[test]
+fn nothing_is_read_into_what_follows_a_frame_that_is_none() {
+    let (mut one, two) = pair();
+    let mut writer = FrameWriter::to_worker();
+    writer.push(&Release { leases: vec![7] }, Vec::new()).expect("short");
+    one.write_all(&u32::MAX.to_le_bytes()).expect("sent");
+    writer.flush(&one).expect("sent");
+    let mut reader = FrameReader::of_worker();
+    assert!(reader.fill(&two).expect("it is there"));
+    assert!(matches!(reader.next_message::<Release>(), Err(FrameError::TooLong { .. })));
+    assert!(matches!(reader.next_message::<Release>(), Ok(None)));
+    writer.push(&Release { leases: vec![8] }, Vec::new()).expect("short");
+    writer.flush(&one).expect("sent");
+    assert!(reader.fill(&two).expect("it is there"));
+    assert!(matches!(reader.next_message::<Release>(), Ok(None)));
+    assert!(reader.buffer.is_empty());
+}

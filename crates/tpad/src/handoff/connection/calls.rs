@@ -1,8 +1,10 @@
 //! A worker's `Acquire`s, from the message to the answer.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message as _;
 use tokio::time::Instant;
 use tonic::Code;
 use tpad_engine::{Acquired, EngineError, Generation, Worker};
@@ -17,6 +19,35 @@ pub(super) const KEYS: usize = 256;
 
 /// The longest that an `Acquire` waits, whatever it says.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
+
+/// What a worker's queued `Acquire`s may take.
+const QUEUED_BYTES: usize = 1 << 20;
+
+/// `Acquire`s that wait for others to be over.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    waiting: VecDeque<wire::Acquire>,
+    bytes: usize,
+}
+
+impl Queue {
+    /// Appends a call, or says that there is no room for it.
+    pub(super) fn add(&mut self, acquire: wire::Acquire) -> Result<(), u64> {
+        let bytes = acquire.encoded_len();
+        if self.bytes + bytes > QUEUED_BYTES {
+            return Err(acquire.call);
+        }
+        self.bytes += bytes;
+        self.waiting.push_back(acquire);
+        Ok(())
+    }
+
+    pub(super) fn next(&mut self) -> Option<wire::Acquire> {
+        let acquire = self.waiting.pop_front()?;
+        self.bytes -= acquire.encoded_len();
+        Some(acquire)
+    }
+}
 
 /// An `Acquire` that is over.
 pub(super) struct Done {
@@ -73,12 +104,12 @@ impl Connection {
     /// Ends leases that the worker will not hear of.
     fn let_go(&self, acquired: &Acquired) {
         let leases: Vec<u64> = acquired.iter().flatten().map(|leased| leased.lease).collect();
-        if let Some(worker) = &self.worker {
+        if let Some(worker) = self.worker.get() {
             worker.release(&leases);
         }
     }
 
-    fn fail(&mut self, call: u64, failure: Failure) -> Result<(), End> {
+    pub(super) fn fail(&mut self, call: u64, failure: Failure) -> Result<(), End> {
         self.shared.metrics.acquired(0, 1);
         let acquired = wire::Acquired { call, failure: Some(failure), ..Default::default() };
         self.send(daemon_message::Message::Acquired(acquired), Vec::new())?;
@@ -109,5 +140,27 @@ impl Shared {
         let deadline = Instant::now() + wait;
         let acquired = worker.acquire(&generation, &keys, deadline).await.map_err(told)?;
         Ok((generation, acquired))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_are_queued_in_order_and_within_a_bound() {
+        let mut queue = Queue::default();
+        let acquire = |call| wire::Acquire { call, model: "m".repeat(1000), ..Default::default() };
+        let mut taken = 0;
+        while queue.add(acquire(taken)).is_ok() {
+            taken += 1;
+        }
+        assert!((900..=1100).contains(&taken), "{taken} of some 1000 bytes each");
+        assert_eq!(queue.add(acquire(5000)), Err(5000), "it is told which one");
+        assert_eq!(queue.next().map(|acquire| acquire.call), Some(0));
+        queue.add(acquire(5001)).expect("there is room again");
+        let rest: Vec<u64> = std::iter::from_fn(|| queue.next()).map(|next| next.call).collect();
+        assert_eq!(rest, (1..taken).chain([5001]).collect::<Vec<_>>());
+        assert_eq!(queue.bytes, 0);
     }
 }
