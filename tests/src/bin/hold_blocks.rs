@@ -5,7 +5,7 @@
 //! the digest that names it, whether all of them lie in mapped slabs, and how much
 //! private memory came with them.
 //!
-//! usage: hold_blocks ADDRESS MODEL [unread]
+//! usage: `hold_blocks ADDRESS MODEL [unread]`
 
 #![expect(clippy::print_stdout, reason = "it tells who started it that it holds")]
 
