@@ -7,12 +7,30 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
+use tpad_client::Client;
 use tpad_manifest::BlockKey;
 use tpad_proto::handoff::v1::{self as wire, daemon_message, worker_message};
 use tpad_proto::handoff::{FrameReader, FrameWriter, PROTOCOL};
 
 /// Longer than any answer takes.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Every expert of a model, as its daemon lists them.
+///
+/// # Panics
+/// When it does not.
+pub async fn experts(address: &str, model: &str) -> Vec<BlockKey> {
+    let client = Client::connect(address).await.expect("the daemon answers");
+    let mut blocks = client.list_blocks(model, None);
+    let mut keys = Vec::new();
+    while let Some(block) = blocks.next().await {
+        let key = block.expect("it is listed").key;
+        if matches!(key, BlockKey::Expert { .. }) {
+            keys.push(key);
+        }
+    }
+    keys
+}
 
 /// A connection that says what it is told to.
 #[derive(Debug)]

@@ -13,8 +13,8 @@ use std::io::Read as _;
 use std::ops::Range;
 
 use serde_json::json;
-use tpad_client::{AcquireOptions, Client, Handoff, HeldBlock};
-use tpad_manifest::BlockKey;
+use tpad_client::{AcquireOptions, Handoff, HeldBlock};
+use tpad_tests::worker::experts;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -71,19 +71,6 @@ async fn hold(address: &str, model: &str, read: bool) -> (Handoff, Vec<HeldBlock
         })
     );
     (handoff, held)
-}
-
-async fn experts(address: &str, model: &str) -> Vec<BlockKey> {
-    let client = Client::connect(address).await.expect("the daemon answers");
-    let mut blocks = client.list_blocks(model, None);
-    let mut keys = Vec::new();
-    while let Some(block) = blocks.next().await {
-        let key = block.expect("it is listed").key;
-        if matches!(key, BlockKey::Expert { .. }) {
-            keys.push(key);
-        }
-    }
-    keys
 }
 
 /// Memory that is this process's alone.

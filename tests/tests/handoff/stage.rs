@@ -13,6 +13,7 @@ use tpad_manifest::BlockKey;
 use tpad_tests::checkpoint::{Checkpoint, Store, fixture, said, tpactl};
 use tpad_tests::process::Process;
 use tpad_tests::scene::Scene;
+use tpad_tests::worker::experts;
 
 /// From the end of a worker until its leases are over.
 pub(super) const SOON: Duration = Duration::from_secs(10);
@@ -184,14 +185,5 @@ impl Program {
 
 /// Every expert of the mixtral fixture.
 pub(super) async fn keys(address: &str) -> Vec<BlockKey> {
-    let client = Client::connect(address).await.expect("the daemon answers");
-    let mut blocks = client.list_blocks("mixtral", None);
-    let mut keys = Vec::new();
-    while let Some(block) = blocks.next().await {
-        let key = block.expect("it is listed").key;
-        if matches!(key, BlockKey::Expert { .. }) {
-            keys.push(key);
-        }
-    }
-    keys
+    experts(address, "mixtral").await
 }
