@@ -57,7 +57,7 @@ impl Worker {
     /// When it is not.
     pub async fn welcome(socket: &Path) -> Self {
         let mut worker = Self::connect(socket).await;
-        let hello = wire::Hello { protocol: PROTOCOL, worker: "test".into() };
+        let hello = wire::Hello { protocol: PROTOCOL, worker: "test".into(), directories: true };
         worker.say(worker_message::Message::Hello(hello)).await;
         let welcome = worker.hear().await;
         assert!(matches!(welcome, Some(daemon_message::Message::Welcome(_))), "{welcome:?}");

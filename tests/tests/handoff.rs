@@ -1,5 +1,6 @@
 //! Blocks handed over in place, by a real daemon to real workers.
 
+mod direct;
 mod ends;
 mod hostile;
 mod sealed;

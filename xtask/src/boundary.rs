@@ -39,13 +39,13 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "tpad-store",
-        ours: &["tpad-manifest"],
+        ours: &["tpad-handoff", "tpad-manifest"],
         unreachable: &["tonic", "prost", "cudarc"],
         unnamed: &[],
     },
     Rule {
         name: "tpad-engine",
-        ours: &["tpad-manifest", "tpad-index", "tpad-store"],
+        ours: &["tpad-handoff", "tpad-manifest", "tpad-index", "tpad-store"],
         unreachable: &["tonic", "cudarc"],
         unnamed: &["object_store", "prost"],
     },
@@ -57,7 +57,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "tpad-client",
-        ours: &["tpad-proto", "tpad-manifest"],
+        ours: &["tpad-proto", "tpad-handoff", "tpad-manifest"],
         unreachable: &["object_store", "cudarc"],
         unnamed: &[],
     },

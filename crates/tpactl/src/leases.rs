@@ -19,6 +19,9 @@ pub(crate) struct Args {}
 #[derive(Debug, Serialize, Deserialize)]
 struct Leases {
     bytes: u64,
+    /// None of a daemon that is older.
+    #[serde(default)]
+    direct_bytes: u64,
     most_bytes: u64,
     workers: Vec<Worker>,
 }
@@ -30,6 +33,8 @@ struct Worker {
     name: String,
     leases: u64,
     bytes: u64,
+    #[serde(default)]
+    direct_bytes: u64,
     connected_seconds: u64,
     oldest_seconds: Option<u64>,
 }
@@ -68,13 +73,15 @@ fn table(leases: &Leases, output: &Output) -> String {
                 worker.name.clone(),
                 worker.leases.to_string(),
                 human_bytes(worker.bytes),
+                human_bytes(worker.direct_bytes),
                 worker.oldest_seconds.map_or_else(|| "-".to_owned(), age),
                 age(worker.connected_seconds),
             ]
         })
         .collect();
-    let headings = ["PID", "UID", "WORKER", "LEASES", "BYTES", "OLDEST", "CONNECTED"];
-    let (bytes, most) = (human_bytes(leases.bytes), human_bytes(leases.most_bytes));
+    let headings = ["PID", "UID", "WORKER", "LEASES", "BYTES", "DIRECT", "OLDEST", "CONNECTED"];
+    let held = leases.bytes.saturating_add(leases.direct_bytes);
+    let (bytes, most) = (human_bytes(held), human_bytes(leases.most_bytes));
     let total = format!("all together {bytes} of at most {most}, what several hold counted once");
     if rows.is_empty() {
         return format!("no worker is connected\n{total}");

@@ -121,7 +121,7 @@ impl Engine {
         };
         let levels = Levels { hierarchy: Arc::clone(&hierarchy), nvme, divided };
         let pins = Pins::new(Arc::clone(&hierarchy), shared.metrics.clone());
-        let leases = Leases::new(leases, shared.metrics.clone());
+        let leases = Leases::new(leases, Arc::clone(&hierarchy), shared.metrics.clone());
         tasks.spawn(Arc::clone(&pins).expire(stop.clone()));
         let loader = Loader {
             enforcement: budget_enforcement,
@@ -213,10 +213,23 @@ impl Engine {
         self.readiness.borrow().clone()
     }
 
-    /// A worker of this machine, which holds no lease yet.
+    /// A worker of this machine, which holds no lease yet; `directories` if it wants to
+    /// hold blocks without asking for each.
     #[must_use]
-    pub fn worker(&self, name: WorkerName) -> Worker {
-        self.leases.worker(name)
+    pub fn worker(&self, name: WorkerName, directories: bool) -> Worker {
+        self.leases.worker(name, directories)
+    }
+
+    /// Another number after each start: what is shared with workers belongs to one.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.leases.epoch()
+    }
+
+    /// Looks after what workers do without a message. To be called every 100 ms as long
+    /// as there are any.
+    pub fn tend_workers(&self) {
+        self.leases.tend();
     }
 
     /// Tells when readiness changes.

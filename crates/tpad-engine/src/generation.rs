@@ -1,6 +1,7 @@
 //! One revision of one model, as the daemon serves it: immutable, and held by
 //! every read from start to end, so that a reload never mixes two manifests.
 
+mod addresses;
 mod files;
 mod index;
 mod mask;
@@ -32,6 +33,7 @@ use crate::placement::Places;
 use crate::shelf::Shelf;
 use crate::{Bounds, EngineError, EngineMetrics, TierReads};
 
+pub(crate) use self::addresses::Addresses;
 pub(crate) use self::index::index_range;
 use self::index::{OpenIndex, SegmentKey, SharedSegment};
 pub use self::pages::{ListedBlock, Page, PageRequest};
@@ -66,6 +68,8 @@ pub struct Generation {
     tally: Tally,
     places: Places,
     stale: Mutex<Option<String>>,
+    /// Where its blocks lie, once a worker wants to know. Locked when it is retired.
+    addresses: Mutex<Option<Arc<Addresses>>>,
     retired: CancellationToken,
     shared: Shared,
 }
@@ -150,6 +154,7 @@ impl Generation {
             report: Report::default(),
             places: Places::default(),
             stale: Mutex::new(stale),
+            addresses: Mutex::default(),
             retired: shared.stop.child_token(),
             shared,
         }
@@ -198,11 +203,6 @@ impl Generation {
     #[must_use]
     pub fn retired(&self) -> &CancellationToken {
         &self.retired
-    }
-
-    /// Another generation takes the place of this one, or none does.
-    pub(crate) fn retire(&self) {
-        self.retired.cancel();
     }
 
     /// The manifest.

@@ -6,19 +6,22 @@
 
 mod acquire;
 mod bounds;
+mod direct;
 mod ledger;
 mod status;
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
-use tpad_store::{BlockBytes, Place};
+use tpad_store::{BlockBytes, Hierarchy, Place};
 
 pub use self::acquire::Acquired;
 pub use self::bounds::{LeaseBounds, LeaseHolder};
+use self::direct::Direct;
+pub use self::direct::DirectoryOffer;
 use self::ledger::{Full, Ledger};
 pub use self::status::{LeaseStatus, WorkerName, WorkerStatus};
 use crate::{Block, EngineError, EngineMetrics};
@@ -44,6 +47,13 @@ pub(crate) struct Leases {
     /// Pages that batches may hold while they wait: as many as may be leased. A batch
     /// takes what it needs at once.
     shares: Arc<Semaphore>,
+    hierarchy: Arc<Hierarchy>,
+    /// Tells this process from others: what memory is shared under.
+    epoch: u64,
+    /// What workers held by directories at the last look. Locked alone.
+    direct: Mutex<Vec<Place>>,
+    /// Directories are empty, since workers hold more than they may.
+    shut: AtomicBool,
     metrics: EngineMetrics,
 }
 
@@ -59,6 +69,13 @@ struct WorkerState {
     name: WorkerName,
     since: Instant,
     all: Arc<Leases>,
+    /// Whether it wants to hold blocks by directories.
+    directories: bool,
+    /// Locked alone.
+    direct: Mutex<Direct>,
+    /// What it held by them at the last look, beside its leases.
+    direct_bytes: AtomicU64,
+    overdrawn: Notify,
     held: Mutex<Held>,
 }
 
@@ -86,10 +103,16 @@ pub struct Leased {
     pub place: Place,
     /// What it is.
     pub block: Block,
+    /// Its number in the generation's directory, for workers that want it.
+    pub ordinal: Option<u32>,
 }
 
 impl Leases {
-    pub(crate) fn new(bounds: LeaseBounds, metrics: EngineMetrics) -> Arc<Self> {
+    pub(crate) fn new(
+        bounds: LeaseBounds,
+        hierarchy: Arc<Hierarchy>,
+        metrics: EngineMetrics,
+    ) -> Arc<Self> {
         Arc::new(Self {
             bounds,
             next_worker: AtomicU64::new(1),
@@ -97,18 +120,37 @@ impl Leases {
             all: Mutex::default(),
             workers: Mutex::default(),
             shares: Arc::new(Semaphore::new(pages(bounds.bytes) as usize)),
+            hierarchy,
+            epoch: epoch(),
+            direct: Mutex::default(),
+            shut: AtomicBool::new(false),
             metrics,
         })
     }
 
-    /// A worker that holds nothing yet.
-    pub(crate) fn worker(self: &Arc<Self>, name: WorkerName) -> Worker {
+    /// Tells this process from others.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The most that one worker may hold.
+    fn worker_bytes(&self) -> u64 {
+        self.bounds.worker_bytes.min(self.bounds.bytes)
+    }
+
+    /// A worker that holds nothing yet; `directories` if it wants to hold blocks without
+    /// asking.
+    pub(crate) fn worker(self: &Arc<Self>, name: WorkerName, directories: bool) -> Worker {
         let number = self.next_worker.fetch_add(1, Ordering::Relaxed);
         let state = Arc::new(WorkerState {
             number,
             name,
             since: Instant::now(),
             all: Arc::clone(self),
+            directories,
+            direct: Mutex::default(),
+            direct_bytes: AtomicU64::new(0),
+            overdrawn: Notify::new(),
             held: Mutex::default(),
         });
         lock(&self.workers).insert(number, Arc::downgrade(&state));
@@ -126,9 +168,13 @@ impl Leases {
     pub(crate) fn status(&self) -> LeaseStatus {
         let workers: Vec<_> = lock(&self.workers).values().filter_map(Weak::upgrade).collect();
         // One lock at a time: whoever leases takes a worker's first.
-        let bytes = lock(&self.all).bytes();
+        let direct = lock(&self.direct).clone();
+        let all = lock(&self.all);
+        let (bytes, direct_bytes) = (all.bytes(), all.bytes_beside(&direct));
+        drop(all);
         LeaseStatus {
             bytes,
+            direct_bytes,
             most_bytes: self.bounds.bytes,
             workers: workers.iter().map(|worker| worker.status()).collect(),
         }
@@ -139,22 +185,34 @@ impl Worker {
     /// The most bytes that it may hold.
     #[must_use]
     pub fn most_bytes(&self) -> u64 {
-        self.state.all.bounds.worker_bytes.min(self.state.all.bounds.bytes)
+        self.state.all.worker_bytes()
     }
 
     /// Leases all of these, which are in memory, or none.
     fn lease(&self, blocks: Vec<Block>) -> Result<Vec<Leased>, EngineError> {
         let all = &self.state.all;
         let places: Vec<Place> = blocks.iter().map(|block| block.served.bytes.place()).collect();
+        // What it asks for now is counted as a lease.
+        let asked: HashSet<Place> = places.iter().copied().collect();
+        let others = |mut direct: Vec<Place>| {
+            direct.retain(|place| !asked.contains(place));
+            direct
+        };
+        let direct = others(self.state.held_directly());
+        let all_direct = others(lock(&all.direct).clone());
         let mut held = lock(&self.state.held);
         if held.leases.len() + places.len() > WORKER_LEASES {
             return Err(EngineError::TooManyLeases { limit: WORKER_LEASES });
         }
         let full =
             |Full { wanted, limit }, holder| EngineError::LeasesFull { wanted, limit, holder };
-        let most = self.most_bytes();
+        let most = self.most_bytes().saturating_sub(held.ledger.bytes_beside(&direct));
         held.ledger.add(&places, most).map_err(|error| full(error, LeaseHolder::Worker))?;
-        if let Err(error) = all.change(|ledger| ledger.add(&places, all.bounds.bytes)) {
+        let add = |ledger: &mut Ledger| {
+            let most = all.bounds.bytes.saturating_sub(ledger.bytes_beside(&all_direct));
+            ledger.add(&places, most)
+        };
+        if let Err(error) = all.change(add) {
             held.ledger.remove(&places);
             return Err(full(error, LeaseHolder::All));
         }
@@ -163,7 +221,7 @@ impl Worker {
         let leased = (first..).zip(places).zip(blocks).map(|((lease, place), block)| {
             let bytes = block.served.bytes.clone();
             held.leases.insert(lease, Lease { place, since, _bytes: bytes });
-            Leased { lease, place, block }
+            Leased { lease, place, block, ordinal: None }
         });
         Ok(leased.collect())
     }
@@ -201,6 +259,7 @@ impl WorkerState {
             worker: self.name.clone(),
             leases: held.leases.len() as u64,
             bytes: held.ledger.bytes(),
+            direct_bytes: self.direct_bytes.load(Ordering::Relaxed),
             connected_seconds: self.since.elapsed().as_secs(),
             oldest_seconds: oldest.map(|since| since.elapsed().as_secs()),
         }
@@ -214,6 +273,14 @@ impl Drop for WorkerState {
         self.end(&mut held, ended);
         lock(&self.all.workers).remove(&self.number);
     }
+}
+
+/// A number that another start of the daemon does not have.
+fn epoch() -> u64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    // Never 0, which stands for none.
+    RandomState::new().hash_one((now.as_nanos(), std::process::id())) | 1
 }
 
 /// Memory in pages, as many as a semaphore takes.

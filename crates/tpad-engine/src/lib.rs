@@ -32,7 +32,8 @@ pub use engine::{Engine, Evictions, LoadOutcome, Loaded, Pinned, StartError, Unl
 pub use error::{EngineError, FileProblem, IndexProblem};
 pub use generation::{Block, Generation, ListedBlock, Page, PageRequest, Selected, Selection};
 pub use leases::{
-    Acquired, LeaseBounds, LeaseHolder, LeaseStatus, Leased, Worker, WorkerName, WorkerStatus,
+    Acquired, DirectoryOffer, LeaseBounds, LeaseHolder, LeaseStatus, Leased, Worker, WorkerName,
+    WorkerStatus,
 };
 pub use mask::{GenerationMask, MaskRequest, Residency};
 pub use metrics::EngineMetrics;

@@ -25,6 +25,8 @@ pub struct EngineMetrics {
     pins: Gauge,
     pinned_bytes: Gauge,
     leased_bytes: Gauge,
+    direct_bytes: Gauge,
+    direct_uses: Counter,
     tiers: Arc<Mutex<BTreeSet<String>>>,
 }
 
@@ -72,6 +74,10 @@ impl EngineMetrics {
         registry.register("tpad_pinned_bytes", help, self.pinned_bytes.clone());
         let help = "Host memory that workers of this machine lease, each slot once";
         registry.register("tpad_leased_bytes", help, self.leased_bytes.clone());
+        let help = "Host memory that workers of this machine hold by directories beside leases, each slot once";
+        registry.register("tpad_direct_bytes", help, self.direct_bytes.clone());
+        let help = "Blocks that workers say they used by directories, without a message";
+        registry.register("tpad_direct_uses", help, self.direct_uses.clone());
     }
 
     pub(crate) fn loaded(&self, model: &str, revision: u64, generation: u64) {
@@ -93,6 +99,11 @@ impl EngineMetrics {
 
     pub(crate) fn leased(&self, bytes: u64) {
         self.leased_bytes.set(gauge(bytes));
+    }
+
+    pub(crate) fn held_directly(&self, uses: u64, bytes: u64) {
+        self.direct_uses.inc_by(uses);
+        self.direct_bytes.set(gauge(bytes));
     }
 
     pub(crate) fn pinned(&self, pins: usize, bytes: u64) {

@@ -6,6 +6,7 @@
 
 mod mapping;
 mod part;
+mod readers;
 mod slot;
 mod state;
 
@@ -13,15 +14,18 @@ use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::{Notify, watch};
 
 pub(crate) use part::SlotPart;
+pub use readers::{SlotDirectory, SlotReader};
 pub use slot::{BlockBytes, Place, SharedSlab, SlotMut};
 pub(crate) use state::SlabView;
 pub use state::slot_bytes;
 
 use self::mapping::Mapping;
+use self::readers::Readers;
 use self::slot::Slab;
 use self::state::{Plan, State};
 
@@ -34,6 +38,8 @@ pub struct Arena {
     awaited: AtomicBool,
     /// Counts how often slabs were found to be in the way that other processes have.
     wanted: watch::Sender<u64>,
+    /// Who reads slots by directories.
+    readers: Readers,
 }
 
 /// What an arena's memory is used for, in bytes.
@@ -77,6 +83,7 @@ impl Arena {
             freed: Notify::new(),
             awaited: AtomicBool::new(false),
             wanted: watch::Sender::new(0),
+            readers: Readers::default(),
         })
     }
 
@@ -165,14 +172,14 @@ impl Arena {
     }
 
     /// Tells when a slab that another process has mapped is wanted for something else:
-    /// see [`SharedSlab::is_wanted`].
+    /// see [`SharedSlab::wanted_since`].
     #[must_use]
     pub fn watch_wanted(&self) -> watch::Receiver<u64> {
         self.wanted.subscribe()
     }
 
-    fn wants(&self, slab: u64) -> bool {
-        self.lock().wanted().contains(&slab)
+    fn wanted_since(&self, slab: u64) -> Option<Instant> {
+        self.lock().wanted().get(&slab).copied()
     }
 
     fn share(&self, slab: u64) {

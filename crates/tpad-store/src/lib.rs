@@ -26,7 +26,10 @@ mod tasks;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use arena::{Arena, ArenaUsage, BlockBytes, Place, SharedSlab, SlotMut, slot_bytes};
+pub use arena::{
+    Arena, ArenaUsage, BlockBytes, Place, SharedSlab, SlotDirectory, SlotMut, SlotReader,
+    slot_bytes,
+};
 pub use arrival::Intake;
 pub use dram::{ClassUsage, DramLevel};
 pub use fetch::{BlockFetch, CacheClass, FetchPart, Medium, ReadOptions, Urgency};

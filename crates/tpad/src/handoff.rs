@@ -29,6 +29,10 @@ use crate::edge::{BindError, SocketFile, bind_unix};
 /// The pause after a failed accept: out of descriptors, the next one fails as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How often what workers do without a message is looked after: so long may a slot that
+/// nobody reads any more stay out of use.
+const TENDING: Duration = Duration::from_millis(100);
+
 /// Peers that are told at a time why they are refused.
 const FAREWELLS: usize = 64;
 
@@ -56,8 +60,6 @@ pub(crate) struct Handoff {
 struct Shared {
     engine: Arc<Engine>,
     config: HandoffConfig,
-    /// Tells this process from others.
-    epoch: u64,
     metrics: HandoffMetrics,
     /// The daemon drains: no new leases.
     stop: CancellationToken,
@@ -76,13 +78,9 @@ impl Bound {
         let Self { listener, file, config } = self;
         let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
         let path = config.socket.path.clone();
-        let shared = Arc::new(Shared {
-            engine: Arc::clone(engine),
-            config,
-            epoch: epoch(),
-            metrics,
-            stop: stop.clone(),
-        });
+        let shared =
+            Arc::new(Shared { engine: Arc::clone(engine), config, metrics, stop: stop.clone() });
+        connections.spawn(tend(Arc::clone(&shared)));
         connections.spawn(accept(listener, shared, connections.clone()));
         Handoff { stop, connections, path, file: Some(file) }
     }
@@ -165,12 +163,13 @@ impl Shared {
     }
 }
 
-/// A number that another start of the daemon does not have.
-fn epoch() -> u64 {
-    use std::hash::{BuildHasher as _, RandomState};
-    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-    // Never 0, which stands for none.
-    RandomState::new().hash_one((now.as_nanos(), std::process::id())) | 1
+/// Looks after workers until the daemon drains. From then on nothing is filled for long.
+async fn tend(shared: Arc<Shared>) {
+    let mut next = tokio::time::interval(TENDING);
+    next.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while shared.stop.run_until_cancelled(next.tick()).await.is_some() {
+        shared.engine.tend_workers();
+    }
 }
 
 /// What is read of a socket when it may be.

@@ -5,7 +5,8 @@
 //! the digest that names it, whether all of them lie in mapped slabs, and how much
 //! private memory came with them.
 //!
-//! usage: `hold_blocks ADDRESS MODEL [unread]`
+//! usage: `hold_blocks ADDRESS MODEL [unread] [direct]`; `direct` lets go of all leases and
+//! holds the blocks without a message.
 
 #![expect(clippy::print_stdout, reason = "it tells who started it that it holds")]
 
@@ -19,14 +20,15 @@ use tpad_tests::worker::experts;
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [address, model, rest @ ..] = &arguments[..] else {
-        unreachable!("usage: hold_blocks ADDRESS MODEL [unread]");
+        unreachable!("usage: hold_blocks ADDRESS MODEL [unread] [direct]");
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a runtime");
     // A current-thread runtime turns only while it is waited for: standard input is read
     // on another thread.
     runtime.block_on(async {
-        let held = hold(address, model, rest.is_empty()).await;
+        let is = |option: &str| rest.iter().any(|given| given == option);
+        let held = hold(address, model, !is("unread"), is("direct")).await;
         let ended = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
         drop(ended.await);
         // By a kill at the latest.
@@ -34,7 +36,7 @@ fn main() {
     });
 }
 
-async fn hold(address: &str, model: &str, read: bool) -> (Handoff, Vec<HeldBlock>) {
+async fn hold(address: &str, model: &str, read: bool, direct: bool) -> (Handoff, Vec<HeldBlock>) {
     let keys = experts(address, model).await;
     let handoff = Handoff::connect(address).await.expect("the socket is beside the other");
     // Once before it counts: code takes memory when it first runs.
@@ -49,6 +51,10 @@ async fn hold(address: &str, model: &str, read: bool) -> (Handoff, Vec<HeldBlock
         for block in acquired.expect("within the bounds").blocks {
             held.push(block.expect("it is leased"));
         }
+    }
+    if direct {
+        held.clear();
+        held.extend(keys.iter().map(|key| handoff.hold(model, key).expect("it is resident")));
     }
     let right =
         !read || held.iter().all(|block| blake3::hash(block).as_bytes() == block.id().as_bytes());

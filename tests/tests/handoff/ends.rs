@@ -26,8 +26,9 @@ fn two_hundred_killed_workers_leave_no_lease_no_descriptor_and_no_byte() {
         let (descriptors, before) = (stage.descriptors(), arena().await);
         let kills = std::env::var("TPAD_WORKER_KILLS").ok().and_then(|text| text.parse().ok());
         let kills = kills.unwrap_or(KILLS);
-        for _ in 0..kills {
-            let (worker, again) = stage.hold(&["unread"]).await;
+        for kill in 0..kills {
+            let how = if kill % 2 == 0 { &["unread"][..] } else { &["unread", "direct"] };
+            let (worker, again) = stage.hold(how).await;
             assert_eq!(again.bytes, held.bytes);
             worker.kill().await;
         }

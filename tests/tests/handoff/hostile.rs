@@ -37,7 +37,7 @@ fn whoever_breaks_the_protocol_is_refused_and_harms_nobody() {
         assert!(unknown.acquire(1, "mixtral", &keys).await);
         assert!(unknown.refusal().await.message.contains("Hello"));
         let mut twice = Worker::welcome(&socket).await;
-        let hello = wire::Hello { protocol: 1, worker: "x".repeat(10_000) };
+        let hello = wire::Hello { protocol: 1, worker: "x".repeat(10_000), directories: true };
         assert!(twice.say(Message::Hello(hello)).await);
         assert!(twice.refusal().await.message.contains("second"));
         // Halves of frames, each of them as long as a frame may be.

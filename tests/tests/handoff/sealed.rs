@@ -124,7 +124,7 @@ fn a_user_that_is_not_named_is_refused_and_one_that_is_is_welcome() {
         let closed = say_as(NOBODY, &stage.socket());
         assert!(closed.contains("PermissionError"), "the file's mode: {closed}");
         let mut worker = Worker::connect(&stage.socket()).await;
-        let hello = wire::Hello { protocol: 2, worker: String::new() };
+        let hello = wire::Hello { protocol: 2, ..Default::default() };
         assert!(worker.say(wire::worker_message::Message::Hello(hello)).await);
         let failure = worker.refusal().await;
         assert!(failure.message.contains("version 1") && failure.message.contains("version 2"));

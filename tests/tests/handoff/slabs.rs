@@ -75,7 +75,8 @@ async fn hold(handoff: &Handoff, keys: &[BlockKey]) {
     }
 }
 
-async fn fetch(client: &Client, model: &str) -> Result<(), tpad_client::Error> {
+/// Reads every expert of a model.
+pub(super) async fn fetch(client: &Client, model: &str) -> Result<(), tpad_client::Error> {
     let tiers = vec!["base".to_owned()];
     let request = FetchExperts { model: model.to_owned(), tiers, ..FetchExperts::default() };
     let mut blocks = client.fetch_experts(request).await?;

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use tpad_manifest::{BlockId, BlockKey, Dtype, GateUp, Orientation, Role, Source};
 
+use super::directories::Cell;
 use super::link::Lease;
-use super::mapping::Mapping;
+use super::slabs::Slab;
 use crate::{Medium, PlacedBlock};
 
-/// A block where the daemon keeps it: its image, read-only and not copied. Clones are
-/// of one lease; the last that is dropped gives it back, whatever has become of the
+/// A block where the daemon keeps it: its image, read-only and not copied. Clones hold
+/// it together; the last that is dropped gives it back, whatever has become of the
 /// daemon and of the [`Handoff`](super::Handoff).
 ///
 /// What it borrows out cannot outlive it:
@@ -29,11 +30,24 @@ use crate::{Medium, PlacedBlock};
 pub struct HeldBlock(Arc<Inner>);
 
 struct Inner {
-    /// Its image, in the slab.
-    block: PlacedBlock,
-    // Before the lease: whoever hears of its end sees that the slab is not used.
-    slab: Arc<Mapping>,
-    _lease: Lease,
+    /// What it is, from the start of its slot.
+    block: Arc<PlacedBlock>,
+    /// Where its slot begins in the slab.
+    start: usize,
+    medium: Medium,
+    // Before the guard: whoever hears of its end sees that the slab is not used.
+    slab: Arc<Slab>,
+    _guard: Guard,
+}
+
+/// What keeps a slot as it is.
+#[derive(Debug)]
+#[expect(dead_code, reason = "a guard is there to be dropped")]
+pub(super) enum Guard {
+    /// The daemon's word.
+    Lease(Lease),
+    /// This worker's own.
+    Cell(Cell),
 }
 
 /// One tensor of a block that is held.
@@ -62,11 +76,27 @@ pub struct TensorView<'a> {
 }
 
 impl HeldBlock {
-    /// The block, whose ranges lie within the slab; `None` if they do not.
-    pub(super) fn new(block: PlacedBlock, slab: Arc<Mapping>, lease: Lease) -> Option<Self> {
-        let inside = |range: &Range<usize>| range.start <= range.end && range.end <= slab.bytes();
-        let all = inside(&block.image) && block.tensors.iter().all(|it| inside(&it.bytes));
-        all.then(|| Self(Arc::new(Inner { block, slab, _lease: lease })))
+    /// The block, whose image begins at `start` of the slab and lies within it with all
+    /// its tensors; `None` if it does not.
+    pub(super) fn new(
+        block: Arc<PlacedBlock>,
+        start: usize,
+        slab: Arc<Slab>,
+        medium: Medium,
+        guard: Guard,
+    ) -> Option<Self> {
+        let end = start.checked_add(block.image.end)?;
+        let inside =
+            |range: &Range<usize>| range.start <= range.end && range.end <= block.image.end;
+        let all = end <= slab.bytes()
+            && inside(&block.image)
+            && block.tensors.iter().all(|tensor| inside(&tensor.bytes));
+        all.then(|| Self(Arc::new(Inner { block, start, medium, slab, _guard: guard })))
+    }
+
+    fn bytes(&self, range: &Range<usize>) -> &[u8] {
+        let Inner { start, slab, .. } = &*self.0;
+        slab.slice(start + range.start..start + range.end)
     }
 
     /// What it is.
@@ -91,14 +121,14 @@ impl HeldBlock {
     /// The medium that the daemon found it in.
     #[must_use]
     pub fn medium(&self) -> Medium {
-        self.0.block.medium
+        self.0.medium
     }
 
     /// The image: the tensors, each on a 256-byte boundary, zero padded. It begins on a
     /// page boundary.
     #[must_use]
     pub fn image(&self) -> &[u8] {
-        self.0.slab.slice(self.0.block.image.clone())
+        self.bytes(&self.0.block.image)
     }
 
     /// The tensors, in image order.
@@ -112,7 +142,7 @@ impl HeldBlock {
             gate_up: tensor.gate_up,
             values_per_element: tensor.values_per_element,
             sliced: tensor.sliced,
-            bytes: self.0.slab.slice(tensor.bytes.clone()),
+            bytes: self.bytes(&tensor.bytes),
         })
     }
 }
@@ -127,7 +157,7 @@ impl Deref for HeldBlock {
 
 impl fmt::Debug for HeldBlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let PlacedBlock { key, id, image, .. } = &self.0.block;
+        let PlacedBlock { key, id, image, .. } = &*self.0.block;
         let mut held = f.debug_struct("HeldBlock");
         held.field("key", key).field("id", id).field("bytes", &image.len()).finish_non_exhaustive()
     }

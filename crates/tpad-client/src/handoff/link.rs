@@ -16,7 +16,9 @@ pub(super) struct Link {
     pub(super) asks: mpsc::Sender<Ask>,
     /// Keeps the connection open: whatever becomes of the task and its runtime, no lease
     /// may end before the blocks that it names are let go of.
-    pub(super) _socket: OwnedFd,
+    pub(super) socket: OwnedFd,
+    /// The process that connected: children share the socket, and end nothing.
+    pub(super) process: u32,
 }
 
 /// What the task has of it.
@@ -69,6 +71,11 @@ impl Shared {
         let _later = self.over.set(over);
     }
 
+    /// Whether it grants nothing more.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.get().is_some()
+    }
+
     /// The error of whoever asks after it is over.
     pub(super) fn over(&self) -> Option<Error> {
         self.over.get().map(|over| match over.clone() {
@@ -82,6 +89,16 @@ impl Shared {
         let address = self.address.clone();
         let reason = "the runtime of this handoff has ended".to_owned();
         self.over().unwrap_or(Error::Disconnected { address, reason })
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if self.process == std::process::id() {
+            // A child that was forked may have the socket: the leases end with this one.
+            // It may have been closed from the other side.
+            let _closed = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+        }
     }
 }
 

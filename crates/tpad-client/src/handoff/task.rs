@@ -14,11 +14,12 @@ use tokio::time::timeout;
 use tpad_proto::handoff::v1::{self as wire, daemon_message, worker_message};
 use tpad_proto::handoff::{FrameError, FrameReader, FrameWriter, PROTOCOL};
 
-use super::held::HeldBlock;
+use super::directories::Directories;
+use super::held::{Guard, HeldBlock};
 use super::link::{Ask, Lease, Link, Over, Shared};
 use super::slabs::Slabs;
-use super::{Acquired, DaemonSide};
-use crate::{Error, Refusal};
+use super::{Acquired, DaemonSide, Handoff};
+use crate::{Error, PlacedBlock, Refusal};
 
 /// From connecting to the daemon's first word.
 const WELCOME_PATIENCE: Duration = Duration::from_secs(10);
@@ -34,11 +35,12 @@ struct Task {
     socket: UnixStream,
     reader: FrameReader,
     writer: FrameWriter,
-    slabs: Slabs,
+    slabs: Arc<Slabs>,
+    directories: Arc<Directories>,
     shared: Arc<Shared>,
     asks: mpsc::Receiver<Ask>,
-    /// Calls that are not answered yet.
-    calls: HashMap<u64, Ask>,
+    /// Calls that are not answered yet, with their models.
+    calls: HashMap<u64, (Ask, String)>,
     next_call: u64,
 }
 
@@ -47,7 +49,7 @@ pub(super) async fn connect(
     path: PathBuf,
     asks: mpsc::Sender<Ask>,
     received: mpsc::Receiver<Ask>,
-) -> Result<(Link, DaemonSide), Error> {
+) -> Result<Handoff, Error> {
     let address = format!("unix://{}", path.display());
     let failed = |error: io::Error| Error::Connect {
         address: address.clone(),
@@ -56,11 +58,14 @@ pub(super) async fn connect(
     let socket = UnixStream::connect(&path).await.map_err(failed)?;
     let kept = socket.as_fd().try_clone_to_owned().map_err(failed)?;
     let shared = Shared::new(address);
+    let slabs = Slabs::new(&shared);
+    let directories = Directories::new(&slabs);
     let mut task = Task {
         socket,
         reader: FrameReader::of_daemon(),
         writer: FrameWriter::to_daemon(),
-        slabs: Slabs::default(),
+        slabs,
+        directories: Arc::clone(&directories),
         shared: Arc::clone(&shared),
         asks: received,
         calls: HashMap::new(),
@@ -68,14 +73,17 @@ pub(super) async fn connect(
     };
     let welcomed = timeout(WELCOME_PATIENCE, task.hello()).await;
     let daemon = welcomed.map_err(|_| Error::Deadline { after: WELCOME_PATIENCE })??;
+    directories.set_most(daemon.lease_bytes);
     tokio::spawn(task.run());
-    Ok((Link { shared, asks, _socket: kept }, daemon))
+    let link = Link { shared, asks, socket: kept, process: std::process::id() };
+    Ok(Handoff { link: Arc::new(link), directories, daemon })
 }
 
 impl Task {
     async fn hello(&mut self) -> Result<DaemonSide, Error> {
         let worker = std::fs::read_to_string("/proc/self/comm").unwrap_or_default();
-        let hello = wire::Hello { protocol: PROTOCOL, worker: worker.trim().to_owned() };
+        let worker = worker.trim().to_owned();
+        let hello = wire::Hello { protocol: PROTOCOL, worker, directories: true };
         self.send(worker_message::Message::Hello(hello))?;
         loop {
             self.exchange().await?;
@@ -125,11 +133,12 @@ impl Task {
         self.next_call += 1;
         ask.message.call = call;
         let message = std::mem::take(&mut ask.message);
+        let model = message.model.clone();
         if let Err(error) = self.send(worker_message::Message::Acquire(message)) {
             let _ = ask.answer.send(Err(error));
             return Ok(());
         }
-        self.calls.insert(call, ask);
+        self.calls.insert(call, (ask, model));
         Ok(())
     }
 
@@ -167,18 +176,31 @@ impl Task {
 
     /// An answer. Whatever is wrong with it, its leases are given back.
     fn acquired(&mut self, acquired: wire::Acquired) -> Result<(), Error> {
-        let wire::Acquired { call, revision, generation, outcomes, failure, slabs } = acquired;
-        let descriptors = self.reader.descriptors(slabs.len()).map_err(framed)?;
-        for (slab, descriptor) in slabs.iter().zip(descriptors) {
+        let wire::Acquired { call, revision, generation, outcomes, failure, slabs, directory } =
+            acquired;
+        let cells = directory.as_ref().is_some_and(|directory| directory.cells);
+        let named = slabs.len() + usize::from(cells) + 2 * usize::from(directory.is_some());
+        let mut descriptors = self.reader.descriptors(named).map_err(framed)?.into_iter();
+        for (slab, descriptor) in slabs.iter().zip(&mut descriptors) {
             self.slabs.map(slab, descriptor)?;
         }
-        let Some(Ask { link, answer, .. }) = self.calls.remove(&call) else {
+        let Some((Ask { link, answer, .. }, model)) = self.calls.remove(&call) else {
             return Err(Error::protocol("handoff", format!("an answer to no call: {call}")));
         };
+        if directory.is_some() {
+            let cells = if cells { descriptors.next() } else { None };
+            if let (Some(directory), Some(uses)) = (descriptors.next(), descriptors.next()) {
+                let of = (revision, generation);
+                self.directories.watch(&model, of, cells, [directory, uses]);
+            }
+        }
         let answered = match failure {
             Some(failure) => Err(Error::Refused(Box::new(refusal(Some(failure))))),
             None => {
-                let blocks = outcomes.into_iter().map(|it| self.block(it, &link)).collect();
+                let mut known = Vec::new();
+                let blocks =
+                    outcomes.into_iter().map(|it| self.block(it, &link, &mut known)).collect();
+                self.directories.learn(&model, generation, known.into_iter());
                 Ok(Acquired { revision, generation, blocks })
             }
         };
@@ -187,7 +209,12 @@ impl Task {
         Ok(())
     }
 
-    fn block(&self, outcome: wire::Outcome, link: &Arc<Link>) -> Result<HeldBlock, Error> {
+    fn block(
+        &self,
+        outcome: wire::Outcome,
+        link: &Arc<Link>,
+        known: &mut Vec<(u32, Arc<PlacedBlock>)>,
+    ) -> Result<HeldBlock, Error> {
         use wire::outcome::Outcome;
         let wrong = |what: &str| Error::protocol("handoff", what);
         let lease = match outcome.outcome.ok_or_else(|| wrong("an outcome of no known kind"))? {
@@ -196,20 +223,24 @@ impl Task {
                 return Err(Error::Refused(Box::new(refusal(Some(failure)))));
             }
         };
+        let wire::Lease { lease, slab, offset, block, ordinal } = lease;
         // First: from here on it is given back.
-        let guard = Lease::new(lease.lease, link);
-        let slab = self.slabs.get(lease.slab).ok_or_else(|| wrong("a lease in no slab"))?;
-        let block = lease.block.ok_or_else(|| wrong("a lease of no block"))?;
-        let start = usize::try_from(lease.offset).map_err(|_| wrong("a lease beyond memory"))?;
-        let block = crate::stream::placed_block(block, start)?;
-        HeldBlock::new(block, Arc::clone(slab), guard)
-            .ok_or_else(|| wrong("a lease beyond the end of its slab"))
+        let guard = Guard::Lease(Lease::new(lease, link));
+        let slab = self.slabs.get(slab).ok_or_else(|| wrong("a lease in no slab"))?;
+        let block = block.ok_or_else(|| wrong("a lease of no block"))?;
+        let start = usize::try_from(offset).map_err(|_| wrong("a lease beyond memory"))?;
+        let block = Arc::new(crate::stream::placed_block(block, 0)?);
+        let medium = block.medium;
+        let held = HeldBlock::new(Arc::clone(&block), start, slab, medium, guard)
+            .ok_or_else(|| wrong("a lease beyond the end of its slab"))?;
+        known.extend(ordinal.map(|ordinal| (ordinal, block)));
+        Ok(held)
     }
 
     /// Nothing more is granted: whoever waits is told.
     fn end(&mut self, over: Over) {
         self.shared.set_over(over);
-        for (_, ask) in self.calls.drain() {
+        for (_, (ask, _)) in self.calls.drain() {
             let _ = ask.answer.send(Err(self.shared.lost()));
         }
     }

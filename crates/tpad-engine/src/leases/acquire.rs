@@ -116,9 +116,10 @@ impl Worker {
             Some(error) => Some(Err(error)),
             None => leased.next().map(Ok),
         };
-        let outcomes: Acquired = outcomes.into_iter().filter_map(outcome).collect();
-        for leased in outcomes.iter().flatten() {
+        let mut outcomes: Acquired = outcomes.into_iter().filter_map(outcome).collect();
+        for leased in outcomes.iter_mut().flatten() {
             generation.count(&leased.block);
+            leased.ordinal = self.state.publish(generation, &leased.block);
         }
         Ok(outcomes)
     }

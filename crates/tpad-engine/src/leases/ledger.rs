@@ -65,6 +65,12 @@ impl Ledger {
         self.bytes
     }
 
+    /// Bytes of those of these slots, each given once, that no lease names.
+    pub(super) fn bytes_beside(&self, places: &[Place]) -> u64 {
+        let others = places.iter().filter(|place| !self.slots.contains_key(place));
+        others.map(|place| place.slot_bytes).sum()
+    }
+
     /// Whether a leased slot lies in this slab.
     pub(super) fn uses(&self, slab: u64) -> bool {
         self.slabs.contains_key(&slab)
@@ -102,6 +108,14 @@ mod tests {
         assert_eq!((ledger.bytes(), ledger.uses(2)), (4096, false));
         ledger.remove(&[place(1, 0)]);
         assert_eq!(ledger.bytes(), 0, "the refused one left no count behind");
+    }
+
+    #[test]
+    fn what_is_held_beside_leases_is_counted_without_them() {
+        let mut ledger = Ledger::default();
+        ledger.add(&[place(1, 0)], 8192).expect("it fits");
+        assert_eq!(ledger.bytes_beside(&[place(1, 0), place(1, 4096), place(2, 0)]), 8192);
+        assert_eq!(ledger.bytes_beside(&[]), 0);
     }
 
     #[test]

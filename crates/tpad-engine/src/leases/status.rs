@@ -23,6 +23,8 @@ pub struct WorkerStatus {
     pub leases: u64,
     /// Bytes of the slots that they name, each once.
     pub bytes: u64,
+    /// Bytes of further slots, which it holds by directories.
+    pub direct_bytes: u64,
     /// How long it is connected.
     pub connected_seconds: u64,
     /// The age of its oldest lease.
@@ -34,7 +36,9 @@ pub struct WorkerStatus {
 pub struct LeaseStatus {
     /// Bytes of slots that are leased, each once.
     pub bytes: u64,
-    /// What they may be.
+    /// Bytes of further slots, which workers hold by directories, each once.
+    pub direct_bytes: u64,
+    /// What both may be together.
     pub most_bytes: u64,
     /// The workers, the longest connected first.
     pub workers: Vec<WorkerStatus>,

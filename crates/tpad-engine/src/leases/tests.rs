@@ -1,3 +1,5 @@
+mod direct;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -67,7 +69,7 @@ fn bounds(slots: u64, worker_slots: u64) -> LeaseBounds {
 
 impl Scene {
     fn worker(&self) -> Worker {
-        self.engine.worker(WorkerName::default())
+        self.engine.worker(WorkerName::default(), false)
     }
 
     fn held(&self) -> u64 {

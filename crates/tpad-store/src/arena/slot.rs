@@ -6,11 +6,15 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use bytes::Bytes;
+use tpad_handoff::Named;
 
 use super::Arena;
 use super::mapping::Mapping;
+use super::readers::place;
 
 /// A mapping cut into slots of one size.
 #[derive(Debug)]
@@ -54,6 +58,12 @@ impl SharedSlab {
         self.slab.as_ref().map_or(0, |slab| slab.mapping.bytes() as u64)
     }
 
+    /// The bytes of each of its slots, the first of which begins it.
+    #[must_use]
+    pub fn slot_bytes(&self) -> u64 {
+        self.slab.as_ref().map_or(0, |slab| slab.slot_bytes as u64)
+    }
+
     /// The descriptor of its memory: sealed, so that nobody else can write to it,
     /// shrink it or punch holes into it.
     ///
@@ -64,10 +74,10 @@ impl SharedSlab {
         slab.mapping.file().try_clone_to_owned()
     }
 
-    /// Whether its memory is wanted for something else.
+    /// Since when its memory is wanted for something else, and nothing lies in it.
     #[must_use]
-    pub fn is_wanted(&self) -> bool {
-        self.arena.wants(self.id())
+    pub fn wanted_since(&self) -> Option<Instant> {
+        self.arena.wanted_since(self.id())
     }
 }
 
@@ -93,6 +103,8 @@ pub(super) struct Slot {
     index: u32,
     /// The image's size; the rest of the slot is padding.
     bytes: usize,
+    /// Whether a directory has named it: workers may read it without a word.
+    published: AtomicBool,
 }
 
 impl Slot {
@@ -132,7 +144,10 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.arena.free(self.slab.id, self.index);
+        let (slab, index, slot_bytes) = (self.slab.id, self.index, self.slab.slot_bytes as u64);
+        if !*self.published.get_mut() || self.arena.readers.retire(slab, index, slot_bytes) {
+            self.arena.free(slab, index);
+        }
     }
 }
 
@@ -144,7 +159,7 @@ impl SlotMut {
     pub(super) fn new(arena: Arc<Arena>, slab: Arc<Slab>, index: u32, bytes: usize) -> Self {
         debug_assert!(bytes <= slab.slot_bytes);
         debug_assert!((index as usize + 1) * slab.slot_bytes <= slab.mapping.bytes());
-        Self(Slot { arena, slab, index, bytes })
+        Self(Slot { arena, slab, index, bytes, published: AtomicBool::new(false) })
     }
 
     pub(super) fn into_slot(self) -> Slot {
@@ -245,6 +260,16 @@ impl BlockBytes {
         }
     }
 
+    /// Its slot as directories name it; `None` beyond what they can.
+    pub(super) fn slot_place(&self) -> Option<tpad_handoff::Place> {
+        place(self.slot.slab.id, self.slot.index)
+    }
+
+    /// A directory is about to name its slot.
+    pub(super) fn set_published(&self) {
+        self.slot.published.store(true, Ordering::Relaxed);
+    }
+
     /// The slab that it lies in, to be mapped by another process.
     #[must_use]
     pub fn shared_slab(&self) -> SharedSlab {
@@ -259,9 +284,11 @@ impl BlockBytes {
         Arc::ptr_eq(&self.slot.arena, arena)
     }
 
-    /// Whether someone else has a clone.
-    pub(crate) fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.slot) > 1
+    /// Whether someone else has a clone, or a worker of these reads it.
+    pub(crate) fn is_shared(&self, named: &Named) -> bool {
+        let published = self.slot.published.load(Ordering::Relaxed);
+        let read = || self.slot_place().is_some_and(|place| named.contains(place));
+        Arc::strong_count(&self.slot) > 1 || published && read()
     }
 }
 

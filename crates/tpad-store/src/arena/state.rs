@@ -1,10 +1,11 @@
 //! What is mapped and what is free: the arena's bookkeeping, without memory.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::mapping::PAGE_BYTES;
-use super::slot::Slab;
+use super::slot::{Place, Slab};
 
 /// A slab is at most this large: what CUDA registers and what another process
 /// maps at once.
@@ -25,8 +26,8 @@ pub(super) struct State {
     held: u64,
     slabs: BTreeMap<u64, Entry>,
     /// Empty slabs that stand in the way of others, but other processes have them
-    /// mapped.
-    wanted: BTreeSet<u64>,
+    /// mapped, and since when.
+    wanted: BTreeMap<u64, Instant>,
     next: u64,
 }
 
@@ -104,13 +105,16 @@ impl State {
                 }
             }
             if room < slot_bytes {
-                self.wanted.extend(mapped.iter().map(|entry| entry.slab.id));
+                let now = Instant::now();
+                for entry in mapped {
+                    self.wanted.entry(entry.slab.id).or_insert(now);
+                }
                 return Plan::Short;
             }
         }
         let retired: Vec<Arc<Slab>> =
             empty.iter().filter_map(|id| Some(self.slabs.remove(id)?.slab)).collect();
-        self.wanted.retain(|id| self.slabs.contains_key(id));
+        self.wanted.retain(|id, _| self.slabs.contains_key(id));
         self.retiring += retired.iter().map(|slab| slab.mapping.bytes() as u64).sum::<u64>();
         // As much again as there is of this size, so that sizes which are rare
         // take little and common ones come to large slabs soon.
@@ -137,7 +141,7 @@ impl State {
     }
 
     /// Slabs that other processes are to give up.
-    pub(super) fn wanted(&self) -> &BTreeSet<u64> {
+    pub(super) fn wanted(&self) -> &BTreeMap<u64, Instant> {
         &self.wanted
     }
 
@@ -169,6 +173,13 @@ impl State {
             entry.free.push(index);
             self.held = self.held.saturating_sub(entry.slot_bytes());
         }
+    }
+
+    /// A slot that is or was in use; `None` if there is none of this name.
+    pub(super) fn place(&self, slab: u64, index: u32) -> Option<Place> {
+        let entry = self.slabs.get(&slab).filter(|entry| index < entry.slots)?;
+        let slot_bytes = entry.slot_bytes();
+        Some(Place { slab, offset: u64::from(index) * slot_bytes, slot_bytes })
     }
 
     /// Another process gets the slab.

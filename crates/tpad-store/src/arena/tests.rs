@@ -113,9 +113,10 @@ fn what_another_process_has_mapped_is_wanted_and_not_given_up() {
     };
     assert!(arena.slot(MIB).expect("mapped").is_some(), "slots of it are given out");
     assert!(arena.slot(MIB / 2).expect("mapped").is_some(), "there is room for a slab");
-    assert!(!shared.0.is_wanted());
+    assert_eq!(shared.0.wanted_since(), None);
     assert!(arena.slot(2 * MIB).expect("mapped").is_none());
-    assert!(shared.0.is_wanted() && shared.1.is_wanted());
+    let since = shared.0.wanted_since().expect("it is in the way");
+    assert_eq!(shared.1.wanted_since(), Some(since));
     assert!(wanted.has_changed().expect("the arena lives"));
     wanted.mark_unchanged();
     assert!(arena.slot(2 * MIB).expect("mapped").is_none());
@@ -123,7 +124,7 @@ fn what_another_process_has_mapped_is_wanted_and_not_given_up() {
 
     // In use again, it is in nobody's way.
     let block = arena.slot(MIB).expect("mapped").expect("it has a slot").freeze();
-    assert!(!shared.0.is_wanted());
+    assert_eq!(shared.0.wanted_since(), None);
     assert_eq!(block.place().slab, shared.0.id());
     drop(block);
     assert!(arena.slot(2 * MIB).expect("mapped").is_none());

@@ -110,7 +110,8 @@ impl DramLevel {
         spare: bool,
         siege: &mut Siege<'_>,
     ) -> bool {
-        let mut candidates = self.shared.table().candidates();
+        let named = self.arena.named();
+        let mut candidates = self.shared.table().candidates(&named);
         // They never come empty: whoever waited for them would wait for nothing.
         let mut closed: HashSet<u64> = self.shared.table().pinned_slabs().into_iter().collect();
         if spare {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use tpad_handoff::Named;
 use tpad_manifest::BlockId;
 
 use crate::{BlockBytes, CacheClass};
@@ -243,14 +244,14 @@ impl Table {
         blocks.into_iter().map(|(_, block)| block).collect()
     }
 
-    pub(super) fn candidates(&self) -> Vec<Candidate> {
+    pub(super) fn candidates(&self, named: &Named) -> Vec<Candidate> {
         let candidate = |(id, kept): (&BlockId, &Kept)| Candidate {
             id: *id,
             class: kept.class.clone(),
             slab: kept.bytes.slab(),
             slot_bytes: kept.bytes.padded().len() as u64,
             used: kept.used,
-            leased: kept.bytes.is_shared(),
+            leased: kept.bytes.is_shared(named),
         };
         self.blocks.iter().filter(|(_, kept)| kept.pins == 0).map(candidate).collect()
     }

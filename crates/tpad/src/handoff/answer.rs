@@ -15,9 +15,12 @@ use crate::grpc::{code_of, medium};
 /// Longest text of a failure.
 const TEXT_BYTES: usize = 2048;
 
-/// What a slab adds to an answer at most, and each answer to its message: two numbers,
+/// What a slab adds to an answer at most, and each answer to its message: three numbers,
 /// tags and lengths.
-const SLAB_BYTES: usize = 32;
+const SLAB_BYTES: usize = 40;
+
+/// What a directory adds at most.
+const DIRECTORY_BYTES: usize = 16;
 
 /// An error of the engine.
 pub(super) fn failure(error: &EngineError) -> Failure {
@@ -81,6 +84,14 @@ pub(super) fn kept_slabs() -> Failure {
     )
 }
 
+/// The worker names more slots in its cells than it may hold.
+pub(super) fn holds_too_much() -> Failure {
+    refused(
+        Code::ResourceExhausted,
+        "this worker keeps holding more than handoff.worker_lease_bytes: let go of blocks, connect again, and hold fewer at a time",
+    )
+}
+
 /// The daemon is out of descriptors.
 pub(super) fn no_descriptor(error: &io::Error) -> Failure {
     let message = format!(
@@ -102,8 +113,9 @@ pub(super) fn acquired(
         outcomes: acquired.iter().map(outcome).collect::<Result<_, _>>()?,
         failure: None,
         slabs: Vec::new(),
+        directory: None,
     };
-    let bytes = answer.encoded_len() + acquired.len() * SLAB_BYTES;
+    let bytes = answer.encoded_len() + acquired.len() * SLAB_BYTES + DIRECTORY_BYTES;
     if bytes > DAEMON_FRAME_BYTES {
         let message = format!(
             "the answer takes {bytes} bytes, {DAEMON_FRAME_BYTES} is the most: lease fewer blocks at a time"
@@ -128,6 +140,7 @@ fn outcome(result: &Result<Leased, EngineError>) -> Result<wire::Outcome, Failur
                 slab: leased.place.slab,
                 offset: leased.place.offset,
                 block: Some(described),
+                ordinal: leased.ordinal,
             })
         }
     };

@@ -6,6 +6,7 @@
 
 mod calls;
 mod end;
+mod hello;
 mod holder;
 mod refused;
 
@@ -20,11 +21,11 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Code;
-use tpad_engine::WorkerName;
+use tpad_engine::Worker;
 use tpad_proto::handoff::v1::{self as wire, Failure, daemon_message, worker_message};
-use tpad_proto::handoff::{FrameReader, FrameWriter, PROTOCOL};
+use tpad_proto::handoff::{FrameReader, FrameWriter};
 
-use self::calls::{Done, KEYS, Queue};
+use self::calls::{Done, Queue};
 use self::end::End;
 use self::holder::Holder;
 use super::metrics::Outcome;
@@ -47,9 +48,6 @@ const FORGET_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a peer without leases gets to read why it is refused.
 const FAREWELL: Duration = Duration::from_secs(1);
-
-/// Bytes of a worker's name that are kept.
-const NAME_BYTES: usize = 64;
 
 /// A connection.
 pub(super) struct Connection {
@@ -176,6 +174,9 @@ impl Connection {
                     self.read()?;
                 }
             }
+            () = overdrawn(self.worker.get()) => {
+                return Err(End::Refused(answer::holds_too_much()));
+            }
             Some(done) = self.calls.next(), if !self.calls.is_empty() => self.finish(done)?,
             // The arena lives as long as the engine, which is shared.
             Ok(()) = self.wanted.changed() => self.ask_for_slabs()?,
@@ -238,29 +239,6 @@ impl Connection {
         }
     }
 
-    fn hello(&mut self, hello: wire::Hello) -> Result<(), End> {
-        if hello.protocol != PROTOCOL {
-            let message = format!(
-                "this daemon speaks version {PROTOCOL} of the handoff's protocol, and the worker version {}: use a client of its version",
-                hello.protocol
-            );
-            return Err(End::Refused(answer::refused(Code::FailedPrecondition, &message)));
-        }
-        let text: String = hello.worker.chars().filter(|c| !c.is_control()).collect();
-        let name = text[..text.floor_char_boundary(NAME_BYTES)].to_owned();
-        let peer = self.peer;
-        let worker =
-            self.shared.engine.worker(WorkerName { pid: peer.pid, uid: Some(peer.uid), name });
-        let welcome = wire::Welcome {
-            protocol: PROTOCOL,
-            epoch: self.shared.epoch,
-            lease_bytes: worker.most_bytes(),
-            keys: u32::try_from(KEYS).unwrap_or(u32::MAX),
-        };
-        self.worker = Holder::of(worker);
-        self.send(daemon_message::Message::Welcome(welcome), Vec::new())
-    }
-
     fn send(
         &mut self,
         message: daemon_message::Message,
@@ -279,6 +257,14 @@ impl Connection {
         }
         self.send(daemon_message::Message::Forget(wire::Forget { slabs }), Vec::new())?;
         self.flush()
+    }
+}
+
+/// Waits until the worker keeps on holding more than it may.
+async fn overdrawn(worker: Option<&Arc<Worker>>) {
+    match worker {
+        Some(worker) => worker.overdrawn().await,
+        None => std::future::pending().await,
     }
 }
 

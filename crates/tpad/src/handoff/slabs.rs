@@ -57,7 +57,7 @@ impl Slabs {
     /// worker is to be asked to give them up.
     pub(super) fn ask_back(&mut self, uses: impl Fn(u64) -> bool) -> Vec<u64> {
         let wanted = self.0.iter_mut().filter(|(id, sent)| {
-            sent.state == State::Mapped && sent.slab.is_wanted() && !uses(**id)
+            sent.state == State::Mapped && sent.slab.wanted_since().is_some() && !uses(**id)
         });
         let now = Instant::now();
         let ask = |(id, sent): (&u64, &mut Sent)| {
@@ -67,10 +67,11 @@ impl Slabs {
         wanted.map(ask).collect()
     }
 
-    /// Since when the worker owes an answer.
+    /// Since when the worker owes an answer. It owes none for a slab with blocks in it
+    /// again, which it may have found in a directory and read.
     pub(super) fn asked_since(&self) -> Option<Instant> {
         let asked = self.0.values().filter_map(|sent| match sent.state {
-            State::Asked(since) => Some(since),
+            State::Asked(asked) => Some(asked.max(sent.slab.wanted_since()?.into())),
             State::Mapped | State::SentAgain => None,
         });
         asked.min()
@@ -92,7 +93,8 @@ impl Slabs {
 }
 
 fn described(slab: &SharedSlab) -> io::Result<(Slab, OwnedFd)> {
-    Ok((Slab { slab: slab.id(), bytes: slab.bytes() }, slab.descriptor()?))
+    let (bytes, slot_bytes) = (slab.bytes(), slab.slot_bytes());
+    Ok((Slab { slab: slab.id(), bytes, slot_bytes }, slab.descriptor()?))
 }
 
 #[cfg(test)]

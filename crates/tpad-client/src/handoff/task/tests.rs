@@ -99,12 +99,15 @@ fn lease(lease: u64, offset: u64) -> wire::Outcome {
     };
     let record = BlockRecord { id: BlockId::of(IMAGE), tensors: vec![tensor], source: None };
     let block = tpad_proto::block(&key(), &record, tpad_proto::v1::Medium::Dram).expect("small");
-    let lease = wire::Lease { lease, slab: 1, offset, block: Some(block) };
+    let lease = wire::Lease { lease, slab: 1, offset, block: Some(block), ordinal: Some(0) };
     wire::Outcome { outcome: Some(wire::outcome::Outcome::Lease(lease)) }
 }
 
 fn acquired(call: u64, outcomes: Vec<wire::Outcome>, slabs: bool) -> daemon_message::Message {
-    let slabs = slabs.then_some(wire::Slab { slab: 1, bytes: 8192 }).into_iter().collect();
+    let slabs = slabs
+        .then_some(wire::Slab { slab: 1, bytes: 8192, slot_bytes: 4096 })
+        .into_iter()
+        .collect();
     let (revision, generation) = (2, 3);
     daemon_message::Message::Acquired(wire::Acquired {
         call,
@@ -113,6 +116,7 @@ fn acquired(call: u64, outcomes: Vec<wire::Outcome>, slabs: bool) -> daemon_mess
         outcomes,
         failure: None,
         slabs,
+        directory: None,
     })
 }
 

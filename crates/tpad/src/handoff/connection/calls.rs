@@ -7,7 +7,7 @@ use std::time::Duration;
 use prost::Message as _;
 use tokio::time::Instant;
 use tonic::Code;
-use tpad_engine::{Acquired, EngineError, Generation, Worker};
+use tpad_engine::{Acquired, DirectoryOffer, EngineError, Generation, Worker};
 use tpad_manifest::BlockKey;
 use tpad_proto::handoff::v1::{self as wire, Failure, daemon_message};
 
@@ -95,10 +95,26 @@ impl Connection {
                 descriptors.push(descriptor);
             }
         }
+        let granted = acquired.iter().any(Result::is_ok);
+        if granted && let Some(offer) = self.offer(&generation) {
+            let DirectoryOffer { cells, directory, uses, blocks } = offer;
+            answer.directory = Some(wire::Directory { cells: cells.is_some(), blocks });
+            descriptors.extend(cells.into_iter().chain([directory, uses]));
+        }
         let leases = acquired.iter().flatten().count();
         self.shared.metrics.acquired(leases, acquired.len() - leases);
         self.send(daemon_message::Message::Acquired(answer), descriptors)?;
         self.flush()
+    }
+
+    /// What the worker needs to hold blocks of this generation by itself, once. Without
+    /// it, it goes on by asking, and the next answer tries again.
+    fn offer(&self, generation: &Generation) -> Option<DirectoryOffer> {
+        let offer = self.worker.get()?.offer(generation);
+        offer.unwrap_or_else(|error| {
+            tracing::debug!(%error, peer = %self.peer, "no directory for a worker");
+            None
+        })
     }
 
     /// Ends leases that the worker will not hear of.
