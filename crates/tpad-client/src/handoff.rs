@@ -196,6 +196,30 @@ impl Handoff {
             answered.await.map_err(|_| lost())?
         };
         let after = wait + ANSWER_GRACE;
-        timeout(after, call).await.map_err(|_| Error::Deadline { after })?
+        let acquired = timeout(after, call).await.map_err(|_| Error::Deadline { after })??;
+        as_asked(acquired, keys)
     }
+}
+
+/// The answer, if it is one to these keys.
+fn as_asked(acquired: Acquired, keys: &[BlockKey]) -> Result<Acquired, Error> {
+    let (asked, came) = (keys.len(), acquired.blocks.len());
+    if came != asked {
+        return Err(Error::protocol("handoff", format!("{came} outcomes for {asked} keys")));
+    }
+    // A tier's id is its text, however it is spelled here.
+    let same = |one: &BlockKey, other: &BlockKey| one == other || v1(one) == v1(other);
+    for (key, block) in keys.iter().zip(&acquired.blocks) {
+        if let Ok(block) = block
+            && !same(key, block.key())
+        {
+            let what = format!("{} came, which nobody asked for there", block.key());
+            return Err(Error::protocol(key.to_string(), what));
+        }
+    }
+    Ok(acquired)
+}
+
+fn v1(key: &BlockKey) -> tpad_proto::v1::BlockKey {
+    key.into()
 }

@@ -30,6 +30,10 @@ const UNSENT_BYTES: usize = 1 << 20;
 /// Leases that one `Release` names: some 40 KiB.
 const RELEASED: usize = 4096;
 
+/// What leases begin at multiples of: tensors are on 256 bytes of their image, and their
+/// readers count on the same in memory.
+const PAGE_BYTES: usize = 4096;
+
 /// The socket and what has been said on it.
 struct Task {
     socket: UnixStream,
@@ -229,6 +233,9 @@ impl Task {
         let slab = self.slabs.get(slab).ok_or_else(|| wrong("a lease in no slab"))?;
         let block = block.ok_or_else(|| wrong("a lease of no block"))?;
         let start = usize::try_from(offset).map_err(|_| wrong("a lease beyond memory"))?;
+        if start % PAGE_BYTES != 0 {
+            return Err(wrong("a lease that begins within a page"));
+        }
         let block = Arc::new(crate::stream::placed_block(block, 0)?);
         let medium = block.medium;
         let held = HeldBlock::new(Arc::clone(&block), start, slab, medium, guard)

@@ -82,6 +82,10 @@ fn slab() -> std::os::fd::OwnedFd {
 
 /// A lease of one tensor of 256 bytes there.
 fn lease(lease: u64, offset: u64) -> wire::Outcome {
+    lease_of(&key(), lease, offset)
+}
+
+fn lease_of(key: &BlockKey, lease: u64, offset: u64) -> wire::Outcome {
     use tpad_manifest::{BlockId, BlockRecord, GateUp, Orientation, Role, TensorRecord};
     let tensor = TensorRecord {
         role: Role {
@@ -98,7 +102,7 @@ fn lease(lease: u64, offset: u64) -> wire::Outcome {
         ranges: Vec::new(),
     };
     let record = BlockRecord { id: BlockId::of(IMAGE), tensors: vec![tensor], source: None };
-    let block = tpad_proto::block(&key(), &record, tpad_proto::v1::Medium::Dram).expect("small");
+    let block = tpad_proto::block(key, &record, tpad_proto::v1::Medium::Dram).expect("small");
     let lease = wire::Lease { lease, slab: 1, offset, block: Some(block), ordinal: Some(0) };
     wire::Outcome { outcome: Some(wire::outcome::Outcome::Lease(lease)) }
 }
@@ -158,8 +162,8 @@ async fn leases_that_make_no_sense_are_errors_and_given_back() {
     let (handoff, mut peer) = pair(directory.path()).await;
     let daemon = async {
         let call = peer.call().await;
-        let beyond = vec![lease(5, 8192), lease(6, u64::MAX), lease(7, 7937), lease(8, 4096)];
-        peer.write(acquired(call, beyond, true), vec![slab()]).await;
+        let wrong = vec![lease(5, 8192), lease(6, u64::MAX), lease(7, 4352), lease(8, 4096)];
+        peer.write(acquired(call, wrong, true), vec![slab()]).await;
     };
     let keys = vec![key(); 4];
     let (got, ()) = tokio::join!(handoff.acquire("m", &keys, AcquireOptions::default()), daemon);
@@ -170,6 +174,41 @@ async fn leases_that_make_no_sense_are_errors_and_given_back() {
     };
     assert_eq!(released.leases, [5, 6, 7]);
     assert!(handoff.acquire("m", &vec![key(); 5], AcquireOptions::default()).await.is_err());
+}
+
+#[tokio::test]
+async fn an_answer_to_other_keys_is_an_error_and_given_back() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (handoff, mut peer) = pair(directory.path()).await;
+    let BlockKey::Expert { key: expert, layer } = key() else { unreachable!("one of an expert") };
+    let other = BlockKey::Expert { key: expert, layer: layer + 1 };
+    let answers = [
+        vec![],
+        vec![lease(5, 4096)],
+        vec![lease(6, 4096), lease(7, 4096), lease(8, 4096)],
+        vec![lease(9, 4096), lease_of(&other, 10, 4096)],
+    ];
+    for (n, outcomes) in answers.into_iter().enumerate() {
+        let leases = outcomes.len();
+        let daemon = async {
+            let call = peer.call().await;
+            let files = (n == 0).then(slab).into_iter().collect();
+            peer.write(acquired(call, outcomes, n == 0), files).await;
+        };
+        let keys = [key(), key()];
+        let call = handoff.acquire("m", &keys, AcquireOptions::default());
+        let (got, ()) = tokio::join!(call, daemon);
+        let error = got.expect_err("it answers something else");
+        assert!(matches!(error, Error::Protocol { .. }), "{error}");
+        let mut released = 0;
+        while released < leases {
+            let Some(worker_message::Message::Release(release)) = peer.read().await else {
+                panic!("no release");
+            };
+            released += release.leases.len();
+        }
+        assert_eq!(released, leases, "after answer {n}");
+    }
 }
 
 #[tokio::test]
