@@ -2,21 +2,25 @@
 //! refused nor right. `fuzz_targets` puts the fuzzer around them; the tests run
 //! them over what the fuzzer started from and what it once found.
 
+mod daemon_frames;
 mod index_header;
 mod index_segment;
 mod plan;
 mod reply;
 mod revision;
 mod shard_header;
+mod worker_frames;
 
 use peak_alloc::PeakAlloc;
 
+pub use daemon_frames::daemon_frames;
 pub use index_header::index_header;
 pub use index_segment::index_segment;
 pub use plan::plan;
 pub use reply::reply;
 pub use revision::revision;
 pub use shard_header::shard_header;
+pub use worker_frames::worker_frames;
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -40,6 +44,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("shard_header", shard_header),
     ("plan", plan),
     ("reply", reply),
+    ("worker_frames", worker_frames),
+    ("daemon_frames", daemon_frames),
 ];
 
 /// Runs `read` on an input and fails when it allocates out of proportion.

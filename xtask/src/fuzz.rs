@@ -23,6 +23,8 @@ const TARGETS: &[(&str, Option<&str>)] = &[
     ("shard_header", Some("shard")),
     ("plan", None),
     ("reply", None),
+    ("worker_frames", None),
+    ("daemon_frames", None),
 ];
 
 /// The compiler's part of libFuzzer: counters at every edge, and what is
