@@ -1,5 +1,6 @@
 //! The worker's side of the handoff socket, for tests that say what no client would.
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
@@ -30,6 +31,23 @@ pub async fn experts(address: &str, model: &str) -> Vec<BlockKey> {
         }
     }
     keys
+}
+
+/// Where this process has slabs, none of which it may write.
+///
+/// # Panics
+/// When the kernel does not say.
+#[must_use]
+pub fn slabs() -> Vec<Range<usize>> {
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("the kernel lists them");
+    let slab = |line: &str| {
+        let (addresses, rest) = line.split_once(' ')?;
+        let (start, end) = addresses.split_once('-')?;
+        let number = |text| usize::from_str_radix(text, 16).ok();
+        let shared = rest.starts_with("r--s") && rest.contains("/memfd:");
+        shared.then_some(number(start)?..number(end)?)
+    };
+    maps.lines().filter_map(slab).collect()
 }
 
 /// A connection that says what it is told to.

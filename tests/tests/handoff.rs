@@ -3,6 +3,7 @@
 mod direct;
 mod ends;
 mod hostile;
+mod kills;
 mod sealed;
 mod slabs;
 mod stage;

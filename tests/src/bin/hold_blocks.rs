@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use serde_json::json;
 use tpad_client::{AcquireOptions, Handoff, HeldBlock};
-use tpad_tests::worker::experts;
+use tpad_tests::worker::{experts, slabs};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -85,17 +85,4 @@ fn private_bytes() -> u64 {
     let private = rollup.lines().filter(|line| line.starts_with("Private_"));
     let kib = private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
     kib.sum::<u64>() << 10
-}
-
-/// Where this process has slabs, none of which it may write.
-fn slabs() -> Vec<Range<usize>> {
-    let maps = std::fs::read_to_string("/proc/self/maps").expect("the kernel lists them");
-    let slab = |line: &str| {
-        let (addresses, rest) = line.split_once(' ')?;
-        let (start, end) = addresses.split_once('-')?;
-        let number = |text| usize::from_str_radix(text, 16).ok();
-        let shared = rest.starts_with("r--s") && rest.contains("/memfd:");
-        shared.then_some(number(start)?..number(end)?)
-    };
-    maps.lines().filter_map(slab).collect()
 }

@@ -6,8 +6,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
 use tpad_client::Client;
 use tpad_manifest::BlockKey;
 use tpad_tests::checkpoint::{Checkpoint, Store, fixture, said, tpactl};
@@ -40,6 +40,7 @@ pub(super) struct Held {
 /// A process that is killed when it is dropped.
 pub(super) struct Program {
     child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Stage {
@@ -61,8 +62,19 @@ impl Stage {
         Self::of(scene, "mixtral", &section, "1MiB", "lease_bytes = \"768KiB\"\n").await
     }
 
+    /// With 16 experts of 128 KiB that are made up, and memory for half of them, of which
+    /// leases may hold five.
+    pub(super) async fn scarce(scene: &Scene) -> Self {
+        let options = ["--hidden", "128", "--intermediate", "170"];
+        Self::made(scene, &options, "1MiB", "lease_bytes = \"640KiB\"\n").await
+    }
+
     /// With a model of two layers and 16 experts that is made up.
     pub(super) async fn synthetic(scene: &Scene, options: &[&str]) -> Self {
+        Self::made(scene, options, "512MiB", "lease_bytes = \"300MiB\"\n").await
+    }
+
+    async fn made(scene: &Scene, options: &[&str], capacity: &str, handoff: &str) -> Self {
         let root = scene.directory().join("made");
         let shape =
             ["--preset", "mixtral-8x7b", "--layers", "2", "--experts", "8", "--vocab", "256"];
@@ -74,8 +86,7 @@ impl Stage {
         let imported = imported.expect("tpactl runs");
         assert!(imported.status.success(), "{}", said(&imported));
         let section = format!("[[models]]\nname = \"made\"\nroot = {root:?}\n");
-        let bounds = "lease_bytes = \"300MiB\"\n";
-        Self::of(scene, "made", &section, "512MiB", bounds).await
+        Self::of(scene, "made", &section, capacity, handoff).await
     }
 
     async fn of(scene: &Scene, model: &str, section: &str, capacity: &str, handoff: &str) -> Self {
@@ -113,6 +124,14 @@ impl Stage {
             worker,
             serde_json::from_str(&line).unwrap_or_else(|error| unreachable!("{error}: {line}")),
         )
+    }
+
+    /// A worker that compares what it reads with the checkpoint that was made up, and says
+    /// so when it has found another daemon.
+    pub(super) fn read_on(&self) -> Program {
+        let mut worker = Command::new(env!("CARGO_BIN_EXE_read_on"));
+        worker.arg(self.daemon.address()).arg(&self.model).arg(self.directory.join("made"));
+        Program::spawn(worker)
     }
 
     /// What the status says of leases.
@@ -156,14 +175,25 @@ impl Stage {
 }
 
 impl Program {
-    /// Starts it and waits for its first line.
-    pub(super) async fn start(mut command: Command) -> (Self, String) {
+    fn spawn(mut command: Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().expect("it starts");
-        let mut lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
-        let line = tokio::time::timeout(Duration::from_secs(120), lines.next_line()).await;
+        let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+        Self { child, lines }
+    }
+
+    /// Starts it and waits for its first line.
+    pub(super) async fn start(command: Command) -> (Self, String) {
+        let mut program = Self::spawn(command);
+        let line = program.line().await;
+        (program, line)
+    }
+
+    /// What it says next. Dropped, nothing is lost of it.
+    pub(super) async fn line(&mut self) -> String {
+        let line = tokio::time::timeout(Duration::from_secs(120), self.lines.next_line()).await;
         let line = line.expect("it says something").expect("text");
-        (Self { child }, line.expect("it says something before it ends"))
+        line.expect("it says something before it ends")
     }
 
     pub(super) fn id(&self) -> u32 {
@@ -175,9 +205,14 @@ impl Program {
         self.child.kill().await.expect("it runs");
     }
 
+    /// Has its standard input end.
+    pub(super) fn end(&mut self) {
+        drop(self.child.stdin.take());
+    }
+
     /// Has its standard input end, and waits for it.
     pub(super) async fn finish(mut self) {
-        drop(self.child.stdin.take());
+        self.end();
         let status = self.child.wait().await.expect("it ends");
         assert!(status.success(), "{status}");
     }
