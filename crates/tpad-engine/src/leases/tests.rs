@@ -1,4 +1,5 @@
 mod direct;
+mod schedules;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
