@@ -27,7 +27,7 @@ usage: cargo xtask COMMAND
   test    setup, then every test of the workspace; ARGS go to `cargo test`
   fuzz    every fuzz target for a minute; [--seconds N] [TARGET...]
   loom    the protocol of handoff in every order of events; about a minute
-  bench   tpad side by side with its peers; [--quick] [--only wire|latency|cold|s3] [--rounds N]
+  bench   tpad side by side with its peers; [--quick] [--only wire|latency|handoff|cold|s3] [--rounds N]
   compat  serve what is written now with the program of an early commit
   image   build the container image and run it as the manifests deploy it (as root)
   ci      test, fuzz, loom, image, compat, format, lints, docs, licences, proto, crate boundaries, house rules

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use tokio::runtime::Runtime;
 use tokio_stream::Stream;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 use tpad_proto::v1;
 use tpad_proto::v1::block_part::Part;
@@ -53,7 +53,7 @@ impl Generated {
     /// When nobody listens.
     pub fn connect(url: &str, bytes: usize) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let endpoint = Channel::from_shared(url.to_owned())?;
+        let endpoint = Endpoint::from_shared(url.to_owned())?;
         let channel = runtime.block_on(endpoint.connect()).context("connecting")?;
         Ok(Self { runtime, channel, bytes })
     }

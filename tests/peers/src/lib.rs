@@ -9,6 +9,7 @@ pub mod closed_loop;
 pub mod cpu;
 pub mod exchange;
 pub mod grpc;
+pub mod held;
 pub mod s3;
 
 use std::collections::BTreeMap;

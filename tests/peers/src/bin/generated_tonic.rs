@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use clap::Parser;
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tpad_peers::grpc::{Nothing, Values};
 use tpad_proto::v1::expert_service_server::ExpertServiceServer;
@@ -16,8 +18,11 @@ use tpad_proto::v1::model_service_server::ModelServiceServer;
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Where to listen
-    #[arg(long)]
-    listen: SocketAddr,
+    #[arg(long, required_unless_present = "uds")]
+    listen: Option<SocketAddr>,
+    /// The Unix socket to listen at instead
+    #[arg(long, value_name = "PATH", conflicts_with = "listen")]
+    uds: Option<PathBuf>,
     /// The values' directory
     #[arg(long)]
     from: PathBuf,
@@ -28,10 +33,15 @@ async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let values = tpad_peers::values(&arguments.from)?;
     let values = values.into_iter().map(|of| of.into_iter().map(Bytes::from).collect()).collect();
-    Server::builder()
+    let server = Server::builder()
         .add_service(ExpertServiceServer::new(Values(Arc::new(values))))
-        .add_service(ModelServiceServer::new(Nothing))
-        .serve(arguments.listen)
-        .await?;
+        .add_service(ModelServiceServer::new(Nothing));
+    match arguments.uds {
+        Some(path) => {
+            let connections = UnixListenerStream::new(UnixListener::bind(path)?);
+            server.serve_with_incoming(connections).await?;
+        }
+        None => server.serve(arguments.listen.context("nowhere to listen")?).await?,
+    }
     Ok(())
 }

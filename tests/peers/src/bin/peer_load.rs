@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 use tpad_peers::closed_loop::{self, Load, Outcome};
 use tpad_peers::exchange::{Exchange, Object, Protocol, name};
 use tpad_peers::grpc::{Empty, Generated};
+use tpad_peers::held::Acquire;
 use tpad_peers::s3::{Objects, Place};
 
 /// Fetch values from a peer again and again, and print what that came to as JSON
@@ -40,11 +41,16 @@ enum Peer {
     Tonic(Values),
     /// The same server's empty unary call
     Empty {
-        #[arg(long)]
-        addr: SocketAddr,
+        #[arg(long, required_unless_present = "uds")]
+        addr: Option<SocketAddr>,
+        /// The Unix socket that it listens at instead
+        #[arg(long, value_name = "PATH", conflicts_with = "addr")]
+        uds: Option<PathBuf>,
         #[command(flatten)]
         load: Load,
     },
+    /// tpad's blocks in place, by a message for each
+    Acquire(Held),
     /// S3 with `object_store`
     S3 {
         #[command(flatten)]
@@ -76,6 +82,21 @@ struct Values {
     addr: SocketAddr,
     /// Bytes of a value
     #[arg(long, default_value_t = 0)]
+    bytes: usize,
+    #[command(flatten)]
+    load: Load,
+}
+
+#[derive(Debug, clap::Args)]
+struct Held {
+    /// The daemon's handoff socket
+    #[arg(long)]
+    socket: PathBuf,
+    /// Whose experts
+    #[arg(long)]
+    model: String,
+    /// Bytes of one
+    #[arg(long)]
     bytes: usize,
     #[command(flatten)]
     load: Load,
@@ -114,9 +135,15 @@ fn main() -> Result<()> {
             let url = format!("http://{addr}");
             print(&closed_loop::run(&load, || Generated::connect(&url, bytes))?)
         }
-        Peer::Empty { addr, load } => {
-            let url = format!("http://{addr}");
+        Peer::Empty { addr, uds, load } => {
+            let tcp = addr.map(|addr| format!("http://{addr}"));
+            let unix = uds.map(|path| format!("unix://{}", path.display()));
+            let url = tcp.or(unix).context("nowhere to connect to")?;
             print(&closed_loop::run(&load, || Empty::connect(&url))?)
+        }
+        Peer::Acquire(Held { socket, model, bytes, load }) => {
+            let connect = || Acquire::connect(&socket, &model, bytes);
+            print(&closed_loop::run(&load, connect)?)
         }
         Peer::S3 { place, objects: listed, load } => {
             let listed = objects(&listed)?;

@@ -110,8 +110,10 @@ impl Row {
         self.gb_per_second.push(short(sample.gb_per_second));
         self.client_cpu_seconds_per_gb.push(short(sample.client_cpu));
         self.server_cpu_seconds_per_gb.push(short(sample.server_cpu));
-        self.p50_ms.push(short(sample.p50_ms));
-        self.p99_ms.push(short(sample.p99_ms));
+        // To the nanosecond: what is used in place takes few of them.
+        let exact = |value: f64| (value * 1e6).round() / 1e6;
+        self.p50_ms.push(exact(sample.p50_ms));
+        self.p99_ms.push(exact(sample.p99_ms));
     }
 
     /// Both sides' processor seconds for each GB, by round.
@@ -146,6 +148,12 @@ impl Part {
     pub(crate) fn cost(&self, row: &Row) -> Option<Spread> {
         ratios(&row.cpu(), &self.row(&self.limit, &row.case)?.cpu())
     }
+}
+
+/// Latencies by those of another row in the same round: the median's, and the 99th
+/// percentile's.
+pub(crate) fn delays(row: &Row, of: &Row) -> [Option<Spread>; 2] {
+    [ratios(&row.p50_ms, &of.p50_ms), ratios(&row.p99_ms, &of.p99_ms)]
 }
 
 impl Spread {
@@ -220,6 +228,20 @@ mod tests {
         assert_eq!(speed, Spread { median: 0.5, least: 0.5, most: 0.9 });
         let cost = part.cost(peer).expect("both ran");
         assert!((cost.median - 2.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn delays_are_of_the_same_round_and_known_to_the_nanosecond() {
+        let [mut slow, mut fast] = ["slow", "fast"].map(|peer| Row::new(peer, "c"));
+        for (n, factor) in [(1.0, 3.0), (2.0, 4.0), (3.0, 5.0)] {
+            let fast_ms = n * 17e-6;
+            fast.add(Sample { p50_ms: fast_ms, p99_ms: 1.0, ..Sample::default() });
+            slow.add(Sample { p50_ms: fast_ms * factor, p99_ms: 2.0, ..Sample::default() });
+        }
+        let [p50, p99] = delays(&slow, &fast).map(|spread| spread.expect("both ran"));
+        for (found, expected) in [(p50.least, 3.0), (p50.median, 4.0), (p99.median, 2.0)] {
+            assert!((found - expected).abs() < 1e-9, "{found} in place of {expected}");
+        }
     }
 
     #[test]

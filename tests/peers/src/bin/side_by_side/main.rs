@@ -6,6 +6,7 @@ mod children;
 mod cold;
 mod contest;
 mod figures;
+mod handoff;
 mod latency;
 mod machine;
 mod objects;
@@ -68,6 +69,8 @@ pub(crate) enum Which {
     Workers,
     /// Small requests, idle and beside bulk reads
     Latency,
+    /// Blocks in place, on the daemon's node
+    Handoff,
     /// From disk
     Cold,
     /// From an S3 server
@@ -75,8 +78,8 @@ pub(crate) enum Which {
 }
 
 /// All parts, in the order of the document.
-pub(crate) const PARTS: [Which; 5] =
-    [Which::Wire, Which::Workers, Which::Latency, Which::Cold, Which::S3];
+pub(crate) const PARTS: [Which; 6] =
+    [Which::Wire, Which::Workers, Which::Latency, Which::Handoff, Which::Cold, Which::S3];
 
 /// What is run of it.
 #[derive(Debug)]
@@ -99,6 +102,7 @@ impl Which {
             Self::Wire => "wire",
             Self::Workers => "workers",
             Self::Latency => "latency",
+            Self::Handoff => "handoff",
             Self::Cold => "cold",
             Self::S3 => "s3",
         }
@@ -109,6 +113,7 @@ impl Which {
             Self::Wire => wire::LIMIT,
             Self::Workers => workers::LIMIT,
             Self::Latency => latency::LIMIT,
+            Self::Handoff => handoff::LIMIT,
             Self::Cold => cold::LIMIT,
             Self::S3 => objects::LIMIT,
         }
@@ -119,6 +124,7 @@ impl Which {
             Self::Wire => wire::run(place, plan),
             Self::Workers => workers::run(place, plan),
             Self::Latency => latency::run(place, plan),
+            Self::Handoff => handoff::run(place, plan),
             Self::Cold => cold::run(place, plan),
             Self::S3 => objects::run(place, plan),
         }

@@ -54,6 +54,15 @@ pub(crate) fn ours(place: &Place, program: &str, values: &Path) -> Result<Server
     Server::start(place, program, &mut command, address)
 }
 
+/// What tonic generates, on a Unix socket.
+pub(crate) fn tonic_at(place: &Place, socket: &Path, values: &Path) -> Result<Child> {
+    let mut command = on(&place.server, place.program("generated-tonic")?);
+    command.arg("--uds").arg(socket).arg("--from").arg(values);
+    let mut child = Child::start(&mut command, place.log("generated-tonic-uds"))?;
+    child.wait_until(START, |_| std::os::unix::net::UnixStream::connect(socket).is_ok())?;
+    Ok(child)
+}
+
 /// A server of `python/`.
 pub(crate) fn python(place: &Place, script: &str, values: &Path) -> Result<Server> {
     let address = free_address()?;

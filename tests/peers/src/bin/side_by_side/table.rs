@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 
 use crate::Which;
-use crate::figures::{Part, Row, Spread};
+use crate::figures::{Part, Row, Spread, delays};
 
 const BEGIN: &str = "<!-- cargo xtask bench: begin -->";
 const END: &str = "<!-- cargo xtask bench: end -->";
@@ -43,6 +43,7 @@ pub(crate) fn of(which: Which, part: &Part) -> String {
     text.push_str(&match which {
         Which::Wire => wire(part),
         Which::Latency => latency(part),
+        Which::Handoff => handoff(part),
         Which::Workers | Which::Cold | Which::S3 => single(part),
     });
     text
@@ -53,6 +54,7 @@ fn title(which: Which) -> &'static str {
         Which::Wire => "Values in memory, over TCP",
         Which::Workers => "Values in memory, to many workers of grpcio",
         Which::Latency => "Small requests",
+        Which::Handoff => "Blocks in place, on the daemon's node",
         Which::Cold => "Cold, from disk",
         Which::S3 => "Cold, from an S3 server",
     }
@@ -154,6 +156,40 @@ fn latency(part: &Part) -> String {
     table(&headings, &rows)
 }
 
+/// Microseconds by size, and what they are of the empty call's and of the smallest size's.
+fn handoff(part: &Part) -> String {
+    let cases = part.cases();
+    let smallest = cases.first().copied().unwrap_or_default();
+    let own = format!("p50, of its own at {smallest}");
+    let calls = ["p50, of the empty call's", "p99, of the empty call's"];
+    let headings = ["microseconds", "p50", "p99", calls[0], calls[1], &own];
+    let headings = headings.map(str::to_owned);
+    let mut rows = Vec::new();
+    for peer in part.peers() {
+        for case in &cases {
+            let Some(row) = part.row(peer, case) else { continue };
+            let mut cells = vec![format!("{peer}, {case}")];
+            if let Some(error) = &row.error {
+                cells.push(escaped(error));
+                cells.resize(headings.len(), String::new());
+                rows.push(cells);
+                continue;
+            }
+            let told = |spread: Option<Spread>, show: fn(Spread) -> String| {
+                spread.map_or_else(String::new, show)
+            };
+            cells.push(told(Spread::of(&row.p50_ms), micros));
+            cells.push(told(Spread::of(&row.p99_ms), micros));
+            let of = |of: Option<&Row>| of.map_or([None; 2], |of| delays(row, of));
+            let [p50, p99] = of(part.row(&part.limit, case));
+            let [own, _] = of(part.row(peer, smallest));
+            cells.extend([p50, p99, own].map(|ratio| told(ratio, |it| shown(it, ""))));
+            rows.push(cells);
+        }
+    }
+    table(&headings, &rows)
+}
+
 /// A ratio with its spread; of the limit itself, what it was.
 fn speed(part: &Part, row: Option<&Row>) -> String {
     let Some(row) = row else { return String::new() };
@@ -182,6 +218,14 @@ fn shown(spread: Spread, unit: &str) -> String {
 fn shown3(spread: Spread) -> String {
     let Spread { median, least, most } = spread;
     format!("{median:.3} ({least:.3} to {most:.3})")
+}
+
+/// Milliseconds as microseconds, small ones to the nanosecond.
+fn micros(spread: Spread) -> String {
+    let Spread { median, least, most } = spread;
+    let digits = if median < 0.01 { 3 } else { 1 };
+    let [median, least, most] = [median, least, most].map(|ms| ms * 1e3);
+    format!("{median:.digits$} ({least:.digits$} to {most:.digits$})")
 }
 
 fn escaped(text: &str) -> String {
@@ -227,7 +271,7 @@ mod tests {
 
     #[test]
     fn rows_have_as_many_cells_as_headings() {
-        for which in [Which::Wire, Which::Cold, Which::Latency] {
+        for which in [Which::Wire, Which::Cold, Which::Latency, Which::Handoff] {
             let text = of(which, &part());
             let cells = |line: &str| line.replace("\\|", "").matches('|').count();
             let lines: Vec<&str> = text.lines().filter(|line| line.starts_with('|')).collect();
@@ -241,6 +285,30 @@ mod tests {
         let text = of(Which::Wire, &part());
         assert!(text.contains("| limit | 4.00 GB/s (4.00 to 4.00) | 0.50 s/GB"), "{text}");
         assert!(text.contains("| peer | 0.25 (0.25 to 0.25) | 1.00"), "{text}");
+    }
+
+    #[test]
+    fn blocks_in_place_are_held_against_the_call_and_against_the_smallest() {
+        let mut rows = Vec::new();
+        for (peer, sizes) in [("call", [0.1, 0.1]), ("held", [0.12, 0.11]), ("near", [5e-5; 2])] {
+            for (case, p50_ms) in ["1 MiB", "128 MiB"].into_iter().zip(sizes) {
+                let mut row = Row::new(peer, case);
+                row.add(Sample { p50_ms, p99_ms: 0.2, ..Sample::default() });
+                rows.push(row);
+            }
+        }
+        let part = Part { limit: "call".to_owned(), rounds: 1, rows, ..Part::default() };
+        let text = of(Which::Handoff, &part);
+        let line = |name: &str| {
+            let line = text.lines().find(|line| line.starts_with(&format!("| {name} |")));
+            line.expect("a row").split(" | ").collect::<Vec<_>>()
+        };
+        let ratio = |number: &str| format!("{number} ({number} to {number})");
+        let held = line("held, 128 MiB");
+        assert_eq!(held[1], ratio("110.0"));
+        assert_eq!((held[3], held[4]), (&*ratio("1.10"), &*ratio("1.00")));
+        assert_eq!(held[5].trim_end_matches(" |"), ratio("0.92"));
+        assert_eq!(line("near, 1 MiB")[1], ratio("0.050"));
     }
 
     #[test]

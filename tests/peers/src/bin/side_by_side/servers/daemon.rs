@@ -21,6 +21,8 @@ pub(crate) struct Tiers {
     pub(crate) models: Vec<(Size, String)>,
     /// Host memory for blocks.
     pub(crate) dram: &'static str,
+    /// Where workers of this machine connect, if they may.
+    pub(crate) handoff: Option<PathBuf>,
     /// A directory on disk.
     pub(crate) nvme: Option<PathBuf>,
     /// Lines of `[models.origin]`.
@@ -39,6 +41,9 @@ pub(crate) fn daemon(place: &Place, name: &str, tiers: &Tiers) -> Result<Server>
         tiers.dram
     );
     // Writing to a String cannot fail.
+    if let Some(path) = &tiers.handoff {
+        let _infallible = writeln!(config, "[handoff]\nsocket = \"{}\"", path.display());
+    }
     if let Some(path) = &tiers.nvme {
         let _infallible = writeln!(config, "[levels.nvme]\npath = \"{}\"", path.display());
     }
