@@ -64,6 +64,23 @@ pub struct Handoff {
     daemon: DaemonSide,
 }
 
+/// How a worker wants to be served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HandoffOptions {
+    /// What operators see of it beside its process id, at most 64 bytes; by default its
+    /// program's name, as the kernel has it.
+    pub worker: Option<String>,
+    /// Whether blocks that were acquired once are held without a message, as long as they
+    /// are where they were: [`Handoff::hold`]. On by default.
+    pub directories: bool,
+}
+
+impl Default for HandoffOptions {
+    fn default() -> Self {
+        Self { worker: None, directories: true }
+    }
+}
+
 /// What a daemon said when a worker connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DaemonSide {
@@ -126,8 +143,16 @@ impl Handoff {
     /// [`Error::Connect`]; [`Error::Refused`] when this user may not, or the daemon speaks
     /// another version of the protocol; [`Error::Deadline`] when it says nothing.
     pub async fn connect_to(socket: &Path) -> Result<Self, Error> {
+        Self::connect_with(socket, HandoffOptions::default()).await
+    }
+
+    /// Connects to a handoff socket, with options.
+    ///
+    /// # Errors
+    /// As [`Handoff::connect_to`].
+    pub async fn connect_with(socket: &Path, options: HandoffOptions) -> Result<Self, Error> {
         let (asks, received) = mpsc::channel(ASKS);
-        task::connect(PathBuf::from(socket), asks, received).await
+        task::connect(PathBuf::from(socket), options, asks, received).await
     }
 
     /// What the daemon said when this connected.

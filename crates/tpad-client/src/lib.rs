@@ -73,7 +73,9 @@ pub use client::{Client, Health};
 pub use error::{Error, Kind, Refusal};
 pub use fetch::Fetch;
 pub use file::FetchedFile;
-pub use handoff::{AcquireOptions, Acquired, DaemonSide, Handoff, HeldBlock, TensorView};
+pub use handoff::{
+    AcquireOptions, Acquired, DaemonSide, Handoff, HandoffOptions, HeldBlock, TensorView,
+};
 pub use mask::{FetchedMask, GetMask, MaskEvent, MaskWatch, Residency, WatchMask};
 pub use model::{
     BlockPages, GroupView, ListedBlock, ListedTensor, ModelDescription, ModelState, ModelSummary,

@@ -18,7 +18,7 @@ use super::directories::Directories;
 use super::held::{Guard, HeldBlock};
 use super::link::{Ask, Lease, Link, Over, Shared};
 use super::slabs::Slabs;
-use super::{Acquired, DaemonSide, Handoff};
+use super::{Acquired, DaemonSide, Handoff, HandoffOptions};
 use crate::{Error, PlacedBlock, Refusal};
 
 /// From connecting to the daemon's first word.
@@ -51,6 +51,7 @@ struct Task {
 /// Connects, says hello and starts the task.
 pub(super) async fn connect(
     path: PathBuf,
+    options: HandoffOptions,
     asks: mpsc::Sender<Ask>,
     received: mpsc::Receiver<Ask>,
 ) -> Result<Handoff, Error> {
@@ -75,7 +76,7 @@ pub(super) async fn connect(
         calls: HashMap::new(),
         next_call: 1,
     };
-    let welcomed = timeout(WELCOME_PATIENCE, task.hello()).await;
+    let welcomed = timeout(WELCOME_PATIENCE, task.hello(options)).await;
     let daemon = welcomed.map_err(|_| Error::Deadline { after: WELCOME_PATIENCE })??;
     directories.set_most(daemon.lease_bytes);
     tokio::spawn(task.run());
@@ -84,10 +85,11 @@ pub(super) async fn connect(
 }
 
 impl Task {
-    async fn hello(&mut self) -> Result<DaemonSide, Error> {
-        let worker = std::fs::read_to_string("/proc/self/comm").unwrap_or_default();
-        let worker = worker.trim().to_owned();
-        let hello = wire::Hello { protocol: PROTOCOL, worker, directories: true };
+    async fn hello(&mut self, options: HandoffOptions) -> Result<DaemonSide, Error> {
+        let HandoffOptions { worker, directories } = options;
+        let program = || std::fs::read_to_string("/proc/self/comm").unwrap_or_default();
+        let worker = worker.unwrap_or_else(program).trim().to_owned();
+        let hello = wire::Hello { protocol: PROTOCOL, worker, directories };
         self.send(worker_message::Message::Hello(hello))?;
         loop {
             self.exchange().await?;

@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 use tpad_peers::closed_loop::{self, Load, Outcome};
 use tpad_peers::exchange::{Exchange, Object, Protocol, name};
 use tpad_peers::grpc::{Empty, Generated};
-use tpad_peers::held::Acquire;
+use tpad_peers::held::{Acquire, Hold};
 use tpad_peers::s3::{Objects, Place};
 
 /// Fetch values from a peer again and again, and print what that came to as JSON
@@ -51,6 +51,8 @@ enum Peer {
     },
     /// tpad's blocks in place, by a message for each
     Acquire(Held),
+    /// tpad's blocks in place, by the daemon's directory
+    Hold(Held),
     /// S3 with `object_store`
     S3 {
         #[command(flatten)]
@@ -143,6 +145,10 @@ fn main() -> Result<()> {
         }
         Peer::Acquire(Held { socket, model, bytes, load }) => {
             let connect = || Acquire::connect(&socket, &model, bytes);
+            print(&closed_loop::run(&load, connect)?)
+        }
+        Peer::Hold(Held { socket, model, bytes, load }) => {
+            let connect = || Hold::connect(&socket, &model, bytes, load.keys);
             print(&closed_loop::run(&load, connect)?)
         }
         Peer::S3 { place, objects: listed, load } => {

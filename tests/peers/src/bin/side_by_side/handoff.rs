@@ -45,6 +45,11 @@ pub(crate) fn run(place: &Place, plan: &Plan) -> Result<Vec<Row>> {
             run: ours(place, &tpad, &held, "acquire"),
             at: |_| true,
         },
+        Contender {
+            name: "tpad, hold by the directory",
+            run: ours(place, &tpad, &held, "hold"),
+            at: |_| true,
+        },
     ];
     let cases = if plan.quick { &SIZES[1..2] } else { &SIZES[..] };
     let cases: Vec<Case> = cases.iter().copied().map(Case).collect();
