@@ -5,6 +5,7 @@
 //! mapped byte is backed by memory, so the capacity is what the process uses.
 
 mod mapping;
+mod observer;
 mod part;
 mod readers;
 mod slot;
@@ -13,11 +14,12 @@ mod state;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::{Notify, watch};
 
+pub use observer::SlabObserver;
 pub(crate) use part::SlotPart;
 pub use readers::{SlotDirectory, SlotReader};
 pub use slot::{BlockBytes, Place, SharedSlab, SlotMut};
@@ -40,6 +42,7 @@ pub struct Arena {
     wanted: watch::Sender<u64>,
     /// Who reads slots by directories.
     readers: Readers,
+    observer: OnceLock<Arc<dyn SlabObserver>>,
 }
 
 /// What an arena's memory is used for, in bytes.
@@ -84,7 +87,14 @@ impl Arena {
             awaited: AtomicBool::new(false),
             wanted: watch::Sender::new(0),
             readers: Readers::default(),
+            observer: OnceLock::new(),
         })
+    }
+
+    /// Tells `observer` of every slab that is mapped from now on. There can be one;
+    /// `false` if there is another. To hear of all, it is there before the first slot.
+    pub fn observe(&self, observer: Arc<dyn SlabObserver>) -> bool {
+        self.observer.set(observer).is_ok()
     }
 
     /// A slot for an image of `bytes`, if there is one or room for one. Blocks
@@ -219,7 +229,10 @@ impl Reserved {
         let too_large = |_| io::Error::from(io::ErrorKind::OutOfMemory);
         let slot_bytes = usize::try_from(self.slot_bytes).map_err(too_large)?;
         let bytes = usize::try_from(self.bytes()).map_err(too_large)?;
-        let mapping = Mapping::new(bytes)?;
+        let mut mapping = Mapping::new(bytes)?;
+        if let Some(observer) = self.arena.observer.get() {
+            mapping.show(&**observer);
+        }
         let mut state = self.arena.lock();
         let slab = Arc::new(Slab { id: state.next_id(), slot_bytes, mapping });
         state.add(slab, self.slots);

@@ -27,8 +27,8 @@ mod tasks;
 pub mod testing;
 
 pub use arena::{
-    Arena, ArenaUsage, BlockBytes, Place, SharedSlab, SlotDirectory, SlotMut, SlotReader,
-    slot_bytes,
+    Arena, ArenaUsage, BlockBytes, Place, SharedSlab, SlabObserver, SlotDirectory, SlotMut,
+    SlotReader, slot_bytes,
 };
 pub use arrival::Intake;
 pub use dram::{ClassUsage, DramLevel};

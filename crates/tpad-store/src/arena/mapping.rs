@@ -2,6 +2,7 @@
 //! where memory is handled by hand.
 #![expect(unsafe_code, reason = "mappings cannot be made or shared otherwise")]
 
+use std::any::Any;
 use std::ffi::c_void;
 use std::fmt;
 use std::io;
@@ -13,6 +14,8 @@ use rustix::fs::{
     FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
 };
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+
+use super::SlabObserver;
 
 /// Slots start and end on a multiple of this: what direct I/O and page tables need.
 pub(super) const PAGE_BYTES: u64 = 4096;
@@ -32,6 +35,8 @@ pub(super) struct Mapping {
     bytes: usize,
     /// Kept so that the memory can be handed to another process.
     file: OwnedFd,
+    /// What an observer has of it.
+    observed: Option<Box<dyn Any + Send + Sync>>,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread; `slice` and
@@ -53,7 +58,7 @@ impl Mapping {
         let start = unsafe { mmap(std::ptr::null_mut(), bytes, prot, MapFlags::SHARED, &file, 0) }?;
         let start = NonNull::new(start.cast::<u8>())
             .ok_or_else(|| io::Error::other("a mapping at address zero"))?;
-        let mapping = Self { start, bytes, file };
+        let mapping = Self { start, bytes, file, observed: None };
         mapping.populate()?;
         // The mapping above stays writable; a new one of any process cannot be. Nor can
         // who gets the descriptor seal it further.
@@ -109,6 +114,11 @@ impl Mapping {
         unsafe { madvise(start, bytes, advice) }.map_err(io::Error::from)
     }
 
+    /// Shows the memory to an observer, who is to let go of it before it is unmapped.
+    pub(super) fn show(&mut self, observer: &dyn SlabObserver) {
+        self.observed = Some(observer.mapped(self.start, self.bytes));
+    }
+
     /// Size in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
@@ -147,6 +157,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        self.observed = None;
         let start = self.start.as_ptr().cast::<c_void>();
         // SAFETY: `start` and `bytes` are what `mmap` returned and was given;
         // slices borrow `self`, so none is left.

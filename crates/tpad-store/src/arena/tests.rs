@@ -136,6 +136,43 @@ fn what_another_process_has_mapped_is_wanted_and_not_given_up() {
     assert!(arena.slot(2 * MIB).expect("mapped").is_some());
 }
 
+#[test]
+fn an_observer_lets_go_of_a_slab_before_it_is_unmapped() {
+    use std::ptr::NonNull;
+    use std::sync::atomic::AtomicU64;
+
+    /// The bytes that are observed.
+    #[derive(Debug, Default)]
+    struct Watched(Arc<AtomicU64>);
+    struct Seen(Arc<AtomicU64>, usize, u64);
+    impl SlabObserver for Watched {
+        fn mapped(&self, start: NonNull<u8>, bytes: usize) -> Box<dyn std::any::Any + Send + Sync> {
+            self.0.fetch_add(bytes as u64, Ordering::SeqCst);
+            Box::new(Seen(Arc::clone(&self.0), start.addr().get(), bytes as u64))
+        }
+    }
+    impl Drop for Seen {
+        fn drop(&mut self) {
+            let maps = std::fs::read_to_string("/proc/self/maps").expect("a list");
+            let there = maps.lines().any(|line| line.starts_with(&format!("{:x}-", self.1)));
+            assert!(there, "it is still mapped");
+            self.0.fetch_sub(self.2, Ordering::SeqCst);
+        }
+    }
+
+    let (arena, watched) = (Arena::new(4 * MIB as u64), Watched::default());
+    let bytes = Arc::clone(&watched.0);
+    assert!(arena.observe(Arc::new(watched)));
+    assert!(!arena.observe(Arc::new(Watched::default())), "there can be one");
+    let slots: Vec<_> = (0..4).map(|_| arena.slot(MIB).expect("mapped").expect("room")).collect();
+    assert_eq!(bytes.load(Ordering::SeqCst), arena.usage().mapped);
+    drop(slots);
+    let whole = arena.slot(4 * MIB).expect("mapped").expect("the others are given up");
+    assert_eq!(bytes.load(Ordering::SeqCst), arena.usage().mapped);
+    drop((whole, arena));
+    assert_eq!(bytes.load(Ordering::SeqCst), 0);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Take(usize),
