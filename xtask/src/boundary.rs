@@ -38,6 +38,12 @@ const RULES: &[Rule] = &[
         unnamed: &[],
     },
     Rule {
+        name: "tpad-cuda",
+        ours: &[],
+        unreachable: &["tokio", "tonic", "prost", "object_store"],
+        unnamed: &[],
+    },
+    Rule {
         name: "tpad-store",
         ours: &["tpad-handoff", "tpad-manifest"],
         unreachable: &["tonic", "prost", "cudarc"],

@@ -18,6 +18,7 @@ const UNFINISHED: &[&str] = &[concat!("TO", "DO"), concat!("FIX", "ME"), concat!
 const MAY_BE_UNSAFE: &[&str] = &[
     "crates/tpad-store/src/arena/",
     "crates/tpad-store/src/nvme/reader/ring.rs",
+    "crates/tpad-cuda/src/",
     "crates/tpad-client/src/bulk/low_water.rs",
     "crates/tpad-client/src/handoff/mapping.rs",
     "crates/tpad-handoff/src/memory/",

@@ -1,0 +1,106 @@
+//! Events, and what they tell.
+
+use std::ffi::c_uint;
+use std::ptr;
+use std::sync::Arc;
+
+use cudarc::driver::sys::{CUevent, CUstream};
+
+use super::call::check;
+use super::context::Context;
+use crate::{Completion, CudaError};
+
+/// `CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING`: who waits sleeps, and
+/// timestamps cost.
+const FLAGS: c_uint = 1 | 2;
+/// `CUDA_ERROR_NOT_READY`.
+const NOT_READY: u32 = 600;
+
+/// An event of a context.
+#[derive(Debug)]
+pub(super) struct Event {
+    context: Arc<Context>,
+    raw: CUevent,
+}
+
+// SAFETY: an event may be used by any thread, and by several at once.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl Event {
+    pub(super) fn new(context: &Arc<Context>) -> Result<Self, CudaError> {
+        let _entered = context.enter()?;
+        let mut raw: CUevent = ptr::null_mut();
+        // SAFETY: the pointer is to a live handle.
+        let code = unsafe { (context.calls.event_create)(&raw mut raw, FLAGS) };
+        check("cuEventCreate", code)?;
+        Ok(Self { context: Arc::clone(context), raw })
+    }
+
+    pub(super) fn raw(&self) -> CUevent {
+        self.raw
+    }
+
+    /// Marks the end of what the stream was given so far.
+    pub(super) fn record(&self, stream: CUstream) -> Result<(), CudaError> {
+        let _entered = self.context.enter()?;
+        // SAFETY: the event lives, and the caller's stream is one of the same context.
+        let code = unsafe { (self.context.calls.event_record)(self.raw, stream) };
+        check("cuEventRecord", code)
+    }
+
+    pub(super) fn is_done(&self) -> Result<bool, CudaError> {
+        let _entered = self.context.enter()?;
+        // SAFETY: the event lives.
+        match unsafe { (self.context.calls.event_query)(self.raw) } {
+            NOT_READY => Ok(false),
+            code => check("cuEventQuery", code).map(|()| true),
+        }
+    }
+
+    pub(super) fn wait(&self) -> Result<(), CudaError> {
+        let _entered = self.context.enter()?;
+        // SAFETY: the event lives.
+        let code = unsafe { (self.context.calls.event_synchronize)(self.raw) };
+        check("cuEventSynchronize", code)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        let _entered = self.context.enter();
+        // SAFETY: the event is this one's own; one that is not over is kept by the driver
+        // until it is.
+        let _code = unsafe { (self.context.calls.event_destroy)(self.raw) };
+    }
+}
+
+/// What was submitted to a context.
+#[derive(Debug)]
+pub(super) enum Submitted {
+    /// Before this event.
+    Before(Event),
+    /// The driver cannot tell when: all of it counts.
+    Everything(Arc<Context>),
+}
+
+impl Completion for Submitted {
+    fn is_done(&self) -> Result<bool, CudaError> {
+        match self {
+            Self::Before(event) => event.is_done(),
+            Self::Everything(_) => Ok(false),
+        }
+    }
+
+    fn wait(&self) -> Result<(), CudaError> {
+        match self {
+            Self::Before(event) => event.wait(),
+            Self::Everything(context) => {
+                let _entered = context.enter()?;
+                // SAFETY: the context is current.
+                check("cuCtxSynchronize", unsafe { (context.calls.ctx_synchronize)() })
+            }
+        }
+    }
+}
