@@ -50,6 +50,12 @@ const RULES: &[Rule] = &[
         unnamed: &[],
     },
     Rule {
+        name: "tpad-hbm",
+        ours: &["tpad-manifest", "tpad-store", "tpad-cuda"],
+        unreachable: &["tonic", "prost"],
+        unnamed: &["object_store", "cudarc"],
+    },
+    Rule {
         name: "tpad-engine",
         ours: &["tpad-handoff", "tpad-manifest", "tpad-index", "tpad-store"],
         unreachable: &["tonic", "cudarc"],

@@ -19,6 +19,7 @@ const MAY_BE_UNSAFE: &[&str] = &[
     "crates/tpad-store/src/arena/",
     "crates/tpad-store/src/nvme/reader/ring.rs",
     "crates/tpad-cuda/src/",
+    "crates/tpad-hbm/src/host.rs",
     "crates/tpad-client/src/bulk/low_water.rs",
     "crates/tpad-client/src/handoff/mapping.rs",
     "crates/tpad-handoff/src/memory/",

@@ -1,0 +1,172 @@
+//! Blocks on devices, and where they lie.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use tpad_cuda::CudaError;
+
+use crate::pool::{Pool, PoolSlab, Slot};
+
+/// A device of the level: its index among those that the daemon sees.
+///
+/// A worker may see others under other indexes: between processes a device goes by its
+/// [`DeviceUuid`](tpad_cuda::DeviceUuid).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(transparent)]
+pub struct DeviceId(pub u32);
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A block's image in device memory, whole and unchanging, for as long as a clone is
+/// held. The slot is used for others only afterwards; giving the block up ends nothing
+/// for who holds it. After the level has broken it still says where the block was, and
+/// nothing happens there any more.
+#[derive(Clone)]
+pub struct DeviceBlock {
+    // In this order: the slot is let go of before those who wait look again.
+    slot: Arc<Slot>,
+    _nudge: NudgeOnDrop,
+}
+
+/// Has whoever waits for a slot look again: a block that is not held any more can be
+/// given up.
+#[derive(Clone)]
+struct NudgeOnDrop(Arc<Pool>);
+
+impl Drop for NudgeOnDrop {
+    fn drop(&mut self) {
+        self.0.nudge();
+    }
+}
+
+/// Where a block lies, for another process of this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DevicePlace {
+    /// Which device.
+    pub device: DeviceId,
+    /// The slab's number, which no other slab of the level ever has, on any device.
+    /// Slabs of host memory are counted on their own.
+    pub slab: u64,
+    /// Where in the slab it begins.
+    pub offset: u64,
+    /// What its slot takes.
+    pub slot_bytes: u64,
+}
+
+impl DeviceBlock {
+    pub(crate) fn new(slot: Slot) -> Self {
+        let nudge = NudgeOnDrop(Arc::clone(slot.pool()));
+        Self { slot: Arc::new(slot), _nudge: nudge }
+    }
+
+    /// The image's size.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.slot.image_bytes
+    }
+
+    /// Where it lies.
+    #[must_use]
+    pub fn place(&self) -> DevicePlace {
+        let slab = self.slot.slab();
+        DevicePlace {
+            device: self.slot.pool().device_id(),
+            slab: slab.id,
+            offset: self.slot.offset(),
+            slot_bytes: slab.slot_bytes,
+        }
+    }
+
+    /// The slab that it lies in, to be mapped by another process.
+    #[must_use]
+    pub fn shared_slab(&self) -> SharedDeviceSlab {
+        let (slab, pool) = (Arc::clone(self.slot.slab()), Arc::clone(self.slot.pool()));
+        // A slot of it is in use, so nobody gives it up before this.
+        pool.share(slab.id);
+        SharedDeviceSlab { slab: Some(slab), pool }
+    }
+
+    /// Copies bytes of the image back to the host. Blocks; slow, for checks.
+    ///
+    /// # Errors
+    /// When they lie outside of the image, or the driver fails.
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), CudaError> {
+        let (bytes, of) = (into.len() as u64, self.bytes());
+        if offset.checked_add(bytes).is_none_or(|end| end > of) {
+            return Err(CudaError::Span { offset, bytes, of });
+        }
+        self.slot.slab().memory.read(self.slot.offset() + offset, into)
+    }
+
+    /// Whether someone else has a clone.
+    pub(crate) fn is_held(&self) -> bool {
+        Arc::strong_count(&self.slot) > 1
+    }
+}
+
+impl fmt::Debug for DeviceBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeviceBlock").field("place", &self.place()).finish_non_exhaustive()
+    }
+}
+
+/// A slab that another process has mapped, or may have. Its memory does not go back to
+/// the device, and is not used for slots of another size, before this is dropped: given
+/// up here alone it would still be there.
+#[derive(Debug)]
+pub struct SharedDeviceSlab {
+    /// `None` only while this is dropped.
+    slab: Option<Arc<PoolSlab>>,
+    pool: Arc<Pool>,
+}
+
+impl SharedDeviceSlab {
+    /// The slab's number.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.slab.as_ref().map_or(0, |slab| slab.id)
+    }
+
+    /// The device that it is on.
+    #[must_use]
+    pub fn device(&self) -> DeviceId {
+        self.pool.device_id()
+    }
+
+    /// Its bytes: what a worker passes to [`Device::import`](tpad_cuda::Device::import).
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.slab.as_ref().map_or(0, |slab| slab.memory.bytes())
+    }
+
+    /// The descriptor of its memory. Whoever has it can map it to be written, too: it is
+    /// for workers of the level's trust domain alone.
+    ///
+    /// # Errors
+    /// When the driver or the system gives none.
+    pub fn descriptor(&self) -> Result<OwnedFd, CudaError> {
+        self.slab.as_ref().ok_or(CudaError::Ended)?.memory.descriptor()
+    }
+
+    /// Whether its memory is wanted for something else.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.pool.wants(self.id())
+    }
+}
+
+impl Drop for SharedDeviceSlab {
+    fn drop(&mut self) {
+        if let Some(slab) = self.slab.take() {
+            let id = slab.id;
+            // Before it is told: who gives the slab up then has the last reference.
+            drop(slab);
+            self.pool.unshare(id);
+        }
+    }
+}

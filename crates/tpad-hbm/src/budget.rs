@@ -1,0 +1,97 @@
+//! How a device's capacity is divided.
+
+use std::collections::BTreeMap;
+
+use tpad_store::CacheClass;
+
+use crate::HbmError;
+
+/// Room for fills in flight: this part of the capacity ...
+const HEADROOM_PART: u64 = 32;
+/// ... and no more than this: the bus fills it in 20 ms.
+const HEADROOM_BYTES: u64 = 1 << 30;
+
+/// The division of one device's capacity.
+///
+/// Unlike in host memory nothing is set aside for blocks that were given up and are
+/// still read: where they take the room, fills are refused, and host memory serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Budgets {
+    /// Bytes that may be kept, by all classes together.
+    pub(crate) kept: u64,
+    classes: BTreeMap<String, u64>,
+    rest: u64,
+}
+
+impl Budgets {
+    /// Divides `capacity`. Budgets that fit in the capacity but not in what may be kept
+    /// are lowered alike.
+    pub(crate) fn of(capacity: u64, classes: &BTreeMap<String, u64>) -> Result<Self, HbmError> {
+        let kept = capacity - (capacity / HEADROOM_PART).min(HEADROOM_BYTES);
+        let budgets = classes.values().fold(0u64, |sum, budget| sum.saturating_add(*budget));
+        if budgets > capacity {
+            return Err(HbmError::Budgets { budgets, capacity });
+        }
+        let lowered = |budget: u64| {
+            if budgets <= kept {
+                return budget;
+            }
+            let lowered = u128::from(budget) * u128::from(kept) / u128::from(budgets);
+            // At most `budget`, since `kept` is less than all of them.
+            u64::try_from(lowered).unwrap_or(budget)
+        };
+        let classes: BTreeMap<String, u64> =
+            classes.iter().map(|(class, budget)| (class.clone(), lowered(*budget))).collect();
+        let rest = kept - classes.values().sum::<u64>();
+        Ok(Self { kept, classes, rest })
+    }
+
+    /// The budget that a class has alone; `None` if it shares the rest.
+    pub(crate) fn own(&self, class: &CacheClass) -> Option<u64> {
+        self.classes.get(class.as_str()).copied()
+    }
+
+    /// What the class may keep, alone or with others.
+    pub(crate) fn budget(&self, class: &CacheClass) -> u64 {
+        self.own(class).unwrap_or(self.rest)
+    }
+
+    /// Whether two classes are kept within the same budget.
+    pub(crate) fn share(&self, one: &CacheClass, other: &CacheClass) -> bool {
+        one == other || (self.own(one).is_none() && self.own(other).is_none())
+    }
+
+    /// The classes with budgets of their own.
+    pub(crate) fn classes(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.classes.iter().map(|(class, budget)| (class.as_str(), *budget))
+    }
+
+    /// What all other classes share.
+    pub(crate) fn rest(&self) -> u64 {
+        self.rest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn classes(budgets: &[(&str, u64)]) -> BTreeMap<String, u64> {
+        budgets.iter().map(|(class, budget)| ((*class).to_owned(), *budget)).collect()
+    }
+
+    #[test]
+    fn what_fits_is_taken_and_what_does_not_is_lowered_or_refused() {
+        let budgets = Budgets::of(3200, &classes(&[("a", 2000)])).expect("fits");
+        assert_eq!((budgets.kept, budgets.rest()), (3100, 1100));
+        assert_eq!(budgets.budget(&"a".into()), 2000);
+        assert_eq!(budgets.budget(&"b".into()), 1100);
+        assert!(
+            budgets.share(&"b".into(), &"c".into()) && !budgets.share(&"a".into(), &"c".into())
+        );
+        let budgets = Budgets::of(3200, &classes(&[("a", 1600), ("b", 1600)])).expect("fits");
+        assert_eq!((budgets.budget(&"a".into()), budgets.rest()), (1550, 0));
+        let refused = Budgets::of(3200, &classes(&[("a", u64::MAX), ("b", 1)])).expect_err("more");
+        assert_eq!(refused, HbmError::Budgets { budgets: u64::MAX, capacity: 3200 });
+    }
+}

@@ -1,0 +1,67 @@
+//! Single flight: one fill of a block on a device for all who want it there at once.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use tpad_manifest::BlockId;
+use tpad_store::Urgency;
+
+use crate::{DeviceBlock, HbmError};
+
+/// What came of a fill; `None` if it was refused.
+pub(crate) type Filled = Result<Option<DeviceBlock>, HbmError>;
+
+/// The fills in progress.
+#[derive(Debug, Default)]
+pub(crate) struct Flights(Mutex<HashMap<BlockId, Flight>>);
+
+/// A fill that others may wait for, too.
+#[derive(Clone, Debug)]
+pub(crate) struct Flight {
+    pub(crate) urgency: Urgency,
+    pub(crate) outcome: watch::Receiver<Option<Filled>>,
+}
+
+/// What somebody who wants a block finds.
+pub(crate) enum Boarding {
+    /// It is there.
+    Landed(DeviceBlock),
+    /// Somebody fills it already.
+    Joined(Flight),
+    /// The caller has to: it says the outcome to these.
+    Lead(watch::Sender<Option<Filled>>, Flight),
+}
+
+impl Flights {
+    /// Joins the block's flight, or begins one. `landed` is asked under the lock under
+    /// which flights end, and a flight ends after its block was published: so none is
+    /// copied twice.
+    pub(crate) fn board(
+        &self,
+        id: &BlockId,
+        urgency: Urgency,
+        landed: impl FnOnce() -> Option<DeviceBlock>,
+    ) -> Boarding {
+        let mut flights = self.lock();
+        if let Some(flight) = flights.get(id) {
+            return Boarding::Joined(flight.clone());
+        }
+        if let Some(block) = landed() {
+            return Boarding::Landed(block);
+        }
+        let (say, outcome) = watch::channel(None);
+        let flight = Flight { urgency, outcome };
+        flights.insert(*id, flight.clone());
+        Boarding::Lead(say, flight)
+    }
+
+    /// The block's flight is over.
+    pub(crate) fn end(&self, id: &BlockId) {
+        self.lock().remove(id);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<BlockId, Flight>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

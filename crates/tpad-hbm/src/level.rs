@@ -1,0 +1,272 @@
+//! The level: several devices, each with its memory and its budgets.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::time::timeout_at;
+use tpad_cuda::{DeviceFacts, DeviceName, Driver, DriverKind};
+use tpad_manifest::BlockId;
+use tpad_store::{
+    BlockBytes, CacheClass, Health, LevelUsage, ReadOptions, SlabObserver, Tasks, Urgency,
+};
+
+use crate::budget::Budgets;
+use crate::flights::{Boarding, Flight};
+use crate::keep::Keep;
+use crate::lane::{Broken, Lane};
+use crate::pool::{Common, Pool};
+use crate::{
+    DeviceBlock, DeviceId, HbmConfig, HbmDeviceStatus, HbmError, HbmMetrics, HbmStatus, HostMemory,
+};
+
+/// GPU memory as a level.
+#[derive(Debug)]
+pub struct HbmLevel {
+    driver: Arc<dyn Driver>,
+    lanes: Vec<Arc<Lane>>,
+    common: Arc<Common>,
+    broken: Arc<Broken>,
+    metrics: HbmMetrics,
+    tasks: Tasks,
+}
+
+impl HbmLevel {
+    /// Opens the devices of `config`; takes none of their memory yet but for a context
+    /// each. Its tasks run on the runtime that this is called in.
+    ///
+    /// # Errors
+    /// When a device cannot be opened or is named twice, has less memory than it is to
+    /// give, or the budgets exceed a capacity.
+    pub fn open(
+        driver: &Arc<dyn Driver>,
+        config: &HbmConfig,
+        metrics: HbmMetrics,
+    ) -> Result<Self, HbmError> {
+        let (common, broken) = (Common::new(), Arc::<Broken>::default());
+        let mut lanes: Vec<Arc<Lane>> = Vec::new();
+        for budget in &config.devices {
+            let named = || budget.device.clone();
+            let failed = |source| HbmError::Open { device: named(), source };
+            let device = driver.open(&budget.device).map_err(failed)?;
+            let facts = device.facts();
+            let (capacity, total) = (budget.capacity_bytes, facts.total_bytes);
+            if lanes.iter().any(|lane| lane.id.0 == facts.index) {
+                return Err(HbmError::Twice { device: named() });
+            }
+            if !facts.exports {
+                return Err(failed(tpad_cuda::CudaError::NoExport { index: facts.index }));
+            }
+            if capacity > total {
+                return Err(HbmError::Capacity { device: named(), capacity, total });
+            }
+            let budgets = Budgets::of(capacity, &config.class_budgets)?;
+            let pool = Pool::new(Arc::clone(&device), capacity, &common);
+            let keep = Keep::new(budgets, metrics.clone());
+            let lane = Lane::new(device, pool, keep, config.streams, &broken, &metrics);
+            lanes.push(lane.map_err(failed)?);
+        }
+        let (driver, tasks) = (Arc::clone(driver), Tasks::new());
+        Ok(Self { driver, lanes, common, broken, metrics, tasks })
+    }
+
+    /// What drives its devices.
+    #[must_use]
+    pub fn kind(&self) -> DriverKind {
+        self.driver.kind()
+    }
+
+    /// Its devices.
+    pub fn devices(&self) -> impl Iterator<Item = &DeviceFacts> {
+        self.lanes.iter().map(|lane| lane.device.facts())
+    }
+
+    /// The device of this name, if the level has it. Workers name it by its identity.
+    #[must_use]
+    pub fn device(&self, name: &DeviceName) -> Option<DeviceId> {
+        self.devices().find(|facts| name.names(facts)).map(|facts| DeviceId(facts.index))
+    }
+
+    /// What registers host memory with the driver, for
+    /// [`Arena::observe`](tpad_store::Arena::observe). `None` without devices.
+    #[must_use]
+    pub fn host_memory(&self) -> Option<Arc<dyn SlabObserver>> {
+        let lane = self.lanes.first()?;
+        let host = HostMemory::new(Arc::clone(&lane.device), self.metrics.clone());
+        Some(Arc::new(host))
+    }
+
+    /// The block, if it is on the device. Counts as a use. Does not block.
+    #[must_use]
+    pub fn get(&self, id: &BlockId, device: DeviceId) -> Option<DeviceBlock> {
+        let lane = self.lane(device).filter(|_| self.works())?;
+        let found = lane.keep.get(id);
+        self.metrics.looked_up(device, found.is_some());
+        found
+    }
+
+    /// Whether the block is on the device. Without side effects.
+    #[must_use]
+    pub fn contains(&self, id: &BlockId, device: DeviceId) -> bool {
+        self.works() && self.lane(device).is_some_and(|lane| lane.keep.contains(id))
+    }
+
+    /// The devices that have the block. Without side effects.
+    #[must_use]
+    pub fn holders(&self, id: &BlockId) -> Vec<DeviceId> {
+        let holders = self.lanes.iter().filter(|lane| self.contains(id, lane.id));
+        holders.map(|lane| lane.id).collect()
+    }
+
+    /// Copies a verified block from host memory to the device, unless it is there, and
+    /// returns it when the host has seen the copy complete. `None` if it was refused: the
+    /// level is off, the policy would not let the block stay, or there is no room. Blocks
+    /// that somebody holds are never in anyone's way for longer than they are held.
+    ///
+    /// A demand takes the place of what its class used longest ago, and waits for a slot
+    /// and for the copy until its deadline. A prefetch takes the place of what is used
+    /// less often, waits for the copy alone, and is refused where it would have to wait
+    /// for a slot.
+    ///
+    /// Whoever asks at once for the same block gets the same copy. Dropped, the future
+    /// leaves the copy to the others and to the level; its source is kept until it is
+    /// over.
+    ///
+    /// # Errors
+    /// When the level has no such device, or the driver fails. After a sticky error the
+    /// level is off.
+    pub async fn promote(
+        &self,
+        id: &BlockId,
+        class: &CacheClass,
+        bytes: &BlockBytes,
+        device: DeviceId,
+        options: ReadOptions,
+    ) -> Result<Option<DeviceBlock>, HbmError> {
+        let lane = self.lane(device).ok_or(HbmError::NoDevice { device })?;
+        loop {
+            if !self.works() {
+                return Ok(None);
+            }
+            let (flight, leads) = match lane.board(id, options.urgency) {
+                Boarding::Landed(block) => return Ok(Some(block)),
+                Boarding::Joined(flight) => (flight, false),
+                Boarding::Lead(say, flight) => {
+                    let (lane, id, class) = (Arc::clone(lane), *id, class.clone());
+                    let bytes = bytes.clone();
+                    let broken = Arc::clone(&self.broken);
+                    let all = self.lanes.clone();
+                    self.tasks.spawn(async move {
+                        let filled = lane.lead(id, class, bytes, options).await;
+                        if broken.why().is_some() {
+                            all.iter().for_each(|lane| lane.keep.clear());
+                        }
+                        say.send_replace(Some(filled));
+                    });
+                    (flight, true)
+                }
+            };
+            let Flight { urgency, mut outcome } = flight;
+            let Ok(seen) = timeout_at(options.deadline, outcome.wait_for(Option::is_some)).await
+            else {
+                return Ok(None);
+            };
+            // The task ended without a word: the runtime is shutting down.
+            let filled = seen.map_or(Ok(None), |filled| filled.clone().unwrap_or(Ok(None)));
+            let waits_longer = options.urgency == Urgency::Demand && urgency < options.urgency;
+            if leads || !waits_longer || !matches!(filled, Ok(None)) {
+                return filled;
+            }
+            // Refused as somebody's prefetch: this one would wait.
+        }
+    }
+
+    /// Forgets the block on the device; whether it was there. Who holds it keeps it.
+    pub fn remove(&self, id: &BlockId, device: DeviceId) -> bool {
+        self.lane(device).is_some_and(|lane| lane.keep.remove(id))
+    }
+
+    /// Changes what each class may keep on each device; what does not fit is given up.
+    ///
+    /// # Errors
+    /// When the budgets exceed a capacity; nothing changes then.
+    pub fn set_budgets(&self, classes: &BTreeMap<String, u64>) -> Result<(), HbmError> {
+        let budgets = self.lanes.iter().map(|lane| {
+            let budgets = Budgets::of(lane.pool.usage().capacity, classes)?;
+            Ok((lane, budgets))
+        });
+        let budgets: Vec<(&Arc<Lane>, Budgets)> = budgets.collect::<Result<_, HbmError>>()?;
+        for (lane, budgets) in budgets {
+            lane.keep.set_budgets(budgets);
+        }
+        Ok(())
+    }
+
+    /// What is kept on the device; nothing if the level does not have it.
+    #[must_use]
+    pub fn usage(&self, device: DeviceId) -> LevelUsage {
+        self.lane(device).map_or_else(LevelUsage::default, |lane| lane.keep.usage())
+    }
+
+    /// What blocks of a class take on the device, and may take.
+    #[must_use]
+    pub fn kept_of(&self, class: &CacheClass, device: DeviceId) -> LevelUsage {
+        self.lane(device).map_or_else(LevelUsage::default, |lane| lane.keep.kept_of(class))
+    }
+
+    /// Whether it works. Once broken, it stays so until the process is restarted.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.broken.why().map_or(Health::Ok, |why| Health::Broken(why.to_owned()))
+    }
+
+    /// Tells when a slab that a worker has mapped is wanted for something else: see
+    /// [`SharedDeviceSlab::is_wanted`](crate::SharedDeviceSlab::is_wanted).
+    #[must_use]
+    pub fn watch_wanted(&self) -> watch::Receiver<u64> {
+        self.common.watch_wanted()
+    }
+
+    /// What an operator sees. Asks the driver, which takes some microseconds.
+    #[must_use]
+    pub fn status(&self) -> HbmStatus {
+        let device = |lane: &Arc<Lane>| {
+            let (facts, memory, kept) = (lane.device.facts(), lane.pool.usage(), lane.keep.usage());
+            let free = if self.works() { lane.device.memory().ok() } else { None };
+            HbmDeviceStatus {
+                index: lane.id,
+                uuid: facts.uuid,
+                name: facts.name.clone(),
+                capacity_bytes: memory.capacity,
+                mapped_bytes: memory.mapped,
+                held_bytes: memory.held,
+                budget_bytes: kept.capacity,
+                kept_bytes: kept.bytes,
+                blocks: kept.blocks,
+                classes: lane.keep.classes(),
+                total_bytes: facts.total_bytes,
+                free_bytes: free.map(|free| free.free_bytes),
+            }
+        };
+        HbmStatus {
+            mode: self.kind().into(),
+            driver: self.driver.version(),
+            health: self.health(),
+            devices: self.lanes.iter().map(device).collect(),
+        }
+    }
+
+    /// Waits for the fills that are under way. Who fills afterwards is not waited for.
+    pub async fn close(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn works(&self) -> bool {
+        self.broken.why().is_none()
+    }
+
+    fn lane(&self, device: DeviceId) -> Option<&Arc<Lane>> {
+        self.lanes.iter().find(|lane| lane.id == device)
+    }
+}

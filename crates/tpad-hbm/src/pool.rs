@@ -1,0 +1,274 @@
+//! One device's memory: slabs cut into slots of one size.
+//!
+//! A slab is made when a slot is needed and given back when another slot size needs its
+//! room. All slabs together never exceed the capacity; they may stay far below it while
+//! others have the device's memory, and grow when it comes free.
+
+mod state;
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tpad_cuda::{CudaError, CudaErrorKind, Device, Slab};
+
+use self::state::{Plan, State};
+use crate::DeviceId;
+
+pub(crate) use self::state::SlabView;
+
+/// One device's memory.
+pub(crate) struct Pool {
+    device: Arc<dyn Device>,
+    capacity: u64,
+    common: Arc<Common>,
+    state: Mutex<State>,
+    freed: Notify,
+}
+
+/// What the pools of a level have in common.
+#[derive(Debug)]
+pub(crate) struct Common {
+    /// The last slab's number.
+    last_slab: AtomicU64,
+    /// Counts how often slabs were found to be in the way that workers have mapped.
+    wanted: watch::Sender<u64>,
+}
+
+/// Device memory cut into slots of one size.
+#[derive(Debug)]
+pub(crate) struct PoolSlab {
+    pub(crate) id: u64,
+    pub(crate) slot_bytes: u64,
+    pub(crate) memory: Arc<dyn Slab>,
+}
+
+/// A slot that is in use. Its drop makes it free.
+///
+/// Invariant: of all live `Slot`s, no two have the same slab and index. The pool takes
+/// an index from the slab's free list to make one, and only the drop puts it back.
+pub(crate) struct Slot {
+    pool: Arc<Pool>,
+    slab: Arc<PoolSlab>,
+    index: u32,
+    pub(crate) image_bytes: u64,
+}
+
+/// What a pool's memory is used for, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PoolUsage {
+    pub(crate) capacity: u64,
+    /// All slabs.
+    pub(crate) mapped: u64,
+    /// Slots in use: kept, being filled, or still held.
+    pub(crate) held: u64,
+}
+
+/// What became of a wish for a slot.
+#[derive(Debug)]
+pub(crate) enum Grant {
+    /// Here it is.
+    Slot(Slot),
+    /// A slab has to be made first, which blocks.
+    Make(Reserved),
+    /// There is neither a free slot nor room.
+    Short,
+}
+
+/// Room for a slab that is not made yet. Dropped, the room is free again.
+#[derive(Debug)]
+pub(crate) struct Reserved {
+    pool: Arc<Pool>,
+    slot_bytes: u64,
+    bytes: u64,
+    retired: Vec<Arc<PoolSlab>>,
+}
+
+impl Common {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { last_slab: AtomicU64::new(0), wanted: watch::Sender::new(0) })
+    }
+
+    pub(crate) fn watch_wanted(&self) -> watch::Receiver<u64> {
+        self.wanted.subscribe()
+    }
+}
+
+impl Pool {
+    /// Memory of `device` of at most `capacity` bytes, and none yet.
+    pub(crate) fn new(device: Arc<dyn Device>, capacity: u64, common: &Arc<Common>) -> Arc<Self> {
+        let state = Mutex::new(State::new(capacity, device.facts().granularity_bytes));
+        let common = Arc::clone(common);
+        Arc::new(Self { device, capacity, common, state, freed: Notify::new() })
+    }
+
+    pub(crate) fn device_id(&self) -> DeviceId {
+        DeviceId(self.device.facts().index)
+    }
+
+    /// A slot of this size, or what stands in the way.
+    pub(crate) fn grant(self: &Arc<Self>, slot_bytes: u64, image_bytes: u64) -> Grant {
+        let (plan, wants) = {
+            let mut state = self.lock();
+            let before = state.wanted().len();
+            let plan = state.plan(slot_bytes, Instant::now());
+            (plan, state.wanted().len() > before)
+        };
+        if wants {
+            self.common.wanted.send_modify(|count| *count += 1);
+        }
+        match plan {
+            Plan::Take(slab, index) => {
+                Grant::Slot(Slot { pool: Arc::clone(self), slab, index, image_bytes })
+            }
+            Plan::Make { bytes, retired } => {
+                Grant::Make(Reserved { pool: Arc::clone(self), slot_bytes, bytes, retired })
+            }
+            Plan::Short => Grant::Short,
+        }
+    }
+
+    /// Becomes ready when a slot or a slab comes free after this call, once it was
+    /// enabled.
+    pub(crate) fn slot_freed(&self) -> Notified<'_> {
+        self.freed.notified()
+    }
+
+    /// When the device is asked for memory again, after it had none.
+    pub(crate) fn asks_again(&self) -> Option<Instant> {
+        self.lock().asks_again()
+    }
+
+    pub(crate) fn usage(&self) -> PoolUsage {
+        let state = self.lock();
+        PoolUsage { capacity: self.capacity, mapped: state.mapped(), held: state.held() }
+    }
+
+    /// The slabs, for choosing which to empty.
+    pub(crate) fn slabs(&self) -> Vec<SlabView> {
+        self.lock().views()
+    }
+
+    pub(crate) fn wants(&self, slab: u64) -> bool {
+        self.lock().wanted().contains(&slab)
+    }
+
+    pub(crate) fn share(&self, slab: u64) {
+        self.lock().share(slab);
+    }
+
+    pub(crate) fn unshare(&self, slab: u64) {
+        self.lock().unshare(slab);
+        self.freed.notify_waiters();
+    }
+
+    /// Something may be had now that could not before.
+    pub(crate) fn nudge(&self) {
+        self.freed.notify_waiters();
+    }
+
+    fn free(&self, slab: u64, index: u32) {
+        self.lock().free(slab, index);
+        self.freed.notify_waiters();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change under the lock is whole: there is nothing to repair.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reserved {
+    /// Gives back what was retired and makes the slab: as large as reserved if the
+    /// device has so much, and smaller otherwise. Blocks.
+    ///
+    /// # Errors
+    /// When the driver fails, or has not enough memory for one slot: then it is left
+    /// alone for a while, longer each time.
+    pub(crate) fn make(mut self) -> Result<(), CudaError> {
+        self.give_back_retired();
+        let memory = loop {
+            match self.pool.device.create(self.bytes) {
+                Ok(memory) => break memory,
+                Err(error) if error.kind() == CudaErrorKind::OutOfMemory => {
+                    let mut state = self.pool.lock();
+                    match state.smaller(self.slot_bytes, self.bytes) {
+                        Some(smaller) => {
+                            state.abandoned(self.bytes - smaller);
+                            self.bytes = smaller;
+                        }
+                        None => {
+                            state.had_none(Instant::now());
+                            return Err(error);
+                        }
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        debug_assert_eq!(memory.bytes(), self.bytes, "it is a multiple of the granularity");
+        let id = self.pool.common.last_slab.fetch_add(1, Ordering::Relaxed) + 1;
+        self.pool.lock().add(Arc::new(PoolSlab { id, slot_bytes: self.slot_bytes, memory }));
+        // Nothing is reserved any more: the bytes belong to the slab.
+        self.bytes = 0;
+        self.pool.nudge();
+        Ok(())
+    }
+
+    fn give_back_retired(&mut self) {
+        for slab in self.retired.drain(..) {
+            let bytes = slab.memory.bytes();
+            // A retired slab has no slots in use: this is the last reference.
+            drop(slab);
+            self.pool.lock().retired(bytes);
+        }
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.give_back_retired();
+        if self.bytes > 0 {
+            self.pool.lock().abandoned(self.bytes);
+            self.pool.nudge();
+        }
+    }
+}
+
+impl Slot {
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    pub(crate) fn slab(&self) -> &Arc<PoolSlab> {
+        &self.slab
+    }
+
+    /// Where in its slab it begins.
+    pub(crate) fn offset(&self) -> u64 {
+        // In the slab, so it does not overflow.
+        u64::from(self.index) * self.slab.slot_bytes
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.pool.free(self.slab.id, self.index);
+    }
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (slab, index) = (self.slab.id, self.index);
+        f.debug_struct("Slot").field("slab", &slab).field("index", &index).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("usage", &self.usage()).finish_non_exhaustive()
+    }
+}
