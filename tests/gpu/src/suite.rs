@@ -1,0 +1,73 @@
+//! The cases: what must hold of a level on any driver.
+
+mod budgets;
+mod completion;
+mod faults;
+mod fills;
+mod processes;
+
+use std::future::Future;
+use std::pin::Pin;
+
+use anyhow::Result;
+
+use crate::stage::Stage;
+
+/// One thing that must hold.
+#[derive(Clone, Copy)]
+pub struct Case {
+    /// What.
+    pub name: &'static str,
+    run: fn(Stage) -> Running,
+}
+
+type Running = Pin<Box<dyn Future<Output = Result<()>>>>;
+
+impl Case {
+    /// Whether it holds there.
+    ///
+    /// # Errors
+    /// When it does not, with what was found instead.
+    pub async fn run(&self, stage: Stage) -> Result<()> {
+        (self.run)(stage).await
+    }
+}
+
+macro_rules! cases {
+    ($($room:ident: $($name:ident)*;)*) => {
+        /// All of them.
+        pub const CASES: &[Case] = &[
+            $($(Case { name: stringify!($name), run: |stage| Box::pin($room::$name(stage)) },)*)*
+        ];
+    };
+}
+
+cases! {
+    fills:
+        a_block_of_any_size_arrives_whole_and_is_read_where_it_lies
+        whoever_asks_at_once_gets_one_copy
+        callers_that_hang_up_leave_the_copy_to_the_level
+        what_is_held_outlasts_its_eviction
+        host_memory_is_registered_as_long_as_it_is_mapped
+        blocks_live_on_several_devices;
+    budgets:
+        no_schedule_takes_more_than_the_capacity_or_mixes_blocks
+        a_cold_class_does_not_push_out_a_hot_one
+        a_prefetch_does_not_push_out_what_is_used_more_often
+        a_demand_waits_for_a_slot_until_its_deadline_and_a_prefetch_does_not
+        another_slot_size_gets_the_room_of_what_nobody_holds;
+    faults:
+        a_sticky_error_turns_the_level_off_and_blocks_stay_harmless
+        a_device_without_memory_is_asked_again_and_the_level_grows
+        host_memory_that_is_not_registered_is_copied_all_the_same;
+    processes:
+        another_process_reads_what_lies_there_and_cannot_write
+        a_slab_that_a_worker_has_mapped_is_wanted_and_not_given_back
+        killed_workers_leave_no_byte
+        a_daemon_that_is_killed_leaves_right_bytes
+        a_daemon_starts_under_a_worker_that_holds_most_of_the_memory;
+    completion:
+        work_that_was_submitted_reads_what_it_was_to_read
+        without_waiting_it_would_read_something_else
+        leases_go_in_order_and_all_of_them;
+}
