@@ -225,7 +225,9 @@ impl Lane {
                 return Ok(None);
             }
             attempts = 0;
-            let again = self.pool.asks_again().unwrap_or_else(|| Instant::now() + LOOK_AGAIN);
+            let now = Instant::now();
+            let asked = self.pool.asks_again().filter(|again| *again > now);
+            let again = asked.unwrap_or(now + LOOK_AGAIN);
             if timeout_at(options.deadline.min(again), freed).await.is_err()
                 && Instant::now() >= options.deadline
             {

@@ -160,9 +160,13 @@ impl State {
         (bytes > least).then_some((half - half % self.granularity).max(least))
     }
 
-    /// The device had no memory.
+    /// The device had no memory. Several who ask at once are one question.
     pub(super) fn had_none(&mut self, now: Instant) {
-        let pause = self.pause.map_or(FIRST_PAUSE, |(_, pause)| (pause * 2).min(LONGEST_PAUSE));
+        let pause = match self.pause {
+            Some((until, _)) if now < until => return,
+            Some((_, pause)) => (pause * 2).min(LONGEST_PAUSE),
+            None => FIRST_PAUSE,
+        };
         self.pause = Some((now + pause, pause));
     }
 

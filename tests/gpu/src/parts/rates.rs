@@ -37,7 +37,7 @@ pub async fn run(stage: &Stage, log: &Log) -> Result<bool> {
         }
         let total = total / part;
         let sources = (1024 * MIB / part).max(2 * bytes) / bytes;
-        let capacity = (8192 * MIB / part).max(64 * MIB);
+        let capacity = (4096 * MIB / part).max(64 * MIB);
         let scene = stage.scene(capacity, sources * bytes * 5 / 4 + 64 * MIB)?;
         let sources: Vec<BlockBytes> =
             (0..sources).map(|seed| scene.block(seed, bytes)).collect::<Result<_>>()?;
@@ -47,6 +47,10 @@ pub async fn run(stage: &Stage, log: &Log) -> Result<bool> {
         let mut number = 0;
         for round in 0..=ROUNDS {
             let before = rate(total, device.plain_copies(bytes, count)?);
+            if round == 0 {
+                // Until there is a slab for every byte of the capacity.
+                fill(&scene, &sources, &mut number, capacity / bytes, at_once).await?;
+            }
             let took = fill(&scene, &sources, &mut number, count, at_once).await?;
             let filled = rate(total, took);
             let after = rate(total, device.plain_copies(bytes, count)?);
