@@ -176,7 +176,13 @@ fn read(block: &HeldBlock) -> u64 {
 
 /// Says hello back.
 fn welcome(socket: &UnixStream) {
-    let welcome = wire::Welcome { protocol: PROTOCOL, epoch: 1, lease_bytes: 1 << 20, keys: 2 };
+    let welcome = wire::Welcome {
+        protocol: PROTOCOL,
+        epoch: 1,
+        lease_bytes: 1 << 20,
+        keys: 2,
+        ..Default::default()
+    };
     let message = Some(daemon_message::Message::Welcome(welcome));
     let mut writer = FrameWriter::to_worker();
     writer.push(&wire::DaemonMessage { message }, Vec::new()).expect("short");

@@ -106,7 +106,8 @@ impl Worker {
     pub async fn acquire(&mut self, call: u64, model: &str, keys: &[BlockKey]) -> bool {
         let keys = keys.iter().map(Into::into).collect();
         let (model, timeout_ms, generation) = (model.to_owned(), 10_000, 0);
-        let acquire = wire::Acquire { call, model, generation, keys, timeout_ms };
+        let device = String::new();
+        let acquire = wire::Acquire { call, model, generation, keys, timeout_ms, device };
         self.say(worker_message::Message::Acquire(acquire)).await
     }
 

@@ -211,6 +211,7 @@ impl Handoff {
             generation: generation.unwrap_or(0),
             keys: keys.iter().map(Into::into).collect(),
             timeout_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
+            device: String::new(),
         };
         let (answer, answered) = oneshot::channel();
         let link = Arc::clone(&self.link);

@@ -51,7 +51,13 @@ fn whoever_breaks_the_protocol_is_refused_and_harms_nobody() {
         // Leases and slabs of nobody are passed over.
         let mut liar = Worker::welcome(&socket).await;
         assert!(liar.say(Message::Release(wire::Release { leases: (0..5000).collect() })).await);
-        assert!(liar.say(Message::Forgotten(wire::Forgotten { slabs: (0..5000).collect() })).await);
+        assert!(
+            liar.say(Message::Forgotten(wire::Forgotten {
+                slabs: (0..5000).collect(),
+                device_slabs: (0..5000).collect()
+            }))
+            .await
+        );
         assert!(liar.acquire(2, "mixtral", &vec![keys[0].clone(); 300]).await);
         honest(&stage, &keys).await;
         let began = Instant::now();

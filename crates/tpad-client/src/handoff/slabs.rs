@@ -41,7 +41,7 @@ impl Slabs {
 
     /// Maps a slab. The descriptor is not needed any more then.
     pub(super) fn map(&self, slab: &wire::Slab, file: OwnedFd) -> Result<(), Error> {
-        let wire::Slab { slab: id, bytes, slot_bytes } = *slab;
+        let (id, bytes, slot_bytes) = (slab.slab, slab.bytes, slab.slot_bytes);
         let wrong = |error: io::Error| Error::protocol(format!("slab {id}"), format!("{error}"));
         let mapping = Mapping::new(file.as_fd(), bytes).map_err(wrong)?;
         let slab = Slab { mapping, slot_bytes, _gone: Gone(Arc::clone(&self.shared)) };
@@ -120,7 +120,7 @@ mod tests {
         let file = memfd_create("slab", flags).expect("a memfd");
         ftruncate(&file, 8192).expect("it is writable");
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::FUTURE_WRITE).expect("sealed");
-        (wire::Slab { slab, bytes: 8192, slot_bytes: 4096 }, file)
+        (wire::Slab { slab, bytes: 8192, slot_bytes: 4096, device: String::new() }, file)
     }
 
     #[tokio::test]

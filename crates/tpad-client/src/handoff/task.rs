@@ -156,7 +156,10 @@ impl Task {
         }
         let slabs = self.slabs.forgotten();
         if !slabs.is_empty() {
-            self.send(worker_message::Message::Forgotten(wire::Forgotten { slabs }))?;
+            self.send(worker_message::Message::Forgotten(wire::Forgotten {
+                slabs,
+                ..Default::default()
+            }))?;
         }
         Ok(())
     }
@@ -308,7 +311,7 @@ fn passed<T>(result: io::Result<T>, instead: T) -> io::Result<T> {
 }
 
 fn daemon(welcome: &wire::Welcome) -> Result<DaemonSide, Error> {
-    let wire::Welcome { protocol, epoch, lease_bytes, keys } = *welcome;
+    let wire::Welcome { protocol, epoch, lease_bytes, keys, .. } = *welcome;
     if protocol != PROTOCOL {
         let what = format!("the daemon speaks version {protocol}, this client {PROTOCOL}");
         return Err(Error::protocol("handoff", what));

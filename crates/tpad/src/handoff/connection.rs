@@ -255,7 +255,10 @@ impl Connection {
         if slabs.is_empty() {
             return Ok(());
         }
-        self.send(daemon_message::Message::Forget(wire::Forget { slabs }), Vec::new())?;
+        self.send(
+            daemon_message::Message::Forget(wire::Forget { slabs, ..Default::default() }),
+            Vec::new(),
+        )?;
         self.flush()
     }
 }

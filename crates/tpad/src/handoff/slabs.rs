@@ -94,7 +94,8 @@ impl Slabs {
 
 fn described(slab: &SharedSlab) -> io::Result<(Slab, OwnedFd)> {
     let (bytes, slot_bytes) = (slab.bytes(), slab.slot_bytes());
-    Ok((Slab { slab: slab.id(), bytes, slot_bytes }, slab.descriptor()?))
+    let described = Slab { slab: slab.id(), bytes, slot_bytes, device: String::new() };
+    Ok((described, slab.descriptor()?))
 }
 
 #[cfg(test)]

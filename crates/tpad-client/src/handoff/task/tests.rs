@@ -57,7 +57,13 @@ async fn pair(directory: &Path) -> (Handoff, Peer) {
         let (reader, writer) = (FrameReader::of_worker(), FrameWriter::to_worker());
         let mut peer = Peer { socket, reader, writer };
         assert!(matches!(peer.read().await, Some(worker_message::Message::Hello(_))));
-        let welcome = wire::Welcome { protocol: PROTOCOL, epoch: 9, lease_bytes: 1 << 20, keys: 4 };
+        let welcome = wire::Welcome {
+            protocol: PROTOCOL,
+            epoch: 9,
+            lease_bytes: 1 << 20,
+            keys: 4,
+            devices: Vec::new(),
+        };
         peer.write(daemon_message::Message::Welcome(welcome), Vec::new()).await;
         peer
     };
@@ -109,7 +115,7 @@ fn lease_of(key: &BlockKey, lease: u64, offset: u64) -> wire::Outcome {
 
 fn acquired(call: u64, outcomes: Vec<wire::Outcome>, slabs: bool) -> daemon_message::Message {
     let slabs = slabs
-        .then_some(wire::Slab { slab: 1, bytes: 8192, slot_bytes: 4096 })
+        .then_some(wire::Slab { slab: 1, bytes: 8192, slot_bytes: 4096, device: String::new() })
         .into_iter()
         .collect();
     let (revision, generation) = (2, 3);
@@ -142,7 +148,11 @@ async fn a_block_is_read_in_place_and_given_back_with_its_last_clone() {
     assert_eq!((tensor.name, tensor.shape, tensor.bytes), ("w", &[256][..], IMAGE));
 
     // Asked for while it is read, the slab is given up with the block.
-    peer.write(daemon_message::Message::Forget(wire::Forget { slabs: vec![1] }), Vec::new()).await;
+    peer.write(
+        daemon_message::Message::Forget(wire::Forget { slabs: vec![1], ..Default::default() }),
+        Vec::new(),
+    )
+    .await;
     let clone = block.clone();
     drop(block);
     tokio::task::yield_now().await;

@@ -140,8 +140,12 @@ impl Shared {
         worker: &Worker,
         acquire: wire::Acquire,
     ) -> Result<(Arc<Generation>, Acquired), Failure> {
-        let wire::Acquire { model, generation: asked, keys, timeout_ms, call: _ } = acquire;
+        let wire::Acquire { model, generation: asked, keys, timeout_ms, device, call: _ } = acquire;
         let wrong = |message: &str| answer::refused(Code::InvalidArgument, message);
+        if !device.is_empty() {
+            let message = format!("device {device:?}: this daemon hands over no GPU's memory");
+            return Err(answer::refused(Code::FailedPrecondition, &message));
+        }
         let read = |(n, key): (usize, tpad_proto::v1::BlockKey)| {
             BlockKey::try_from(key).map_err(|error| wrong(&format!("keys[{n}]: {error}")))
         };
