@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 use tpad_manifest::BlockId;
-use tpad_store::Urgency;
+use tpad_store::{ReadOptions, Urgency};
 
 use crate::{DeviceBlock, HbmError};
 
@@ -19,7 +19,8 @@ pub(crate) struct Flights(Mutex<HashMap<BlockId, Flight>>);
 /// A fill that others may wait for, too.
 #[derive(Clone, Debug)]
 pub(crate) struct Flight {
-    pub(crate) urgency: Urgency,
+    /// How whoever began it waits.
+    pub(crate) options: ReadOptions,
     pub(crate) outcome: watch::Receiver<Option<Filled>>,
 }
 
@@ -33,6 +34,15 @@ pub(crate) enum Boarding {
     Lead(watch::Sender<Option<Filled>>, Flight),
 }
 
+impl Flight {
+    /// Whether a fill with these options would wait where this one is refused.
+    pub(crate) fn is_outwaited_by(&self, options: ReadOptions) -> bool {
+        options.urgency == Urgency::Demand
+            && (self.options.urgency == Urgency::Prefetch
+                || self.options.deadline < options.deadline)
+    }
+}
+
 impl Flights {
     /// Joins the block's flight, or begins one. `landed` is asked under the lock under
     /// which flights end, and a flight ends after its block was published: so none is
@@ -40,7 +50,7 @@ impl Flights {
     pub(crate) fn board(
         &self,
         id: &BlockId,
-        urgency: Urgency,
+        options: ReadOptions,
         landed: impl FnOnce() -> Option<DeviceBlock>,
     ) -> Boarding {
         let mut flights = self.lock();
@@ -51,7 +61,7 @@ impl Flights {
             return Boarding::Landed(block);
         }
         let (say, outcome) = watch::channel(None);
-        let flight = Flight { urgency, outcome };
+        let flight = Flight { options, outcome };
         flights.insert(*id, flight.clone());
         Boarding::Lead(say, flight)
     }

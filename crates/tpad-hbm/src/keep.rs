@@ -54,6 +54,17 @@ struct Stay {
     units: u32,
 }
 
+/// What became of a wish to keep a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reservation {
+    /// Its stay, by its generation, has begun: it is to be published or ended.
+    Stay(u64),
+    /// Its budget is taken up by other fills, and is not when they are over.
+    Full,
+    /// The policy would not let it stay.
+    Refused,
+}
+
 impl Keep {
     pub(crate) fn new(budgets: Budgets, metrics: HbmMetrics) -> Self {
         let shared = Arc::new(Shared { table: Mutex::default(), metrics });
@@ -74,34 +85,35 @@ impl Keep {
         self.shared.table().contains(id)
     }
 
-    /// Makes room within its budget for a block that is to be copied; its stay, unless
-    /// the policy would not let it stay. A demand takes the place of what its budget
-    /// keeps and nobody used for the longest time, a prefetch only of what is used less
-    /// often.
+    /// Makes room within its budget for a block that is to be copied. A demand takes the
+    /// place of what its budget keeps and nobody used for the longest time, a prefetch
+    /// only of what is used less often.
     pub(crate) fn reserve(
         &self,
         id: &BlockId,
         class: &CacheClass,
         slot_bytes: u64,
         urgency: Urgency,
-    ) -> Option<u64> {
+    ) -> Reservation {
         let policy = self.policy();
         if slot_bytes > policy.budgets.budget(class) {
-            return None;
+            return Reservation::Refused;
         }
-        if urgency == Urgency::Demand {
+        if urgency == Urgency::Prefetch {
+            let begun = policy.begin(id, class, slot_bytes, &self.shared);
+            return begun.map_or(Reservation::Refused, Reservation::Stay);
+        }
+        // Others may take the room that was made.
+        for _ in 0..ROUNDS {
             policy.make_room(class, slot_bytes, &self.shared);
+            if policy.is_over(class, slot_bytes, &self.shared) {
+                break;
+            }
+            if let Some(generation) = policy.begin(id, class, slot_bytes, &self.shared) {
+                return Reservation::Stay(generation);
+            }
         }
-        let generation = self.shared.table().reserve(*id, class, slot_bytes)?;
-        let cache = policy.cache(class);
-        // Counted as a wish: who is wanted often enough is let in.
-        cache.get(id);
-        policy.insert(id, class, generation, slot_bytes, &self.shared);
-        if policy.is_over(class, 0, &self.shared) {
-            // Nothing but other fills to give up.
-            self.end(id, generation);
-        }
-        self.shared.table().is_current(id, generation).then_some(generation)
+        Reservation::Full
     }
 
     /// The block arrived; whether its stay goes on.
@@ -256,6 +268,27 @@ impl Policy {
 
     fn cache(&self, class: &CacheClass) -> &Cache<BlockId, Stay> {
         self.classes.get(class.as_str()).unwrap_or(&self.rest)
+    }
+
+    /// Begins a stay; its generation, unless it had to go again at once.
+    fn begin(
+        &self,
+        id: &BlockId,
+        class: &CacheClass,
+        slot_bytes: u64,
+        shared: &Shared,
+    ) -> Option<u64> {
+        let generation = shared.table().reserve(*id, class, slot_bytes)?;
+        let cache = self.cache(class);
+        // Counted as a wish: who is wanted often enough is let in.
+        cache.get(id);
+        self.insert(id, class, generation, slot_bytes, shared);
+        if self.is_over(class, 0, shared) {
+            // Nothing but other fills to give up.
+            shared.give_up(id, Some(generation));
+            cache.invalidate(id);
+        }
+        shared.table().is_current(id, generation).then_some(generation)
     }
 
     /// Takes up a stay that began in the table, and gives up others for it, or it.

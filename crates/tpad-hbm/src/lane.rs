@@ -12,7 +12,7 @@ use tpad_manifest::BlockId;
 use tpad_store::{BlockBytes, CacheClass, ReadOptions, Urgency, slot_bytes};
 
 use crate::flights::{Boarding, Filled, Flights};
-use crate::keep::{Candidate, Keep};
+use crate::keep::{Candidate, Keep, Reservation};
 use crate::metrics::FillOutcome;
 use crate::pool::{Grant, Pool, SlabView, Slot};
 use crate::{DeviceBlock, DeviceId, HbmError, HbmMetrics};
@@ -81,8 +81,8 @@ impl Lane {
         }))
     }
 
-    pub(crate) fn board(&self, id: &BlockId, urgency: Urgency) -> Boarding {
-        self.flights.board(id, urgency, || self.keep.get(id))
+    pub(crate) fn board(&self, id: &BlockId, options: ReadOptions) -> Boarding {
+        self.flights.board(id, options, || self.keep.get(id))
     }
 
     /// Brings the block here for all who joined the flight, and ends it.
@@ -125,10 +125,15 @@ impl Lane {
         began: Instant,
     ) -> Result<(FillOutcome, Option<DeviceBlock>), CudaError> {
         /// A stay that ends unless the block arrives.
-        struct Stay<'a>(&'a Keep, BlockId, u64);
+        struct Stay<'a> {
+            lane: &'a Lane,
+            id: BlockId,
+            generation: u64,
+        }
         impl Drop for Stay<'_> {
             fn drop(&mut self) {
-                self.0.end(&self.1, self.2);
+                self.lane.keep.end(&self.id, self.generation);
+                self.lane.pool.nudge();
             }
         }
         let Some(slot_bytes) = slot_bytes(bytes.len() as u64) else {
@@ -143,10 +148,24 @@ impl Lane {
         if permit.is_none() {
             return Ok((FillOutcome::no_room, None));
         }
-        let Some(generation) = self.keep.reserve(&id, class, slot_bytes, options.urgency) else {
-            return Ok((FillOutcome::not_admitted, None));
+        let generation = loop {
+            let freed = self.pool.slot_freed();
+            tokio::pin!(freed);
+            // What ends after this is heard.
+            freed.as_mut().enable();
+            match self.keep.reserve(&id, class, slot_bytes, options.urgency) {
+                Reservation::Stay(generation) => break generation,
+                Reservation::Full => {
+                    let again = options.deadline.min(Instant::now() + LOOK_AGAIN);
+                    let _freed = timeout_at(again, freed).await;
+                    if Instant::now() >= options.deadline || self.broken.why().is_some() {
+                        return Ok((FillOutcome::no_room, None));
+                    }
+                }
+                Reservation::Refused => return Ok((FillOutcome::not_admitted, None)),
+            }
         };
-        let stay = Stay(&self.keep, id, generation);
+        let stay = Stay { lane: self, id, generation };
         let image_bytes = bytes.len() as u64;
         let Some(slot) = self.slot(slot_bytes, image_bytes, class, options).await? else {
             return Ok((FillOutcome::no_room, None));

@@ -7,12 +7,10 @@ use tokio::sync::watch;
 use tokio::time::timeout_at;
 use tpad_cuda::{DeviceFacts, DeviceName, Driver, DriverKind};
 use tpad_manifest::BlockId;
-use tpad_store::{
-    BlockBytes, CacheClass, Health, LevelUsage, ReadOptions, SlabObserver, Tasks, Urgency,
-};
+use tpad_store::{BlockBytes, CacheClass, Health, LevelUsage, ReadOptions, SlabObserver, Tasks};
 
 use crate::budget::Budgets;
-use crate::flights::{Boarding, Flight};
+use crate::flights::Boarding;
 use crate::keep::Keep;
 use crate::lane::{Broken, Lane};
 use crate::pool::{Common, Pool};
@@ -148,7 +146,7 @@ impl HbmLevel {
             if !self.works() {
                 return Ok(None);
             }
-            let (flight, leads) = match lane.board(id, options.urgency) {
+            let (flight, leads) = match lane.board(id, options) {
                 Boarding::Landed(block) => return Ok(Some(block)),
                 Boarding::Joined(flight) => (flight, false),
                 Boarding::Lead(say, flight) => {
@@ -166,18 +164,15 @@ impl HbmLevel {
                     (flight, true)
                 }
             };
-            let Flight { urgency, mut outcome } = flight;
-            let Ok(seen) = timeout_at(options.deadline, outcome.wait_for(Option::is_some)).await
-            else {
-                return Ok(None);
-            };
-            // The task ended without a word: the runtime is shutting down.
-            let filled = seen.map_or(Ok(None), |filled| filled.clone().unwrap_or(Ok(None)));
-            let waits_longer = options.urgency == Urgency::Demand && urgency < options.urgency;
-            if leads || !waits_longer || !matches!(filled, Ok(None)) {
+            let mut outcome = flight.outcome.clone();
+            let seen = timeout_at(options.deadline, outcome.wait_for(Option::is_some)).await;
+            // Too late; or, without a word, the runtime is shutting down.
+            let Ok(Ok(filled)) = seen else { return Ok(None) };
+            let filled = filled.clone().unwrap_or(Ok(None));
+            if leads || !flight.is_outwaited_by(options) || !matches!(filled, Ok(None)) {
                 return filled;
             }
-            // Refused as somebody's prefetch: this one would wait.
+            // Refused as somebody's who would wait less.
         }
     }
 

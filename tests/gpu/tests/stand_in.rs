@@ -48,6 +48,7 @@ on_the_stand_in! {
     a_cold_class_does_not_push_out_a_hot_one
     a_prefetch_does_not_push_out_what_is_used_more_often
     a_demand_waits_for_a_slot_until_its_deadline_and_a_prefetch_does_not
+    more_demands_at_once_than_there_is_room_for_all_arrive
     another_slot_size_gets_the_room_of_what_nobody_holds
     a_sticky_error_turns_the_level_off_and_blocks_stay_harmless
     a_device_without_memory_is_asked_again_and_the_level_grows

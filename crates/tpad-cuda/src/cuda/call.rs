@@ -4,10 +4,11 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::sync::OnceLock;
 
 use cudarc::driver::sys::{
-    self, CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction,
-    CUmemAccessDesc, CUmemAllocationHandleType, CUmemAllocationProp, CUmemGenericAllocationHandle,
-    CUmodule, CUstream, CUuuid,
+    self, CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUmemAccessDesc,
+    CUmemAllocationHandleType, CUmemAllocationProp, CUmemGenericAllocationHandle, CUstream, CUuuid,
 };
+#[cfg(feature = "testing")]
+use cudarc::driver::sys::{CUfunction, CUmodule};
 
 use crate::{CudaError, Unavailable};
 
@@ -15,11 +16,11 @@ use crate::{CudaError, Unavailable};
 pub(super) type Code = u32;
 
 macro_rules! calls {
-    ($($name:ident = $symbol:literal ($($argument:ty),*);)*) => {
+    ($($(#[$if:meta])? $name:ident = $symbol:literal ($($argument:ty),*);)*) => {
         /// The functions, by the names of `cuda.h`.
         #[derive(Debug)]
         pub(super) struct Calls {
-            $(pub(super) $name: unsafe extern "C" fn($($argument),*) -> Code,)*
+            $($(#[$if])? pub(super) $name: unsafe extern "C" fn($($argument),*) -> Code,)*
             /// Since CUDA 12.5.
             pub(super) ctx_record_event: Option<unsafe extern "C" fn(CUcontext, CUevent) -> Code>,
         }
@@ -35,7 +36,7 @@ macro_rules! calls {
                 // SAFETY: as above; it was just found, so this does not panic.
                 let library = unsafe { sys::culib() };
                 Ok(Self {
-                    $($name: {
+                    $($(#[$if])? $name: {
                         // SAFETY: `cuda.h` declares the function so, and a symbol of
                         // this name keeps its signature: new ones get a new suffix.
                         let found = unsafe {
@@ -112,13 +113,21 @@ calls! {
     event_record = "cuEventRecord"(CUevent, CUstream);
     event_query = "cuEventQuery"(CUevent);
     event_synchronize = "cuEventSynchronize"(CUevent);
+    #[cfg(feature = "testing")]
     host_alloc = "cuMemHostAlloc"(*mut *mut c_void, usize, c_uint);
+    #[cfg(feature = "testing")]
     host_free = "cuMemFreeHost"(*mut c_void);
+    #[cfg(feature = "testing")]
     mem_alloc = "cuMemAlloc_v2"(*mut CUdeviceptr, usize);
+    #[cfg(feature = "testing")]
     mem_free = "cuMemFree_v2"(CUdeviceptr);
+    #[cfg(feature = "testing")]
     module_load = "cuModuleLoadData"(*mut CUmodule, *const c_void);
+    #[cfg(feature = "testing")]
     module_unload = "cuModuleUnload"(CUmodule);
+    #[cfg(feature = "testing")]
     module_get_function = "cuModuleGetFunction"(*mut CUfunction, CUmodule, *const c_char);
+    #[cfg(feature = "testing")]
     launch_kernel = "cuLaunchKernel"(
         CUfunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, CUstream,
         *mut *mut c_void, *mut *mut c_void

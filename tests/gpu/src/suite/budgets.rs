@@ -17,7 +17,7 @@ pub(super) async fn no_schedule_takes_more_than_the_capacity_or_mixes_blocks(
     let sizes = [4096, 300 * 1024, MIB, 2 * MIB, 5 * MIB];
     let mut held: VecDeque<(u64, DeviceBlock)> = VecDeque::new();
     let mut random = 0x2545_F491_4F6C_DD1D_u64;
-    for _ in 0..600 {
+    for _ in 0..300 {
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
@@ -137,6 +137,23 @@ pub(super) async fn a_demand_waits_for_a_slot_until_its_deadline_and_a_prefetch_
     let (block, ()) = tokio::join!(ask(demand(30)), release);
     ensure!(began.elapsed() >= Duration::from_millis(200), "it waited for who held one");
     check(&block?.context("a slot came free")?, 10)
+}
+
+pub(super) async fn more_demands_at_once_than_there_is_room_for_all_arrive(
+    stage: Stage,
+) -> Result<()> {
+    let scene = stage.scene(16 * MIB, 64 * MIB)?;
+    let sources: Vec<_> = (0..16).map(|seed| scene.block(seed, 3 * MIB)).collect::<Result<_>>()?;
+    let asking = (0..).zip(&sources).map(|(seed, source)| {
+        let scene = &scene;
+        async move {
+            let block = scene.promote(seed, "a", source, scene.device, demand(30)).await?;
+            check(&block.context("it waits for its turn")?, seed)
+        }
+    });
+    futures::future::try_join_all(asking).await?;
+    ensure!(scene.level.status().devices[0].mapped_bytes <= 16 * MIB);
+    Ok(())
 }
 
 pub(super) async fn another_slot_size_gets_the_room_of_what_nobody_holds(
