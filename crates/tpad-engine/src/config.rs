@@ -6,7 +6,7 @@ use std::time::Duration;
 use tpad_manifest::TierId;
 use tpad_store::{HierarchyConfig, NvmeConfig, OriginOptions};
 
-use crate::LeaseBounds;
+use crate::{DeviceMemory, LeaseBounds};
 
 /// Everything that an engine needs to start.
 #[derive(Clone, Debug)]
@@ -17,6 +17,8 @@ pub struct EngineConfig {
     pub store: HierarchyConfig,
     /// The level on local disk, if there is one.
     pub nvme: Option<NvmeConfig>,
+    /// GPU memory.
+    pub devices: DeviceMemory,
     /// What to do with a tier over its parameter budget.
     pub budget_enforcement: BudgetEnforcement,
     /// When the engine says that it is ready.
@@ -113,6 +115,7 @@ impl EngineConfig {
             models,
             store,
             nvme: None,
+            devices: DeviceMemory::default(),
             budget_enforcement: BudgetEnforcement::default(),
             ready_when: ReadyWhen::default(),
             follow: Some(Duration::from_secs(30)),

@@ -24,8 +24,8 @@ use crate::model::{Loader, Model, ModelView};
 use crate::pins::Pins;
 use crate::placement::{Levels, keep_placing};
 use crate::{
-    EngineConfig, EngineError, EngineMetrics, ModelStatus, ProcessStatus, Readiness, ReadyWhen,
-    Status, Worker, WorkerName,
+    DeviceMemory, EngineConfig, EngineError, EngineMetrics, ModelStatus, ProcessStatus, Readiness,
+    ReadyWhen, Status, Worker, WorkerName,
 };
 
 /// Documents and index segments checked at a time: BLAKE3 and the bounds of a million records
@@ -89,6 +89,7 @@ impl Engine {
             models,
             store,
             nvme,
+            devices,
             budget_enforcement,
             ready_when,
             follow,
@@ -105,10 +106,15 @@ impl Engine {
         let nvme = nvme.map(|nvme| NvmeLevel::open(nvme, store_metrics.clone())).transpose()?;
         let lower = nvme.iter().map(|level| Arc::clone(level) as Arc<dyn Level>).collect();
         let hierarchy = Hierarchy::new(store, lower, store_metrics.clone())?;
+        if let Some(host) = devices.level().and_then(|level| level.host_memory()) {
+            // Nothing lies there yet.
+            hierarchy.dram().arena().observe(host);
+        }
         let kept = Kept::on(nvme.as_ref().map(|level| level.documents()));
         let (stop, tasks) = (CancellationToken::new(), Tasks::new());
         let shared = Shared {
             hierarchy: Arc::clone(&hierarchy),
+            devices: devices.clone(),
             store_metrics,
             metrics,
             bounds,
@@ -119,7 +125,7 @@ impl Engine {
             file_reads: Arc::new(Semaphore::new(FILES_AT_ONCE)),
             kept,
         };
-        let levels = Levels { hierarchy: Arc::clone(&hierarchy), nvme, divided };
+        let levels = Levels { hierarchy: Arc::clone(&hierarchy), nvme, devices, divided };
         let pins = Pins::new(Arc::clone(&hierarchy), shared.metrics.clone());
         let leases = Leases::new(leases, Arc::clone(&hierarchy), shared.metrics.clone());
         tasks.spawn(Arc::clone(&pins).expire(stop.clone()));
@@ -203,6 +209,7 @@ impl Engine {
             pinned: self.pins.held(),
             pins: self.pins.status(),
             leases: self.leases.status(),
+            hbm: self.levels.devices.status(),
             store: self.hierarchy.status(),
         }
     }
@@ -218,6 +225,20 @@ impl Engine {
     #[must_use]
     pub fn worker(&self, name: WorkerName, directories: bool) -> Worker {
         self.leases.worker(name, directories)
+    }
+
+    /// The GPUs on which blocks can be acquired, by UUID.
+    #[must_use]
+    pub fn devices(&self) -> Vec<String> {
+        let level = self.levels.devices.level();
+        let devices = level.into_iter().flat_map(|level| level.devices());
+        devices.map(|facts| facts.uuid.to_string()).collect()
+    }
+
+    /// GPU memory.
+    #[must_use]
+    pub fn device_memory(&self) -> &DeviceMemory {
+        &self.levels.devices
     }
 
     /// Another number after each start: what is shared with workers belongs to one.
@@ -261,6 +282,9 @@ impl Engine {
         self.loader.changed();
         self.tasks.wait().await;
         self.hierarchy.shutdown().await;
+        if let Some(level) = self.levels.devices.level() {
+            level.close().await;
+        }
     }
 
     pub(crate) fn model(&self, name: &str) -> Result<Arc<Model>, EngineError> {

@@ -252,6 +252,34 @@ pub enum EngineError {
         /// How many it may hold.
         limit: usize,
     },
+    /// Blocks are asked for on a device that the daemon has not.
+    #[error(
+        "there is no device {device:?} here: {reason}; acquire blocks in host memory, or name one of these"
+    )]
+    NoDevice {
+        /// As it was named.
+        device: String,
+        /// What there is.
+        reason: String,
+    },
+    /// A device has no room for a block.
+    #[error(
+        "{key} has no room on device {device}: release leases there, lease fewer at a time, or raise levels.hbm.capacity"
+    )]
+    DeviceFull {
+        /// The block.
+        key: BlockKey,
+        /// Its index.
+        device: u32,
+    },
+    /// A block could not be copied to a device.
+    #[error("{key} was not copied: {source}; acquire it in host memory")]
+    Device {
+        /// The block.
+        key: BlockKey,
+        /// What the level says.
+        source: tpad_hbm::HbmError,
+    },
     /// The caller's deadline passed.
     #[error("the deadline passed while {what}")]
     Deadline {
@@ -338,7 +366,10 @@ impl EngineError {
             | Self::PinRefused { .. }
             | Self::TooManyPins { .. }
             | Self::LeasesFull { .. }
+            | Self::DeviceFull { .. }
             | Self::TooManyLeases { .. } => ErrorKind::ResourceExhausted,
+            Self::NoDevice { .. } => ErrorKind::FailedPrecondition,
+            Self::Device { source, .. } => source.kind(),
             Self::ModelLoading { .. } | Self::ModelFailed { .. } | Self::Stopping => {
                 ErrorKind::Unavailable
             }
@@ -399,6 +430,9 @@ impl EngineError {
             Self::UnknownPin { .. } => "PIN_NOT_FOUND",
             Self::LeasesFull { .. } => "LEASES_FULL",
             Self::TooManyLeases { .. } => "TOO_MANY_LEASES",
+            Self::NoDevice { .. } => "DEVICE_NOT_FOUND",
+            Self::DeviceFull { .. } => "DEVICE_FULL",
+            Self::Device { .. } => "DEVICE_FAILED",
             Self::PageToken => "PAGE_TOKEN_INVALID",
             Self::StalePage { .. } => "PAGE_TOKEN_STALE",
             Self::Deadline { .. } => "DEADLINE_EXCEEDED",

@@ -31,7 +31,7 @@ use tpad_store::{
 use crate::kept::Kept;
 use crate::placement::Places;
 use crate::shelf::Shelf;
-use crate::{Bounds, EngineError, EngineMetrics, TierReads};
+use crate::{Bounds, DeviceMemory, EngineError, EngineMetrics, TierReads};
 
 pub(crate) use self::addresses::Addresses;
 pub(crate) use self::index::index_range;
@@ -78,6 +78,7 @@ pub struct Generation {
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) hierarchy: Arc<Hierarchy>,
+    pub(crate) devices: DeviceMemory,
     /// Where origins count their retries.
     pub(crate) store_metrics: StoreMetrics,
     pub(crate) metrics: EngineMetrics,
@@ -334,8 +335,18 @@ impl Generation {
     }
 
     fn count_served(&self, class: &CacheClass, served: &Served) {
-        self.shared.metrics.served(class.as_str(), served.medium, served.bytes.len());
-        self.tally.count(class.as_str(), served.medium);
+        self.count_bytes(class, served.medium, served.bytes.len());
+    }
+
+    /// Counts a block that was found there as a request's.
+    pub(crate) fn count_found(&self, key: &BlockKey, medium: Medium, bytes: u64) {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.count_bytes(&self.class(key), medium, bytes);
+    }
+
+    fn count_bytes(&self, class: &CacheClass, medium: Medium, bytes: usize) {
+        self.shared.metrics.served(class.as_str(), medium, bytes);
+        self.tally.count(class.as_str(), medium);
     }
 
     /// A block as [`Generation::read`] reads it, which is not counted as a
@@ -358,7 +369,15 @@ impl Generation {
     /// Where a read would find the block now: a level, or the object store.
     #[must_use]
     pub fn medium_of(&self, record: &BlockRecord) -> Medium {
+        if self.shared.devices.has(&record.id) {
+            return Medium::Hbm;
+        }
         self.shared.hierarchy.resident(&record.id).unwrap_or(Medium::ObjectStore)
+    }
+
+    /// GPU memory, where blocks can be copied.
+    pub(crate) fn device_memory(&self) -> &DeviceMemory {
+        &self.shared.devices
     }
 
     /// A small file that the manifest lists, verified.

@@ -8,6 +8,7 @@ mod acquire;
 mod bounds;
 mod direct;
 mod ledger;
+mod on_device;
 mod status;
 
 use std::collections::{BTreeMap, HashSet};
@@ -23,12 +24,18 @@ pub use self::bounds::{LeaseBounds, LeaseHolder};
 use self::direct::Direct;
 pub use self::direct::DirectoryOffer;
 use self::ledger::{Full, Ledger};
+use self::on_device::DeviceLease;
+pub use self::on_device::{DeviceAcquired, DeviceLeased};
 pub use self::status::{LeaseStatus, WorkerName, WorkerStatus};
 use crate::{Block, EngineError, EngineMetrics};
 
 /// Leases of one worker: enough for each expert of the largest models several times.
 /// One that is leased again takes no more memory of blocks, but some for the record.
 const WORKER_LEASES: usize = 1 << 16;
+
+/// Blocks on their way to devices at a time: twice what keeps a bus busy with blocks of
+/// 1 MiB.
+const DEVICE_FILLS: usize = 64;
 
 /// What slots are multiples of.
 const PAGE_BYTES: u64 = 4096;
@@ -47,6 +54,10 @@ pub(crate) struct Leases {
     /// Pages that batches may hold while they wait: as many as may be leased. A batch
     /// takes what it needs at once.
     shares: Arc<Semaphore>,
+    /// A batch that holds blocks of a device while it waits for others has it.
+    device_turn: tokio::sync::Mutex<()>,
+    /// Bounds the blocks in host memory that wait for a device.
+    device_fills: Semaphore,
     hierarchy: Arc<Hierarchy>,
     /// Tells this process from others: what memory is shared under.
     epoch: u64,
@@ -82,6 +93,7 @@ struct WorkerState {
 #[derive(Debug, Default)]
 struct Held {
     leases: BTreeMap<u64, Lease>,
+    on_devices: BTreeMap<u64, DeviceLease>,
     ledger: Ledger,
 }
 
@@ -120,6 +132,8 @@ impl Leases {
             all: Mutex::default(),
             workers: Mutex::default(),
             shares: Arc::new(Semaphore::new(pages(bounds.bytes) as usize)),
+            device_turn: tokio::sync::Mutex::new(()),
+            device_fills: Semaphore::new(DEVICE_FILLS),
             hierarchy,
             epoch: epoch(),
             direct: Mutex::default(),
@@ -201,7 +215,7 @@ impl Worker {
         let direct = others(self.state.held_directly());
         let all_direct = others(lock(&all.direct).clone());
         let mut held = lock(&self.state.held);
-        if held.leases.len() + places.len() > WORKER_LEASES {
+        if held.leases.len() + held.on_devices.len() + places.len() > WORKER_LEASES {
             return Err(EngineError::TooManyLeases { limit: WORKER_LEASES });
         }
         let full =
@@ -232,6 +246,17 @@ impl Worker {
         let ended: Vec<Lease> =
             leases.iter().filter_map(|lease| held.leases.remove(lease)).collect();
         self.state.end(&mut held, ended);
+        let on_devices: Vec<DeviceLease> =
+            leases.iter().filter_map(|lease| held.on_devices.remove(lease)).collect();
+        drop(held);
+        drop(on_devices);
+    }
+
+    /// Whether a lease of its own names a slab of a device.
+    #[must_use]
+    pub fn uses_on_device(&self, slab: u64) -> bool {
+        let held = lock(&self.state.held);
+        held.on_devices.values().any(|lease| lease.place.slab == slab)
     }
 
     /// Whether a lease of its own names a slab.
@@ -255,9 +280,15 @@ impl WorkerState {
         let held = lock(&self.held);
         // Their numbers ascend.
         let oldest = held.leases.first_key_value().map(|(_, lease)| lease.since);
+        let oldest_there = held.on_devices.first_key_value().map(|(_, lease)| lease.since);
+        let oldest = oldest.into_iter().chain(oldest_there).min();
+        let device_bytes =
+            held.on_devices.values().map(|lease| (lease.place, lease.place.slot_bytes));
+        let device_bytes: BTreeMap<_, u64> = device_bytes.collect();
         WorkerStatus {
             worker: self.name.clone(),
-            leases: held.leases.len() as u64,
+            leases: (held.leases.len() + held.on_devices.len()) as u64,
+            device_bytes: device_bytes.values().sum(),
             bytes: held.ledger.bytes(),
             direct_bytes: self.direct_bytes.load(Ordering::Relaxed),
             connected_seconds: self.since.elapsed().as_secs(),

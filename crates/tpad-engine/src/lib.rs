@@ -7,6 +7,7 @@
 
 mod base;
 mod config;
+mod device;
 mod engine;
 mod error;
 #[cfg(any(test, feature = "fixture"))]
@@ -28,12 +29,13 @@ mod shelf;
 mod status;
 
 pub use config::{Bounds, BudgetEnforcement, EngineConfig, ModelConfig, ReadyWhen, RetryIntervals};
+pub use device::DeviceMemory;
 pub use engine::{Engine, Evictions, LoadOutcome, Loaded, Pinned, StartError, Unloaded};
 pub use error::{EngineError, FileProblem, IndexProblem};
 pub use generation::{Block, Generation, ListedBlock, Page, PageRequest, Selected, Selection};
 pub use leases::{
-    Acquired, DirectoryOffer, LeaseBounds, LeaseHolder, LeaseStatus, Leased, Worker, WorkerName,
-    WorkerStatus,
+    Acquired, DeviceAcquired, DeviceLeased, DirectoryOffer, LeaseBounds, LeaseHolder, LeaseStatus,
+    Leased, Worker, WorkerName, WorkerStatus,
 };
 pub use mask::{GenerationMask, MaskRequest, Residency};
 pub use metrics::EngineMetrics;

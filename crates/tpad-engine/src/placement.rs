@@ -13,7 +13,7 @@ use tpad_manifest::{
 };
 use tpad_store::{CacheClass, Footprint, Hierarchy, Medium, NvmeLevel, home_bytes};
 
-use crate::Generation;
+use crate::{DeviceMemory, Generation};
 
 pub(crate) use self::place::Places;
 pub(crate) use self::warm::keep_placing;
@@ -26,6 +26,7 @@ const ROUTERS: &str = "router";
 pub(crate) struct Levels {
     pub(crate) hierarchy: Arc<Hierarchy>,
     pub(crate) nvme: Option<Arc<NvmeLevel>>,
+    pub(crate) devices: DeviceMemory,
     /// Whether the operator divided host memory among the tiers; placement does
     /// otherwise.
     pub(crate) divided: bool,
@@ -38,6 +39,8 @@ pub(crate) struct Plan {
     tiers: Vec<PlannedTier>,
     /// The classes' parts of host memory; `None` where the operator gave them.
     budgets: Option<BTreeMap<String, u64>>,
+    /// Their parts of each device's memory.
+    device_budgets: BTreeMap<String, u64>,
     /// Classes at home on disk.
     homes: Vec<CacheClass>,
 }
@@ -65,7 +68,7 @@ impl Plan {
             kept.iter().map(|usage| usage.budget).sum()
         };
         let nvme = levels.nvme.as_ref().map(|level| tpad_store::Level::usage(&**level).capacity);
-        let room = Room { hbm: None, dram: home_bytes(shared), nvme };
+        let room = Room { hbm: levels.devices.room(), dram: home_bytes(shared), nvme };
         let (mut needs, mut of, mut routers) = (Vec::new(), Vec::new(), 0u64);
         for generation in generations {
             for tier in &generation.manifest().tiers {
@@ -101,7 +104,11 @@ impl Plan {
         if !homes.is_empty() {
             homes.push(ROUTERS.into());
         }
-        Self { generations: generations.to_vec(), tiers, budgets, homes }
+        let mut device_budgets: BTreeMap<String, u64> = BTreeMap::new();
+        for PlannedTier { fit, .. } in tiers.iter().filter(|tier| tier.fit.spread.hbm > 0) {
+            *device_budgets.entry(fit.tier.clone()).or_default() += fit.spread.hbm;
+        }
+        Self { generations: generations.to_vec(), tiers, budgets, device_budgets, homes }
     }
 
     /// Tells the levels and the generations, and the log what does not fit.
@@ -115,6 +122,11 @@ impl Plan {
             {
                 tracing::error!(%error, "host memory is not divided among the tiers");
             }
+        }
+        if let Some(level) = levels.devices.level()
+            && let Err(error) = level.set_budgets(&self.device_budgets)
+        {
+            tracing::error!(%error, "GPU memory is not divided among the tiers");
         }
         if let Some(nvme) = &levels.nvme {
             nvme.set_homes(self.homes.iter().cloned());

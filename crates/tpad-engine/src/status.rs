@@ -5,6 +5,7 @@ mod process;
 mod tier;
 
 use serde::Serialize;
+use tpad_hbm::HbmStatus;
 use tpad_store::StoreStatus;
 
 pub use self::process::ProcessStatus;
@@ -32,6 +33,8 @@ pub struct Status {
     pub pins: Vec<PinStatus>,
     /// What workers of this machine hold of host memory.
     pub leases: LeaseStatus,
+    /// GPU memory and what is in it.
+    pub hbm: HbmStatus,
     /// The levels and what is in them.
     pub store: StoreStatus,
 }

@@ -4,7 +4,8 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use tpad_cuda::CudaError;
+use tokio::time::Instant;
+use tpad_cuda::{CudaError, DeviceUuid};
 
 use crate::pool::{Pool, PoolSlab, Slot};
 
@@ -153,10 +154,22 @@ impl SharedDeviceSlab {
         self.slab.as_ref().ok_or(CudaError::Ended)?.memory.descriptor()
     }
 
-    /// Whether its memory is wanted for something else.
+    /// The bytes of each of its slots, the first of which begins it.
     #[must_use]
-    pub fn is_wanted(&self) -> bool {
-        self.pool.wants(self.id())
+    pub fn slot_bytes(&self) -> u64 {
+        self.slab.as_ref().map_or(0, |slab| slab.slot_bytes)
+    }
+
+    /// The identity of its device, by which other processes know it.
+    #[must_use]
+    pub fn uuid(&self) -> DeviceUuid {
+        self.pool.uuid()
+    }
+
+    /// Since when its memory is wanted for something else, and nothing lies in it.
+    #[must_use]
+    pub fn wanted_since(&self) -> Option<Instant> {
+        self.pool.wanted_since(self.id())
     }
 }
 

@@ -216,7 +216,7 @@ impl HbmLevel {
     }
 
     /// Tells when a slab that a worker has mapped is wanted for something else: see
-    /// [`SharedDeviceSlab::is_wanted`](crate::SharedDeviceSlab::is_wanted).
+    /// [`SharedDeviceSlab::wanted_since`](crate::SharedDeviceSlab::wanted_since).
     #[must_use]
     pub fn watch_wanted(&self) -> watch::Receiver<u64> {
         self.common.watch_wanted()

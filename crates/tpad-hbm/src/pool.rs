@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
-use tpad_cuda::{CudaError, CudaErrorKind, Device, Slab};
+use tpad_cuda::{CudaError, CudaErrorKind, Device, DeviceUuid, Slab};
 
 use self::state::{Plan, State};
 use crate::DeviceId;
@@ -105,6 +105,10 @@ impl Pool {
         Arc::new(Self { device, capacity, common, state, freed: Notify::new() })
     }
 
+    pub(crate) fn uuid(&self) -> DeviceUuid {
+        self.device.facts().uuid
+    }
+
     pub(crate) fn device_id(&self) -> DeviceId {
         DeviceId(self.device.facts().index)
     }
@@ -152,8 +156,8 @@ impl Pool {
         self.lock().views()
     }
 
-    pub(crate) fn wants(&self, slab: u64) -> bool {
-        self.lock().wanted().contains(&slab)
+    pub(crate) fn wanted_since(&self, slab: u64) -> Option<Instant> {
+        self.lock().wanted().get(&slab).copied()
     }
 
     pub(crate) fn share(&self, slab: u64) {

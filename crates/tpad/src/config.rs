@@ -6,6 +6,7 @@
 //! `config/tpad.toml` shows every key with its default and why; a test holds it
 //! equal to this code in both directions.
 
+mod hbm;
 mod mirror;
 mod nvme;
 mod resolve;
@@ -18,6 +19,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tpad_cuda::DeviceName;
 use tpad_manifest::TierId;
 
 use crate::memory::MemoryLimit;
@@ -70,6 +72,8 @@ pub struct Config {
     pub fetch: Fetch,
     /// The handoff socket, if there is one.
     pub handoff: Option<Handoff>,
+    /// GPU memory, if it is to be used.
+    pub hbm: Option<Hbm>,
     /// The DRAM level.
     pub dram: Dram,
     /// The NVMe level, if there is one.
@@ -154,6 +158,17 @@ pub struct Fetch {
     pub least_ranges: u64,
     /// Ranges at most.
     pub most_ranges: u64,
+}
+
+/// GPU memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hbm {
+    /// What the level takes of each device.
+    pub capacity_bytes: u64,
+    /// Which devices; all of them where none is named.
+    pub devices: Vec<DeviceName>,
+    /// Where host memory stands in for GPUs, to try the level out.
+    pub stand_in: Option<PathBuf>,
 }
 
 /// The DRAM level.

@@ -10,10 +10,12 @@ use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tpad_engine::{Engine, EngineConfig, EngineMetrics, LeaseBounds, ModelConfig, Readiness};
+use tpad_hbm::HbmMetrics;
 use tpad_store::{HierarchyConfig, NvmeConfig, StoreMetrics};
 
 use crate::config::{self, Config};
 use crate::descriptors;
+use crate::devices::{self, HbmStartError};
 use crate::edge::{BindError, Bound, DrainReport, Edge, EdgeConfig, EdgeMetrics};
 use crate::grpc::{self, AdminOptions, GrpcOptions};
 use crate::handoff::{self, Handoff, HandoffMetrics};
@@ -38,6 +40,9 @@ pub enum StartError {
     /// It cannot listen.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// GPU memory cannot be had as it is configured.
+    #[error(transparent)]
+    Hbm(#[from] HbmStartError),
     /// The engine or its store cannot be set up.
     #[error(transparent)]
     Engine(#[from] tpad_engine::StartError),
@@ -56,6 +61,7 @@ impl Daemon {
             origin,
             fetch,
             handoff,
+            hbm,
             dram,
             nvme,
             budget_enforcement,
@@ -81,7 +87,8 @@ impl Daemon {
         let mut registry = Registry::default();
         let (edge_metrics, engine_metrics, store_metrics) =
             (EdgeMetrics::default(), EngineMetrics::default(), StoreMetrics::default());
-        let handoff_metrics = HandoffMetrics::default();
+        let (handoff_metrics, hbm_metrics) = (HandoffMetrics::default(), HbmMetrics::default());
+        hbm_metrics.register(&mut registry);
         handoff_metrics.register(&mut registry);
         edge_metrics.register(&mut registry);
         engine_metrics.register(&mut registry);
@@ -104,6 +111,7 @@ impl Daemon {
             follow: follow_interval,
             swap_patience,
             nvme: nvme.map(disk),
+            devices: devices::open(hbm, hbm_metrics)?,
             leases: handoff.map_or(LeaseBounds::of_capacity(0), |handoff| LeaseBounds {
                 bytes: handoff.lease_bytes,
                 worker_bytes: handoff.worker_lease_bytes,

@@ -7,6 +7,7 @@ pub mod config;
 mod daemon;
 pub mod demo;
 pub mod descriptors;
+mod devices;
 mod disk;
 pub mod edge;
 mod grpc;

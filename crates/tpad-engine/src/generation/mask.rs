@@ -175,7 +175,9 @@ impl Generation {
 
     fn costs(&self, group: &[(BlockId, Source)]) -> Vec<CostClass> {
         let hierarchy = &self.shared.hierarchy;
+        let devices = &self.shared.devices;
         let cost = |id: &BlockId| match hierarchy.resident(id) {
+            _ if devices.has(id) => CostClass::Hbm,
             Some(Medium::Hbm) => CostClass::Hbm,
             Some(Medium::Dram) => CostClass::Dram,
             Some(Medium::Nvme) => CostClass::Nvme,

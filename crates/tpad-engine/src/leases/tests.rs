@@ -1,4 +1,5 @@
 mod direct;
+mod on_device;
 mod schedules;
 
 use std::collections::BTreeMap;
@@ -12,7 +13,9 @@ use tpad_store::{ErrorKind, HierarchyConfig, ReadOptions, StoreMetrics};
 
 use super::*;
 use crate::fixture::{Checkpoint, Shape, Tier};
-use crate::{Engine, EngineConfig, EngineMetrics, Generation, ModelConfig, Readiness};
+use crate::{
+    DeviceMemory, Engine, EngineConfig, EngineMetrics, Generation, ModelConfig, Readiness,
+};
 
 const SLOT: u64 = 64 << 10;
 
@@ -45,7 +48,17 @@ struct Scene {
 
 /// An engine with so much host memory and these bounds.
 async fn scene(layers: u32, capacity: u64, budget: Option<u64>, leases: LeaseBounds) -> Scene {
-    let checkpoint = checkpoint(layers);
+    let mut store = HierarchyConfig::new(capacity);
+    store.dram.class_budgets.extend(budget.map(|budget| ("t".to_owned(), budget)));
+    scene_of(checkpoint(layers), store, leases, DeviceMemory::default()).await
+}
+
+async fn scene_of(
+    checkpoint: Checkpoint,
+    store: HierarchyConfig,
+    leases: LeaseBounds,
+    devices: DeviceMemory,
+) -> Scene {
     let model = ModelConfig {
         name: "m".into(),
         root: checkpoint.root(),
@@ -53,9 +66,7 @@ async fn scene(layers: u32, capacity: u64, budget: Option<u64>, leases: LeaseBou
         tier_sets: BTreeMap::new(),
         origin: tpad_store::OriginOptions::default(),
     };
-    let mut store = HierarchyConfig::new(capacity);
-    store.dram.class_budgets.extend(budget.map(|budget| ("t".to_owned(), budget)));
-    let config = EngineConfig { leases, ..EngineConfig::new(vec![model], store) };
+    let config = EngineConfig { leases, devices, ..EngineConfig::new(vec![model], store) };
     let engine = Engine::start(config, EngineMetrics::default(), StoreMetrics::default());
     let engine = engine.expect("it starts");
     let mut readiness = engine.watch_readiness();

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tpad_manifest::{BlockKey, Placement};
-use tpad_store::{BlockFetch, CacheClass, Claim, Medium, NvmeLevel, Staged, slot_bytes};
+use tpad_store::{BlockFetch, CacheClass, Claim, Health, Medium, NvmeLevel, Staged, slot_bytes};
 
 use super::place::Place;
 use super::way::{self, Left, Outcome, Passed, passes};
@@ -81,7 +81,7 @@ impl Plan {
     async fn carry_out(&self, levels: &Levels, engine: &Weak<Engine>) {
         let mut tiers: Vec<&PlannedTier> = self.tiers.iter().collect();
         tiers.retain(|tier| tier.fit.home != Placement::ObjectStore);
-        tiers.sort_by_key(|tier| tier.fit.home != Placement::Dram);
+        tiers.sort_by_key(|tier| super::medium(tier.fit.home));
         let mut pause = FIRST_PAUSE;
         loop {
             if let Some(nvme) = &levels.nvme {
@@ -158,7 +158,8 @@ impl PlannedTier {
                 return (Left::Nothing, true);
             }
         };
-        let mut room = (self.fit.spread.dram, self.fit.spread.nvme);
+        let spread = &self.fit.spread;
+        let mut room = [spread.hbm, spread.dram, spread.nvme];
         let index = |step| async move {
             self.generation.scope_blocks(&step, Instant::now() + patience).await
         };
@@ -182,6 +183,16 @@ impl PlannedTier {
         patience: Duration,
     ) -> Outcome {
         let Some(goal) = goal else { return Outcome::NoRoom };
+        if let Some(level) = levels.devices.level().filter(|_| goal == Medium::Hbm) {
+            let deadline = Instant::now() + patience;
+            return match self.generation.promote(level, &block.key, deadline).await {
+                Ok(true) => Outcome::There(goal),
+                Ok(false) if level.health() == Health::Ok => Outcome::NoRoom,
+                Ok(false) | Err(EngineError::Device { .. }) => Outcome::HomeAway,
+                Err(error) if passes(&error) => Outcome::Later(error),
+                Err(error) => Outcome::Lost(error),
+            };
+        }
         if levels.hierarchy.settled(goal, &block.id) {
             return Outcome::There(goal);
         }
@@ -227,12 +238,15 @@ impl PlannedTier {
 
 /// Where the next block of a tier goes, while its home has room and then while
 /// the disk has.
-fn goal((dram, nvme): &mut (u64, u64), image_bytes: u64) -> Option<Medium> {
+fn goal([hbm, dram, nvme]: &mut [u64; 3], image_bytes: u64) -> Option<Medium> {
     let take = |left: &mut u64, bytes: Option<u64>| {
         let rest = left.checked_sub(bytes?)?;
         *left = rest;
         Some(())
     };
+    if take(hbm, slot_bytes(image_bytes)).is_some() {
+        return Some(Medium::Hbm);
+    }
     if take(dram, slot_bytes(image_bytes)).is_some() {
         return Some(Medium::Dram);
     }
@@ -245,7 +259,8 @@ impl Levels {
         match home {
             Medium::Dram => self.hierarchy.dram().kept_of(class).bytes,
             Medium::Nvme => self.nvme.as_ref().map_or(0, |nvme| nvme.kept_of(class).bytes),
-            Medium::Hbm | Medium::ObjectStore => 0,
+            Medium::Hbm => self.devices.kept_of(class),
+            Medium::ObjectStore => 0,
         }
     }
 }

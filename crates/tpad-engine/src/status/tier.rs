@@ -45,6 +45,8 @@ pub struct TierStatus {
 /// tiers share a name share the count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ResidentBytes {
+    /// In GPU memory, on the device that has the least of it.
+    pub hbm: u64,
     /// In host memory.
     pub dram: u64,
     /// On disk.
@@ -147,7 +149,11 @@ pub(super) fn tiers(generation: &Generation, levels: &Levels) -> Vec<TierStatus>
             home_reason: home_reason.map(str::to_owned),
             blocks: header.map_or(0, |header| header.blocks()),
             bytes,
-            resident_bytes: ResidentBytes { dram: kept(Medium::Dram), nvme: kept(Medium::Nvme) },
+            resident_bytes: ResidentBytes {
+                hbm: kept(Medium::Hbm),
+                dram: kept(Medium::Dram),
+                nvme: kept(Medium::Nvme),
+            },
             missing_bytes,
             warm: place.map_or_else(WarmStatus::on_demand, |place| place.warm),
             reads: generation.reads(&class),

@@ -1,6 +1,6 @@
 //! What is mapped and what is free: a pool's bookkeeping, without memory.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,8 +31,9 @@ pub(super) struct State {
     /// Bytes of slots in use.
     held: u64,
     slabs: BTreeMap<u64, Entry>,
-    /// Empty slabs that stand in the way of others, but workers have them mapped.
-    wanted: BTreeSet<u64>,
+    /// Empty slabs that stand in the way of others, but workers have them mapped, and
+    /// since when.
+    wanted: BTreeMap<u64, Instant>,
     /// The device had no memory: until when it is left alone, and for how long.
     pause: Option<(Instant, Duration)>,
 }
@@ -77,7 +78,7 @@ impl State {
             retiring: 0,
             held: 0,
             slabs: BTreeMap::new(),
-            wanted: BTreeSet::new(),
+            wanted: BTreeMap::new(),
             pause: None,
         }
     }
@@ -121,13 +122,15 @@ impl State {
                 }
             }
             if room < least {
-                self.wanted.extend(shared.iter().map(|entry| entry.slab.id));
+                for entry in shared {
+                    self.wanted.entry(entry.slab.id).or_insert(now);
+                }
                 return Plan::Short;
             }
         }
         let retired: Vec<Arc<PoolSlab>> =
             empty.iter().filter_map(|id| Some(self.slabs.remove(id)?.slab)).collect();
-        self.wanted.retain(|id| self.slabs.contains_key(id));
+        self.wanted.retain(|id, _| self.slabs.contains_key(id));
         self.retiring += retired.iter().map(|slab| slab.memory.bytes()).sum::<u64>();
         // As much again as there is of this size, so that sizes which are rare take
         // little and common ones come to large slabs soon.
@@ -171,7 +174,7 @@ impl State {
     }
 
     /// Slabs that workers are to give up.
-    pub(super) fn wanted(&self) -> &BTreeSet<u64> {
+    pub(super) fn wanted(&self) -> &BTreeMap<u64, Instant> {
         &self.wanted
     }
 

@@ -116,8 +116,18 @@ pub(super) struct Fetch {
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Levels {
+    pub(super) hbm: Hbm,
     pub(super) dram: Dram,
     pub(super) nvme: Nvme,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Hbm {
+    pub(super) capacity: Option<SizeText>,
+    pub(super) devices: Option<Vec<String>>,
+    pub(super) stand_in: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -37,7 +37,7 @@ pub(super) fn resolve(
         handoff,
         models,
         fetch,
-        levels: mirror::Levels { dram, nvme },
+        levels: mirror::Levels { hbm, dram, nvme },
         log,
         deadlines,
         drain: mirror::Drain { deadline: drain_deadline },
@@ -51,6 +51,7 @@ pub(super) fn resolve(
     let models = models::models(models, surroundings, &mut problems);
     let fetch = levels::fetch(fetch, &mut problems);
     let dram = levels::dram(dram, surroundings, &mut problems, &mut warnings);
+    let hbm = super::hbm::resolve(hbm, &mut problems);
     let nvme = super::nvme::resolve(nvme, surroundings, &mut problems);
     let handoff =
         handoff::handoff(handoff, &listen, dram.capacity_bytes, &mut problems, &mut warnings);
@@ -103,6 +104,7 @@ pub(super) fn resolve(
             origin: surroundings.origin.clone(),
             fetch,
             handoff,
+            hbm,
             dram,
             nvme,
             budget_enforcement,

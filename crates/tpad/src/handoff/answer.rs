@@ -4,7 +4,7 @@ use std::io;
 
 use prost::Message as _;
 use tonic::Code;
-use tpad_engine::{Acquired, EngineError, Generation, Leased};
+use tpad_engine::{Acquired, DeviceAcquired, DeviceLeased, EngineError, Generation, Leased};
 use tpad_proto::handoff::DAEMON_FRAME_BYTES;
 use tpad_proto::handoff::v1::outcome::Outcome;
 use tpad_proto::handoff::v1::{self as wire, Failure};
@@ -16,8 +16,8 @@ use crate::grpc::{code_of, medium};
 const TEXT_BYTES: usize = 2048;
 
 /// What a slab adds to an answer at most, and each answer to its message: three numbers,
-/// tags and lengths.
-const SLAB_BYTES: usize = 40;
+/// a device's UUID of 40 bytes, tags and lengths.
+const SLAB_BYTES: usize = 88;
 
 /// What a directory adds at most.
 const DIRECTORY_BYTES: usize = 16;
@@ -106,16 +106,34 @@ pub(super) fn acquired(
     generation: &Generation,
     acquired: &Acquired,
 ) -> Result<wire::Acquired, Failure> {
+    answer(call, generation, acquired.iter().map(outcome).collect::<Result<_, _>>()?)
+}
+
+/// The answer to an `Acquire` on a device, without slabs.
+pub(super) fn acquired_on_device(
+    call: u64,
+    generation: &Generation,
+    acquired: &DeviceAcquired,
+) -> Result<wire::Acquired, Failure> {
+    answer(call, generation, acquired.iter().map(outcome_on_device).collect::<Result<_, _>>()?)
+}
+
+fn answer(
+    call: u64,
+    generation: &Generation,
+    outcomes: Vec<wire::Outcome>,
+) -> Result<wire::Acquired, Failure> {
+    let slabs_bytes = outcomes.len() * SLAB_BYTES;
     let answer = wire::Acquired {
         call,
         revision: generation.revision(),
         generation: generation.number(),
-        outcomes: acquired.iter().map(outcome).collect::<Result<_, _>>()?,
+        outcomes,
         failure: None,
         slabs: Vec::new(),
         directory: None,
     };
-    let bytes = answer.encoded_len() + acquired.len() * SLAB_BYTES + DIRECTORY_BYTES;
+    let bytes = answer.encoded_len() + slabs_bytes + DIRECTORY_BYTES;
     if bytes > DAEMON_FRAME_BYTES {
         let message = format!(
             "the answer takes {bytes} bytes, {DAEMON_FRAME_BYTES} is the most: lease fewer blocks at a time"
@@ -123,6 +141,26 @@ pub(super) fn acquired(
         return Err(refused(Code::ResourceExhausted, &message));
     }
     Ok(answer)
+}
+
+fn outcome_on_device(result: &Result<DeviceLeased, EngineError>) -> Result<wire::Outcome, Failure> {
+    let outcome = match result {
+        Err(error) => Outcome::Failure(failure(error)),
+        Ok(leased) => {
+            let described = tpad_proto::block(&leased.key, &leased.record, medium(leased.medium));
+            let described = described.map_err(|source| {
+                failure(&EngineError::BlockSize { key: leased.key.clone(), source })
+            })?;
+            Outcome::Lease(wire::Lease {
+                lease: leased.lease,
+                slab: leased.place.slab,
+                offset: leased.place.offset,
+                block: Some(described),
+                ordinal: None,
+            })
+        }
+    };
+    Ok(wire::Outcome { outcome: Some(outcome) })
 }
 
 fn outcome(result: &Result<Leased, EngineError>) -> Result<wire::Outcome, Failure> {

@@ -8,6 +8,7 @@ mod calls;
 mod end;
 mod hello;
 mod holder;
+mod on_device;
 mod refused;
 
 use std::io;
@@ -22,8 +23,10 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Code;
 use tpad_engine::Worker;
+use tpad_hbm::SharedDeviceSlab;
 use tpad_proto::handoff::v1::{self as wire, Failure, daemon_message, worker_message};
 use tpad_proto::handoff::{FrameReader, FrameWriter};
+use tpad_store::SharedSlab;
 
 use self::calls::{Done, Queue};
 use self::end::End;
@@ -59,12 +62,15 @@ pub(super) struct Connection {
     refusal: Option<Failure>,
     reader: FrameReader,
     writer: FrameWriter,
-    slabs: Slabs,
+    slabs: Slabs<SharedSlab>,
+    device_slabs: Slabs<SharedDeviceSlab>,
     worker: Holder,
     calls: FuturesUnordered<BoxFuture<'static, Done>>,
     /// What is begun when a call is over.
     queue: Queue,
     wanted: watch::Receiver<u64>,
+    /// The same of devices, where there are any.
+    wanted_there: Option<watch::Receiver<u64>>,
 }
 
 impl Connection {
@@ -75,6 +81,7 @@ impl Connection {
         refusal: Option<Failure>,
     ) -> Self {
         let wanted = shared.engine.hierarchy().dram().arena().watch_wanted();
+        let wanted_there = shared.engine.device_memory().level().map(|it| it.watch_wanted());
         Self {
             shared,
             socket,
@@ -84,10 +91,12 @@ impl Connection {
             reader: FrameReader::of_worker(),
             writer: FrameWriter::to_worker(),
             slabs: Slabs::default(),
+            device_slabs: Slabs::default(),
             worker: Holder::default(),
             calls: FuturesUnordered::new(),
             queue: Queue::default(),
             wanted,
+            wanted_there,
         }
     }
 
@@ -180,6 +189,7 @@ impl Connection {
             Some(done) = self.calls.next(), if !self.calls.is_empty() => self.finish(done)?,
             // The arena lives as long as the engine, which is shared.
             Ok(()) = self.wanted.changed() => self.ask_for_slabs()?,
+            () = changed(self.wanted_there.as_mut()) => self.ask_for_slabs()?,
         }
         Ok(())
     }
@@ -190,7 +200,8 @@ impl Connection {
             let late = answer::refused(Code::DeadlineExceeded, "no Hello came");
             return Some((self.connected + HELLO_PATIENCE, late));
         }
-        let asked = self.slabs.asked_since()?;
+        let asked = [self.slabs.asked_since(), self.device_slabs.asked_since()];
+        let asked = asked.into_iter().flatten().min()?;
         Some((asked + FORGET_PATIENCE, answer::kept_slabs()))
     }
 
@@ -234,6 +245,7 @@ impl Connection {
             }
             (Some(_), Message::Forgotten(forgotten)) => {
                 self.slabs.given_up(&forgotten.slabs);
+                self.device_slabs.given_up(&forgotten.device_slabs);
                 Ok(())
             }
         }
@@ -252,13 +264,12 @@ impl Connection {
     fn ask_for_slabs(&mut self) -> Result<(), End> {
         let Some(worker) = self.worker.get() else { return Ok(()) };
         let slabs = self.slabs.ask_back(|slab| worker.uses(slab));
-        if slabs.is_empty() {
+        let device_slabs = self.device_slabs.ask_back(|slab| worker.uses_on_device(slab));
+        if slabs.is_empty() && device_slabs.is_empty() {
             return Ok(());
         }
-        self.send(
-            daemon_message::Message::Forget(wire::Forget { slabs, ..Default::default() }),
-            Vec::new(),
-        )?;
+        let forget = wire::Forget { slabs, device_slabs };
+        self.send(daemon_message::Message::Forget(forget), Vec::new())?;
         self.flush()
     }
 }
@@ -269,6 +280,16 @@ async fn overdrawn(worker: Option<&Arc<Worker>>) {
         Some(worker) => worker.overdrawn().await,
         None => std::future::pending().await,
     }
+}
+
+/// Waits for a change of what is wanted, if there is anything that may be.
+async fn changed(wanted: Option<&mut watch::Receiver<u64>>) {
+    if let Some(wanted) = wanted
+        && wanted.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// Waits until then, or for ever.

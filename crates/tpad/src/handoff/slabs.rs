@@ -5,16 +5,29 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use tokio::time::Instant;
+use tpad_hbm::SharedDeviceSlab;
 use tpad_proto::handoff::v1::Slab;
-use tpad_store::{BlockBytes, SharedSlab};
+use tpad_store::SharedSlab;
 
-/// A worker's slabs.
-#[derive(Debug, Default)]
-pub(super) struct Slabs(BTreeMap<u64, Sent>);
+/// A worker's slabs of one kind.
+#[derive(Debug)]
+pub(super) struct Slabs<S>(BTreeMap<u64, Sent<S>>);
+
+/// Memory that a worker is sent.
+pub(super) trait Shared {
+    /// Since when it is wanted for something else, and nothing lies in it.
+    fn wanted_since(&self) -> Option<Instant>;
+
+    /// What a worker needs to map it.
+    ///
+    /// # Errors
+    /// When there is no descriptor for it.
+    fn described(&self) -> io::Result<(Slab, OwnedFd)>;
+}
 
 #[derive(Debug)]
-struct Sent {
-    slab: SharedSlab,
+struct Sent<S> {
+    slab: S,
     state: State,
 }
 
@@ -30,23 +43,32 @@ enum State {
     SentAgain,
 }
 
-impl Slabs {
-    /// What goes with a lease of this block: nothing if the worker has its slab.
+impl<S> Default for Slabs<S> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<S: Shared> Slabs<S> {
+    /// What goes with a lease of a block in this slab: nothing if the worker has it.
     ///
     /// # Errors
     /// When this process has no descriptor left.
-    pub(super) fn send(&mut self, bytes: &BlockBytes) -> io::Result<Option<(Slab, OwnedFd)>> {
-        let id = bytes.place().slab;
+    pub(super) fn send(
+        &mut self,
+        id: u64,
+        share: impl FnOnce() -> S,
+    ) -> io::Result<Option<(Slab, OwnedFd)>> {
         match self.0.get_mut(&id) {
             Some(Sent { state: State::Mapped | State::SentAgain, .. }) => Ok(None),
             Some(sent) => {
-                let described = described(&sent.slab)?;
+                let described = sent.slab.described()?;
                 sent.state = State::SentAgain;
                 Ok(Some(described))
             }
             None => {
-                let slab = bytes.shared_slab();
-                let described = described(&slab)?;
+                let slab = share();
+                let described = slab.described()?;
                 self.0.insert(id, Sent { slab, state: State::Mapped });
                 Ok(Some(described))
             }
@@ -60,7 +82,7 @@ impl Slabs {
             sent.state == State::Mapped && sent.slab.wanted_since().is_some() && !uses(**id)
         });
         let now = Instant::now();
-        let ask = |(id, sent): (&u64, &mut Sent)| {
+        let ask = |(id, sent): (&u64, &mut Sent<S>)| {
             sent.state = State::Asked(now);
             *id
         };
@@ -71,7 +93,7 @@ impl Slabs {
     /// again, which it may have found in a directory and read.
     pub(super) fn asked_since(&self) -> Option<Instant> {
         let asked = self.0.values().filter_map(|sent| match sent.state {
-            State::Asked(asked) => Some(asked.max(sent.slab.wanted_since()?.into())),
+            State::Asked(asked) => Some(asked.max(sent.slab.wanted_since()?)),
             State::Mapped | State::SentAgain => None,
         });
         asked.min()
@@ -92,19 +114,43 @@ impl Slabs {
     }
 }
 
-fn described(slab: &SharedSlab) -> io::Result<(Slab, OwnedFd)> {
-    let (bytes, slot_bytes) = (slab.bytes(), slab.slot_bytes());
-    let described = Slab { slab: slab.id(), bytes, slot_bytes, device: String::new() };
-    Ok((described, slab.descriptor()?))
+impl Shared for SharedSlab {
+    fn wanted_since(&self) -> Option<Instant> {
+        Self::wanted_since(self).map(Instant::from_std)
+    }
+
+    fn described(&self) -> io::Result<(Slab, OwnedFd)> {
+        let (slab, bytes, slot_bytes) = (Self::id(self), self.bytes(), self.slot_bytes());
+        Ok((Slab { slab, bytes, slot_bytes, device: String::new() }, self.descriptor()?))
+    }
+}
+
+impl Shared for SharedDeviceSlab {
+    fn wanted_since(&self) -> Option<Instant> {
+        Self::wanted_since(self)
+    }
+
+    fn described(&self) -> io::Result<(Slab, OwnedFd)> {
+        let (slab, bytes, slot_bytes) = (Self::id(self), self.bytes(), self.slot_bytes());
+        let descriptor = self.descriptor().map_err(io::Error::other)?;
+        Ok((Slab { slab, bytes, slot_bytes, device: self.uuid().to_string() }, descriptor))
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use tpad_store::Arena;
+    use tpad_store::{Arena, BlockBytes};
 
     use super::*;
 
     const NONE: [u64; 0] = [];
+
+    fn send(
+        slabs: &mut Slabs<SharedSlab>,
+        block: &BlockBytes,
+    ) -> io::Result<Option<(Slab, OwnedFd)>> {
+        slabs.send(block.place().slab, || block.shared_slab())
+    }
 
     #[test]
     fn a_slab_is_sent_once_until_it_is_given_up() {
@@ -113,9 +159,9 @@ mod tests {
         let mut slabs = Slabs::default();
         let first = block(4096);
         let id = first.place().slab;
-        let sent = slabs.send(&first).expect("descriptors").expect("it is new");
+        let sent = send(&mut slabs, &first).expect("descriptors").expect("it is new");
         assert_eq!(sent.0.slab, id);
-        assert!(slabs.send(&first).expect("descriptors").is_none(), "it has it");
+        assert!(send(&mut slabs, &first).expect("descriptors").is_none(), "it has it");
         assert_eq!(slabs.ask_back(|_| false), NONE, "nobody wants it");
 
         // The whole arena for one block: the empty slab stands in the way.
@@ -136,19 +182,19 @@ mod tests {
         let block = || arena.slot(4096).expect("mapped").expect("room").freeze();
         let first = block();
         let id = first.place().slab;
-        slabs.send(&first).expect("descriptors").expect("it is new");
+        send(&mut slabs, &first).expect("descriptors").expect("it is new");
         drop(first);
         assert!(arena.slot(64 << 10).expect("mapped").is_none());
         assert_eq!(slabs.ask_back(|_| false), [id]);
         let second = block();
         assert_eq!(second.place().slab, id);
-        let again = slabs.send(&second).expect("descriptors").expect("sent again");
+        let again = send(&mut slabs, &second).expect("descriptors").expect("sent again");
         assert_eq!(again.0.slab, id);
-        assert!(slabs.send(&second).expect("descriptors").is_none());
+        assert!(send(&mut slabs, &second).expect("descriptors").is_none());
         // The answer to the first question.
         slabs.given_up(&[id]);
-        assert!(slabs.send(&second).expect("descriptors").is_none(), "it has it");
+        assert!(send(&mut slabs, &second).expect("descriptors").is_none(), "it has it");
         slabs.given_up(&[id]);
-        assert!(slabs.send(&second).expect("descriptors").is_none(), "nobody asked");
+        assert!(send(&mut slabs, &second).expect("descriptors").is_none(), "nobody asked");
     }
 }

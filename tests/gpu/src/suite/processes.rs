@@ -74,12 +74,12 @@ pub(super) async fn a_slab_that_a_worker_has_mapped_is_wanted_and_not_given_back
     let slab = block.shared_slab();
     import(&worker, &scene, &slab)?;
     drop(block);
-    ensure!(!slab.is_wanted());
+    ensure!(slab.wanted_since().is_none());
     // Needs the room of the slab that the worker has.
     let source = scene.block(2, 6 * MIB)?;
     let ask = |options| scene.promote(2, "a", &source, scene.device, options);
     ensure!(ask(demand(1)).await?.is_none());
-    ensure!(slab.is_wanted() && wanted.has_changed()?);
+    ensure!(slab.wanted_since().is_some() && wanted.has_changed()?);
     wanted.mark_unchanged();
     let give_up = async {
         tokio::time::sleep(Duration::from_millis(100)).await;

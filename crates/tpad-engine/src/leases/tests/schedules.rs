@@ -11,10 +11,11 @@ use super::*;
 /// Schedules that are played. `TPAD_LEASE_SCHEDULES` asks for more.
 const SCHEDULES: u64 = 300;
 
-const LAYERS: u32 = 16;
+const LAYERS: u32 = 12;
 
-/// Slots of the memory, of what all leases may hold, and of what one worker's may.
-const SLOTS: [u64; 3] = [12, 6, 4];
+/// Slots of the memory, and of what leases may hold, those of one worker or of all. As many
+/// again may be set aside for batches that wait, and one is left to read into.
+const SLOTS: [u64; 2] = [9, 4];
 
 /// A hundred times what any schedule takes.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -60,12 +61,12 @@ struct Tally {
 async fn no_short_schedule_has_anybody_wait_for_ever_or_leaves_a_lease() {
     let schedules = std::env::var("TPAD_LEASE_SCHEDULES").ok().and_then(|text| text.parse().ok());
     let schedules = schedules.unwrap_or(SCHEDULES);
-    let [memory, all, one] = SLOTS;
+    let [memory, leases] = SLOTS;
     // Blocks that stay in memory, one that does not, and some that push each other out.
     let budgets = [None, Some(SLOT / 2), Some(3 * SLOT)];
     let mut scenes = Vec::new();
     for budget in budgets {
-        scenes.push(Arc::new(scene(LAYERS, memory * SLOT, budget, bounds(all, one)).await));
+        scenes.push(Arc::new(scene(LAYERS, memory * SLOT, budget, bounds(leases, leases)).await));
     }
     let mut tally = Tally::default();
     for (seed, scene) in (0..schedules).zip(scenes.iter().cycle()) {
@@ -83,7 +84,7 @@ async fn no_short_schedule_has_anybody_wait_for_ever_or_leaves_a_lease() {
         let worker = scene.worker();
         let acquired = worker.acquire(&scene.generation, &keys(0..4), soon()).await;
         assert_eq!(numbers(&acquired.expect("nothing is leased")).len(), 4);
-        let set_aside = pages(all * SLOT) as usize - worker.state.all.shares.available_permits();
+        let set_aside = pages(leases * SLOT) as usize - worker.state.all.shares.available_permits();
         assert_eq!(set_aside, 0, "pages are set aside for nobody");
         scene.engine.shutdown().await;
     }
@@ -96,8 +97,8 @@ async fn play(scene: &Arc<Scene>, seed: u64) -> Tally {
         evict(scene, &key).await;
     }
     let mut workers = JoinSet::new();
-    for _ in 0..random.random_range(2..=4) {
-        let steps = (0..random.random_range(2..=5)).map(|_| Step::draw(&mut random)).collect();
+    for _ in 0..random.random_range(3..=6) {
+        let steps = (0..random.random_range(1..=4)).map(|_| Step::draw(&mut random)).collect();
         workers.spawn(work(Arc::clone(scene), steps));
     }
     let mut tally = Tally::default();
@@ -187,7 +188,7 @@ fn take(
 
 impl InPlace {
     fn of(leased: Leased) -> Self {
-        let Leased { lease, place, block } = leased;
+        let Leased { lease, place, block, ordinal: _ } = leased;
         let slab = block.served.bytes.shared_slab().descriptor().expect("a descriptor");
         Self { lease, key: block.key, slab: slab.into(), offset: place.offset }
     }
@@ -203,17 +204,17 @@ impl InPlace {
 impl Step {
     fn draw(random: &mut ChaCha8Rng) -> Self {
         let one = |random: &mut ChaCha8Rng| key(random.random_range(0..LAYERS));
-        // One more than a worker may hold, now and then.
+        // One more than may be leased, now and then.
         let some = |random: &mut ChaCha8Rng| {
-            (0..random.random_range(1..=5)).map(|_| one(random)).collect()
+            (0..random.random_range(2..=5)).map(|_| one(random)).collect()
         };
         // Reading a block takes some hundreds of microseconds.
         let soon = |random: &mut ChaCha8Rng| Duration::from_micros(random.random_range(0..1500));
         match random.random_range(0..12) {
-            0..4 => Self::Acquire(some(random)),
-            4 | 5 => Self::Hurry(some(random), soon(random)),
-            6 => Self::Fill(one(random)),
-            7 | 8 => Self::Release,
+            0..6 => Self::Acquire(some(random)),
+            6 => Self::Hurry(some(random), soon(random)),
+            7 => Self::Fill(one(random)),
+            8 => Self::Release,
             9 => Self::Evict(one(random)),
             10 => Self::Die,
             _ => Self::DieAsking(some(random), soon(random)),

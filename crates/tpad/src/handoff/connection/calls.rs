@@ -7,7 +7,7 @@ use std::time::Duration;
 use prost::Message as _;
 use tokio::time::Instant;
 use tonic::Code;
-use tpad_engine::{Acquired, DirectoryOffer, EngineError, Generation, Worker};
+use tpad_engine::{Acquired, DeviceAcquired, DirectoryOffer, EngineError, Generation, Worker};
 use tpad_manifest::BlockKey;
 use tpad_proto::handoff::v1::{self as wire, Failure, daemon_message};
 
@@ -52,7 +52,13 @@ impl Queue {
 /// An `Acquire` that is over.
 pub(super) struct Done {
     call: u64,
-    result: Result<(Arc<Generation>, Acquired), Failure>,
+    result: Result<Granted, Failure>,
+}
+
+/// What was leased of a generation.
+enum Granted {
+    InHostMemory(Arc<Generation>, Acquired),
+    OnDevice(Arc<Generation>, DeviceAcquired),
 }
 
 impl Connection {
@@ -74,13 +80,16 @@ impl Connection {
     /// Answers a call; slabs that are new to the worker go along.
     pub(super) fn finish(&mut self, Done { call, result }: Done) -> Result<(), End> {
         let (generation, acquired) = match result {
-            Ok(granted) => granted,
+            Ok(Granted::InHostMemory(generation, acquired)) => (generation, acquired),
+            Ok(Granted::OnDevice(generation, acquired)) => {
+                return self.finish_on_device(call, &generation, &acquired);
+            }
             Err(failure) => return self.fail(call, failure),
         };
         let mut answer = match answer::acquired(call, &generation, &acquired) {
             Ok(answer) => answer,
             Err(failure) => {
-                self.let_go(&acquired);
+                self.let_go(acquired.iter().flatten().map(|leased| leased.lease));
                 return self.fail(call, failure);
             }
         };
@@ -88,7 +97,8 @@ impl Connection {
         for leased in acquired.iter().flatten() {
             // Without a descriptor the worker cannot be told of what it holds, nor can it
             // be taken back what it was told of before.
-            let sent = self.slabs.send(&leased.block.served.bytes);
+            let bytes = &leased.block.served.bytes;
+            let sent = self.slabs.send(bytes.place().slab, || bytes.shared_slab());
             let sent = sent.map_err(|error| End::Refused(answer::no_descriptor(&error)))?;
             if let Some((slab, descriptor)) = sent {
                 answer.slabs.push(slab);
@@ -118,8 +128,8 @@ impl Connection {
     }
 
     /// Ends leases that the worker will not hear of.
-    fn let_go(&self, acquired: &Acquired) {
-        let leases: Vec<u64> = acquired.iter().flatten().map(|leased| leased.lease).collect();
+    pub(super) fn let_go(&self, leases: impl Iterator<Item = u64>) {
+        let leases: Vec<u64> = leases.collect();
         if let Some(worker) = self.worker.get() {
             worker.release(&leases);
         }
@@ -135,17 +145,9 @@ impl Connection {
 
 impl Shared {
     /// Leases what a worker asks for.
-    async fn acquire(
-        &self,
-        worker: &Worker,
-        acquire: wire::Acquire,
-    ) -> Result<(Arc<Generation>, Acquired), Failure> {
+    async fn acquire(&self, worker: &Worker, acquire: wire::Acquire) -> Result<Granted, Failure> {
         let wire::Acquire { model, generation: asked, keys, timeout_ms, device, call: _ } = acquire;
         let wrong = |message: &str| answer::refused(Code::InvalidArgument, message);
-        if !device.is_empty() {
-            let message = format!("device {device:?}: this daemon hands over no GPU's memory");
-            return Err(answer::refused(Code::FailedPrecondition, &message));
-        }
         let read = |(n, key): (usize, tpad_proto::v1::BlockKey)| {
             BlockKey::try_from(key).map_err(|error| wrong(&format!("keys[{n}]: {error}")))
         };
@@ -158,8 +160,12 @@ impl Shared {
         }
         let wait = Duration::from_millis(u64::from(timeout_ms)).min(LONGEST_WAIT);
         let deadline = Instant::now() + wait;
-        let acquired = worker.acquire(&generation, &keys, deadline).await.map_err(told)?;
-        Ok((generation, acquired))
+        if device.is_empty() {
+            let acquired = worker.acquire(&generation, &keys, deadline).await.map_err(told)?;
+            return Ok(Granted::InHostMemory(generation, acquired));
+        }
+        let acquired = worker.acquire_on(&device, &generation, &keys, deadline).await;
+        Ok(Granted::OnDevice(generation, acquired.map_err(told)?))
     }
 }
 

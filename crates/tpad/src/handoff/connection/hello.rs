@@ -32,7 +32,7 @@ impl Connection {
             epoch: engine.epoch(),
             lease_bytes: worker.most_bytes(),
             keys: u32::try_from(KEYS).unwrap_or(u32::MAX),
-            devices: Vec::new(),
+            devices: engine.devices(),
         };
         self.worker = Holder::of(worker);
         self.send(daemon_message::Message::Welcome(welcome), Vec::new())

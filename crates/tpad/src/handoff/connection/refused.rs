@@ -64,6 +64,7 @@ impl Connection {
                 }
                 (_, Some(worker_message::Message::Forgotten(forgotten))) => {
                     self.slabs.given_up(&forgotten.slabs);
+                    self.device_slabs.given_up(&forgotten.device_slabs);
                 }
                 _ => {}
             }

@@ -1,0 +1,257 @@
+//! Blocks on a device and under lease there.
+
+use std::sync::Arc;
+
+use futures::future::join_all;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+use tpad_hbm::{DeviceBlock, DeviceId, DevicePlace, HbmLevel};
+use tpad_manifest::{BlockKey, BlockRecord};
+use tpad_store::{BlockBytes, BlockFetch, CacheClass, Medium, ReadOptions, Urgency};
+
+use super::{WORKER_LEASES, Worker, lock};
+use crate::{EngineError, Generation};
+
+/// A block that was leased on a device.
+#[derive(Debug)]
+pub struct DeviceLeased {
+    /// The lease's number.
+    pub lease: u64,
+    /// Where the block lies.
+    pub place: DevicePlace,
+    /// What was asked for.
+    pub key: BlockKey,
+    /// What it is.
+    pub record: BlockRecord,
+    /// Where it was found.
+    pub medium: Medium,
+    /// Its memory.
+    pub block: DeviceBlock,
+}
+
+/// What became of each key.
+pub type DeviceAcquired = Vec<Result<DeviceLeased, EngineError>>;
+
+/// A block that cannot be given up.
+#[derive(Debug)]
+pub(super) struct DeviceLease {
+    pub(super) place: DevicePlace,
+    pub(super) since: Instant,
+    /// What keeps it.
+    _block: DeviceBlock,
+}
+
+/// What is asked for, and where.
+struct Target<'a> {
+    generation: &'a Arc<Generation>,
+    level: &'a Arc<HbmLevel>,
+    device: DeviceId,
+    deadline: Instant,
+    fills: &'a Semaphore,
+}
+
+/// A block that is there.
+struct Found {
+    record: BlockRecord,
+    medium: Medium,
+    block: DeviceBlock,
+}
+
+impl Worker {
+    /// Leases blocks of a generation on the device of this name, each copied there if it
+    /// is not there.
+    ///
+    /// Blocks are copied and let go of first, since most of them stay: nothing is held
+    /// while they are waited for. Those that the device did not keep are copied once more
+    /// and held; one batch at a time does that, so no two can wait for each other. At the
+    /// deadline those that are there get their leases, and the others their errors. What
+    /// leases on a device may hold is bounded by what the level may take of it.
+    ///
+    /// # Errors
+    /// When there is no such device, or the worker would hold too many leases: then there
+    /// are none.
+    pub async fn acquire_on(
+        &self,
+        device: &str,
+        generation: &Arc<Generation>,
+        keys: &[BlockKey],
+        deadline: Instant,
+    ) -> Result<DeviceAcquired, EngineError> {
+        let memory = generation.device_memory();
+        let Some((level, id)) = memory.device(device) else {
+            return Err(EngineError::NoDevice { device: device.to_owned(), reason: why(memory) });
+        };
+        let fills = &self.state.all.device_fills;
+        let target = Target { generation, level, device: id, deadline, fills };
+        let mut found: Vec<Option<Result<Found, EngineError>>> =
+            keys.iter().map(|_| None).collect();
+        // Each is let go of as it comes.
+        let through = keys.iter().map(|key| async {
+            let brought = target.bring(key).await;
+            brought.map(|found| found.medium)
+        });
+        let through = join_all(through).await;
+        let mut media = Vec::with_capacity(keys.len());
+        for (found, result) in found.iter_mut().zip(through) {
+            match result {
+                Ok(medium) => media.push(Some(medium)),
+                Err(error) => {
+                    media.push(None);
+                    *found = Some(Err(error));
+                }
+            }
+        }
+        self.look(&target, keys, &mut found).await;
+        if found.iter().any(Option::is_none) {
+            found.iter_mut().filter(|it| matches!(it, Some(Ok(_)))).for_each(|it| *it = None);
+            let turn = timeout_at(deadline, self.state.all.device_turn.lock()).await;
+            self.look(&target, keys, &mut found).await;
+            if turn.is_ok() {
+                let missing = (0..keys.len()).filter(|n| found[*n].is_none());
+                let missing: Vec<usize> = missing.collect();
+                let brought = join_all(missing.iter().map(|n| target.bring(&keys[*n]))).await;
+                for (n, result) in missing.into_iter().zip(brought) {
+                    found[n] = Some(result);
+                }
+            }
+        }
+        for (found, medium) in found.iter_mut().zip(media) {
+            // Where it was before this call.
+            if let (Some(Ok(found)), Some(medium)) = (found, medium) {
+                found.medium = medium;
+            }
+        }
+        self.lease_on(generation, keys, found)
+    }
+
+    /// Takes what is on the device now, of what is not known yet.
+    async fn look(
+        &self,
+        target: &Target<'_>,
+        keys: &[BlockKey],
+        found: &mut [Option<Result<Found, EngineError>>],
+    ) {
+        for (key, found) in keys.iter().zip(found) {
+            if found.is_none() {
+                // Its segment was read just now.
+                let record = target.generation.record(key, target.deadline).await;
+                *found = record.map(|record| target.get(record)).transpose();
+            }
+        }
+    }
+
+    fn lease_on(
+        &self,
+        generation: &Generation,
+        keys: &[BlockKey],
+        found: Vec<Option<Result<Found, EngineError>>>,
+    ) -> Result<DeviceAcquired, EngineError> {
+        let all = &self.state.all;
+        let mut held = lock(&self.state.held);
+        let leases = held.leases.len() + held.on_devices.len();
+        if leases + keys.len() > WORKER_LEASES {
+            return Err(EngineError::TooManyLeases { limit: WORKER_LEASES });
+        }
+        let since = Instant::now();
+        let mut acquired = Vec::with_capacity(keys.len());
+        for (key, found) in keys.iter().zip(found) {
+            let late = || EngineError::Deadline { what: format!("{key} was not on the device") };
+            acquired.push(found.unwrap_or_else(|| Err(late())).map(|found| {
+                let Found { record, medium, block } = found;
+                let lease = all.next_lease.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let place = block.place();
+                let kept = DeviceLease { place, since, _block: block.clone() };
+                held.on_devices.insert(lease, kept);
+                generation.count_found(key, medium, block.bytes());
+                DeviceLeased { lease, place, key: key.clone(), record, medium, block }
+            }));
+        }
+        Ok(acquired)
+    }
+}
+
+impl Target<'_> {
+    fn get(&self, record: BlockRecord) -> Option<Found> {
+        let block = self.level.get(&record.id, self.device)?;
+        Some(Found { record, medium: Medium::Hbm, block })
+    }
+
+    /// The block on the device, copied there if it is not.
+    async fn bring(&self, key: &BlockKey) -> Result<Found, EngineError> {
+        let record = self.generation.record(key, self.deadline).await?;
+        if let Some(found) = self.get(record) {
+            return Ok(found);
+        }
+        // Before host memory is taken for it, which waits with it for the device.
+        let turn = timeout_at(self.deadline, self.fills.acquire()).await;
+        let late = || EngineError::Deadline { what: format!("{key} waited for the device") };
+        // The semaphore is never closed.
+        let _turn = turn.ok().and_then(Result::ok).ok_or_else(late)?;
+        let options = ReadOptions::demand(self.deadline);
+        let (record, class, served) = self.generation.fetch(key, options).await?;
+        let (id, bytes, medium) = (record.id, served.bytes, served.medium);
+        let promoted = self.level.promote(&id, &class, &bytes, self.device, options).await;
+        match promoted {
+            Ok(Some(block)) => Ok(Found { record, medium, block }),
+            Ok(None) => Err(EngineError::DeviceFull { key: key.clone(), device: self.device.0 }),
+            Err(source) => Err(EngineError::Device { key: key.clone(), source }),
+        }
+    }
+}
+
+impl Generation {
+    /// Copies a block to each device of the level that does not have it, as far as the
+    /// level takes it: it is at home there.
+    pub(crate) async fn promote(
+        &self,
+        level: &Arc<HbmLevel>,
+        key: &BlockKey,
+        deadline: Instant,
+    ) -> Result<bool, EngineError> {
+        let record = self.record(key, deadline).await?;
+        let class = self.class(key);
+        let lacks = |device: &DeviceId| !level.contains(&record.id, *device);
+        let devices: Vec<DeviceId> = crate::device::ids(level).filter(lacks).collect();
+        if devices.is_empty() {
+            return Ok(true);
+        }
+        let served = self.read_ahead(key, &record, &class, deadline).await?;
+        let mut all = true;
+        for device in devices {
+            let options = ReadOptions::demand(deadline);
+            let promoted = level.promote(&record.id, &class, &served, device, options).await;
+            let promoted =
+                promoted.map_err(|source| EngineError::Device { key: key.clone(), source })?;
+            all &= promoted.is_some();
+        }
+        Ok(all)
+    }
+
+    /// A block's bytes on their way to a device, read as nobody waits for them.
+    async fn read_ahead(
+        &self,
+        key: &BlockKey,
+        record: &BlockRecord,
+        class: &CacheClass,
+        deadline: Instant,
+    ) -> Result<BlockBytes, EngineError> {
+        let fetch = BlockFetch::of(record, class.clone())
+            .map_err(|source| EngineError::BlockSize { key: key.clone(), source })?;
+        let options = ReadOptions { deadline, urgency: Urgency::Prefetch };
+        let read = self.hierarchy().read(self.objects(), &Arc::new(fetch), options).await;
+        let served =
+            read.map_err(|error| EngineError::Block { key: key.clone(), source: Arc::new(error) })?;
+        Ok(served.bytes)
+    }
+}
+
+/// What is wrong with a device that an engine does not have.
+fn why(memory: &crate::DeviceMemory) -> String {
+    match memory {
+        crate::DeviceMemory::Off(reason) => format!("GPU memory is off: {reason}"),
+        crate::DeviceMemory::On(level) => {
+            let there: Vec<String> = level.devices().map(|facts| facts.uuid.to_string()).collect();
+            format!("this daemon has {}", there.join(", "))
+        }
+    }
+}

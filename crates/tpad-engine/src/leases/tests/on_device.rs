@@ -1,0 +1,203 @@
+//! Blocks that are leased on a device, of the stand-in: host memory, no GPU.
+
+use tempfile::TempDir;
+use tpad_cuda::{DeviceName, StandIn};
+use tpad_hbm::{DeviceBudget, HbmConfig, HbmLevel, HbmMetrics};
+use tpad_manifest::Placement;
+use tpad_store::Medium;
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+/// A level of so many devices, each of so much.
+fn devices(count: u32, capacity_bytes: u64) -> (TempDir, DeviceMemory) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let driver = StandIn::on(directory.path(), count, 2 * capacity_bytes);
+    let device = |index| DeviceBudget { device: DeviceName::Index(index), capacity_bytes };
+    let config = HbmConfig {
+        devices: (0..count).map(device).collect(),
+        class_budgets: BTreeMap::new(),
+        streams: HbmConfig::STREAMS,
+    };
+    let level = HbmLevel::open(&driver, &config, HbmMetrics::default()).expect("it is there");
+    (directory, DeviceMemory::On(Arc::new(level)))
+}
+
+/// One expert at each of so many layers, with images of a mebibyte.
+fn large(layers: u32, placement: Placement) -> Checkpoint {
+    let layers: Vec<u32> = (0..layers).collect();
+    let mut tier = Tier::new("t", &[1], &layers);
+    (tier.expert_bytes, tier.routers, tier.placement) = (MIB - 4096, false, placement);
+    Checkpoint::new(&Shape::of(vec![tier]))
+}
+
+async fn on_devices(layers: u32, placement: Placement, devices: DeviceMemory) -> Scene {
+    let store = HierarchyConfig::new(64 * MIB);
+    scene_of(large(layers, placement), store, bounds(64, 64), devices).await
+}
+
+impl Scene {
+    fn assert_there(&self, leased: &DeviceLeased) {
+        let image = &self.checkpoint.blocks[&leased.key];
+        let mut there = vec![0; image.len()];
+        leased.block.read(0, &mut there).expect("it is there");
+        assert!(there == **image, "{}", leased.key);
+    }
+}
+
+fn leases_of(acquired: &DeviceAcquired) -> Vec<u64> {
+    acquired.iter().flatten().map(|leased| leased.lease).collect()
+}
+
+#[tokio::test]
+async fn blocks_are_copied_to_a_device_once_and_leased_there() {
+    let (_directory, devices) = devices(2, 16 * MIB);
+    let scene = on_devices(6, Placement::ObjectStore, devices.clone()).await;
+    let uuids = scene.engine.devices();
+    assert_eq!(uuids.len(), 2);
+    let worker = scene.worker();
+    let both = [&uuids[0], &uuids[1]];
+    let mut leases = Vec::new();
+    for (n, uuid) in both.into_iter().enumerate() {
+        let first = worker.acquire_on(uuid, &scene.generation, &keys(0..4), soon()).await;
+        let again = worker.acquire_on(uuid, &scene.generation, &keys(0..4), soon()).await;
+        let (first, again) = (first.expect("it is there"), again.expect("it is there"));
+        for (first, again) in first.iter().zip(&again) {
+            let first = first.as_ref().expect("there is room");
+            let again = again.as_ref().expect("there is room");
+            scene.assert_there(first);
+            assert_eq!(first.place, again.place);
+            assert_eq!(first.place.device.0 as usize, n);
+            assert_eq!(again.medium, Medium::Hbm);
+            assert!(first.lease != again.lease && worker.uses_on_device(first.place.slab));
+        }
+        leases.extend(leases_of(&first).into_iter().chain(leases_of(&again)));
+    }
+    let status = scene.engine.status();
+    assert_eq!((status.leases.workers[0].leases, status.leases.bytes), (16, 0));
+    assert_eq!(status.leases.workers[0].device_bytes, 8 * MIB, "each slot once");
+    assert!(status.leases.workers[0].oldest_seconds.is_some());
+    assert_eq!(status.hbm.devices.len(), 2);
+    let id = scene.generation.record(&key(0), soon()).await.expect("it exists").id;
+    assert_eq!(devices.level().expect("it is on").holders(&id).len(), 2);
+
+    worker.release(&leases);
+    assert_eq!(scene.engine.status().leases.workers[0].device_bytes, 0);
+    // A key that does not exist keeps no other from its lease.
+    let mixed = [key(5), key(77)];
+    let mixed = worker.acquire_on("0", &scene.generation, &mixed, soon()).await.expect("asked");
+    scene.assert_there(mixed[0].as_ref().expect("it exists"));
+    assert_eq!(mixed[1].as_ref().expect_err("no layer 77").reason(), "LAYER_NOT_FOUND");
+    drop(worker);
+    assert_eq!(scene.engine.status().leases.workers.len(), 0);
+    scene.engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_device_that_is_not_there_is_told_with_what_is() {
+    let (_directory, devices) = devices(1, 16 * MIB);
+    for (devices, told) in
+        [(devices, "this daemon has GPU-"), (DeviceMemory::Off("no driver".into()), "no driver")]
+    {
+        let scene = on_devices(1, Placement::ObjectStore, devices).await;
+        let worker = scene.worker();
+        let none = worker.acquire_on("GPU-77", &scene.generation, &keys(0..1), soon()).await;
+        let error = none.expect_err("there is none");
+        assert_eq!(
+            (error.kind(), error.reason()),
+            (ErrorKind::FailedPrecondition, "DEVICE_NOT_FOUND")
+        );
+        assert!(
+            error.to_string().contains(told) && error.to_string().contains("GPU-77"),
+            "{error}"
+        );
+        scene.engine.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn when_a_device_is_leased_whole_the_next_is_refused_at_its_deadline() {
+    let (_directory, devices) = devices(1, 16 * MIB);
+    let scene = on_devices(24, Placement::ObjectStore, devices).await;
+    let worker = scene.worker();
+    let mut leased = Vec::new();
+    let error = loop {
+        let deadline = Instant::now() + Duration::from_millis(400);
+        let next = u32::try_from(leased.len()).expect("few");
+        let acquired = worker.acquire_on("0", &scene.generation, &[key(next)], deadline).await;
+        match acquired.expect("the device is there").remove(0) {
+            Ok(one) => leased.push(one),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{error}");
+    assert!(error.to_string().contains("levels.hbm.capacity"), "{error}");
+    assert!((8..=16).contains(&leased.len()), "{} of 16 slots", leased.len());
+    leased.iter().for_each(|leased| scene.assert_there(leased));
+    // Host memory has it all the same.
+    let next = u32::try_from(leased.len()).expect("few");
+    let host = worker.acquire(&scene.generation, &[key(next)], soon()).await;
+    scene.assert_right(host.expect("within bounds")[0].as_ref().expect("there is room"));
+    worker.release(&leased.iter().map(|leased| leased.lease).collect::<Vec<_>>());
+    drop(leased);
+    let acquired = worker.acquire_on("0", &scene.generation, &[key(next)], soon()).await;
+    scene.assert_there(acquired.expect("asked")[0].as_ref().expect("there is room again"));
+    scene.engine.shutdown().await;
+}
+
+/// Batches that fit alone and not together: each comes to its end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_that_want_most_of_a_device_do_not_wait_for_each_other() {
+    let (_directory, devices) = devices(1, 16 * MIB);
+    let scene = Arc::new(on_devices(24, Placement::ObjectStore, devices).await);
+    let mut workers = JoinSet::new();
+    for n in 0..4_u64 {
+        let scene = Arc::clone(&scene);
+        workers.spawn(async move {
+            let worker = scene.worker();
+            let mut random = ChaCha8Rng::seed_from_u64(n);
+            for _ in 0..12 {
+                let keys: Vec<_> = (0..8).map(|_| key(random.random_range(0..24))).collect();
+                let acquired = worker.acquire_on("0", &scene.generation, &keys, soon()).await;
+                let acquired = acquired.expect("the device is there");
+                for leased in &acquired {
+                    scene.assert_there(leased.as_ref().expect("it fits, alone"));
+                }
+                worker.release(&leases_of(&acquired));
+            }
+        });
+    }
+    let done = tokio::time::timeout(Duration::from_secs(120), workers.join_all()).await;
+    done.expect("nobody waits for ever");
+    assert_eq!(scene.engine.status().leases.workers.len(), 0);
+    scene.engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_tier_at_home_on_devices_is_brought_to_each() {
+    let (_directory, devices) = devices(2, 16 * MIB);
+    let scene = on_devices(6, Placement::Hbm, devices.clone()).await;
+    let home = async {
+        loop {
+            let tier = scene.engine.status().models[0].tiers[0].clone();
+            if tier.warm.state == crate::WarmState::Warm {
+                return tier;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let tier = tokio::time::timeout(Duration::from_secs(20), home).await.expect("it fits");
+    assert_eq!((tier.home, tier.home_reason), (Medium::Hbm, None));
+    assert_eq!((tier.missing_bytes, tier.resident_bytes.hbm), (0, 6 * MIB));
+    let level = devices.level().expect("it is on");
+    for layer in 0..6 {
+        let record = scene.generation.record(&key(layer), soon()).await.expect("it exists");
+        assert_eq!(level.holders(&record.id).len(), 2);
+        assert_eq!(scene.generation.medium_of(&record), Medium::Hbm);
+    }
+    let usage = level.status().devices[0].classes.clone();
+    let own = usage.iter().find(|usage| usage.class.as_deref() == Some("t")).expect("a budget");
+    assert_eq!((own.blocks, own.bytes), (6, 6 * MIB));
+    scene.engine.shutdown().await;
+}

@@ -1,0 +1,40 @@
+//! Answers to calls for blocks on a device.
+
+use tpad_engine::{DeviceAcquired, Generation};
+use tpad_proto::handoff::v1::daemon_message;
+
+use super::{Connection, End};
+use crate::handoff::answer;
+
+impl Connection {
+    /// Answers a call; slabs that are new to the worker go along.
+    pub(super) fn finish_on_device(
+        &mut self,
+        call: u64,
+        generation: &Generation,
+        acquired: &DeviceAcquired,
+    ) -> Result<(), End> {
+        let mut answer = match answer::acquired_on_device(call, generation, acquired) {
+            Ok(answer) => answer,
+            Err(failure) => {
+                self.let_go(acquired.iter().flatten().map(|leased| leased.lease));
+                return self.fail(call, failure);
+            }
+        };
+        let mut descriptors = Vec::new();
+        for leased in acquired.iter().flatten() {
+            let block = &leased.block;
+            let sent = self.device_slabs.send(leased.place.slab, || block.shared_slab());
+            // As for host memory: the worker cannot be told of what it holds.
+            let sent = sent.map_err(|error| End::Refused(answer::no_descriptor(&error)))?;
+            if let Some((slab, descriptor)) = sent {
+                answer.slabs.push(slab);
+                descriptors.push(descriptor);
+            }
+        }
+        let leases = acquired.iter().flatten().count();
+        self.shared.metrics.acquired(leases, acquired.len() - leases);
+        self.send(daemon_message::Message::Acquired(answer), descriptors)?;
+        self.flush()
+    }
+}
