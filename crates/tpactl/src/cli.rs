@@ -164,7 +164,7 @@ mod tests {
             "tpactl evict --model m",
             "tpactl activate /m --tiers a --manifest-tiers",
             "tpactl prefetch --model m",
-            "tpactl evict --model m --tier a --level hbm",
+            "tpactl evict --model m --tier a --level ssd",
             "tpactl load m --origin-of n",
             "tpactl load m /r --revision 1",
             "tpactl load m --revision 1 --follow",

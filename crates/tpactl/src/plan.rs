@@ -174,10 +174,6 @@ impl Plan {
         let cycle = token_cycle_bytes(catalog);
         let mut warnings: Vec<String> = tiers.iter().filter_map(TierFit::warning).collect();
         warnings.extend(token_cycle_warning(cycle, room.dram));
-        if tiers.iter().any(|tier| tier.spread.hbm > 0) {
-            let note = "this version of tpad keeps nothing in GPU memory: what is planned for hbm is served from dram";
-            warnings.push(note.to_owned());
-        }
         // From here on in bytes that are read, not in those that they take.
         for (tier, images) in tiers.iter_mut().zip(images) {
             tier.spread = tier.spread.of_images(images, tier.bytes);

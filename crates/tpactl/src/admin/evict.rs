@@ -29,6 +29,7 @@ pub(crate) struct Args {
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Level {
+    Hbm,
     Dram,
     Nvme,
 }
@@ -38,6 +39,7 @@ pub(crate) async fn run(args: Args, client: &Client, output: &Output) -> Result<
     let nothing = || Failure::new(Exit::Usage, "name tiers, groups or experts");
     let scope = what.scope.scope().ok_or_else(nothing)?;
     let level = level.map(|level| match level {
+        Level::Hbm => EvictLevel::Hbm,
         Level::Dram => EvictLevel::Dram,
         Level::Nvme => EvictLevel::Nvme,
     });
@@ -45,8 +47,8 @@ pub(crate) async fn run(args: Args, client: &Client, output: &Output) -> Result<
     if output.is_json() {
         return output.json(&evicted);
     }
-    let Evicted { dram, nvme, pinned } = evicted;
-    for (what, amount) in [("dram", dram), ("nvme", nvme), ("pinned, kept", pinned)] {
+    let Evicted { hbm, dram, nvme, pinned } = evicted;
+    for (what, amount) in [("hbm", hbm), ("dram", dram), ("nvme", nvme), ("pinned, kept", pinned)] {
         let (blocks, bytes) = (amount.blocks, human_bytes(amount.bytes));
         output.text(format_args!("{what:<14} {blocks} blocks, {bytes}"))?;
     }

@@ -15,6 +15,7 @@ pub(super) struct Summary {
     ready: bool,
     models: Vec<Model>,
     pinned: Amount,
+    hbm: Hbm,
     store: Store,
 }
 
@@ -68,6 +69,7 @@ struct Tier {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Resident {
+    hbm: u64,
     dram: u64,
     nvme: u64,
 }
@@ -91,6 +93,25 @@ struct Lookups {
 #[serde(default)]
 struct Store {
     levels: Vec<Level>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Hbm {
+    /// What it is made of: a word, or a word with its reason.
+    mode: Value,
+    health: Value,
+    devices: Vec<Device>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Device {
+    index: u64,
+    name: String,
+    blocks: u64,
+    kept_bytes: u64,
+    budget_bytes: u64,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -185,6 +206,7 @@ impl Summary {
                 tier.placement.clone(),
                 if skipped { "skipped".to_owned() } else { tier.home.clone() },
                 human_bytes(tier.bytes),
+                human_bytes(tier.resident_bytes.hbm),
                 human_bytes(tier.resident_bytes.dram),
                 human_bytes(tier.resident_bytes.nvme),
                 human_bytes(tier.missing_bytes),
@@ -209,6 +231,7 @@ impl Summary {
             "PLACEMENT",
             "HOME",
             "SIZE",
+            "IN HBM",
             "IN DRAM",
             "ON NVME",
             "MISSING",
@@ -219,7 +242,7 @@ impl Summary {
     }
 
     fn levels(&self, output: &Output, reasons: &mut Vec<String>) -> String {
-        let mut rows = Vec::new();
+        let mut rows = self.devices(reasons);
         for level in &self.store.levels {
             let (health, why) = health(&level.health);
             rows.push(vec![
@@ -238,6 +261,32 @@ impl Summary {
         }
         let headings = ["LEVEL", "HEALTH", "BLOCKS", "USED", "CAPACITY", "HITS", "NOTE"];
         output.table(&headings, &rows)
+    }
+}
+
+impl Summary {
+    /// A row for each GPU.
+    fn devices(&self, reasons: &mut Vec<String>) -> Vec<Vec<String>> {
+        let Hbm { mode, health: state, devices } = &self.hbm;
+        let (mode, off) = health(mode);
+        let (state, broken) = health(state);
+        for (what, why) in [(&mode, off), (&state, broken)] {
+            if let Some(why) = why {
+                reasons.push(format!("hbm: {}: {}", printable(what), printable(&why)));
+            }
+        }
+        let row = |device: &Device| {
+            vec![
+                format!("hbm {}", device.index),
+                state.clone(),
+                device.blocks.to_string(),
+                human_bytes(device.kept_bytes),
+                human_bytes(device.budget_bytes),
+                String::new(),
+                format!("{}, {mode}", device.name),
+            ]
+        };
+        devices.iter().map(row).collect()
     }
 }
 
@@ -296,6 +345,9 @@ mod tests {
                 ]
             }],
             "pinned": { "blocks": 2, "bytes": 4096 },
+            "hbm": { "mode": "cuda", "health": { "broken": "illegal address" }, "devices": [
+                { "index": 1, "name": "a GPU", "blocks": 3, "kept_bytes": 3 << 20, "budget_bytes": 1 << 30 }
+            ] },
             "store": { "levels": [
                 { "level": "dram", "health": "ok", "usage": { "blocks": 1, "bytes": 4096, "capacity": 8192 } },
                 { "level": "nvme", "health": { "read_only": "disk full" }, "note": "direct reads" }
@@ -313,6 +365,9 @@ mod tests {
             "m: tier a: not brought home: no answer",
             "m: tier b: skipped: requires \"x\"",
             "nvme: read only: disk full",
+            "hbm 1",
+            "a GPU, cuda",
+            "hbm: broken: illegal address",
         ] {
             assert!(text.contains(expected), "{expected:?} is not in\n{text}");
         }

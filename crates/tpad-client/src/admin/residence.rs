@@ -58,6 +58,8 @@ pub struct Unpinned {
 /// A level that can forget blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EvictLevel {
+    /// GPU memory.
+    Hbm,
     /// Host memory.
     Dram,
     /// Disk.
@@ -67,6 +69,8 @@ pub enum EvictLevel {
 /// What was forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Evicted {
+    /// By GPU memory, each block once however many devices had it.
+    pub hbm: Amount,
     /// By host memory.
     pub dram: Amount,
     /// By the disk.
@@ -136,6 +140,7 @@ impl Admin {
     ) -> Result<Evicted, Error> {
         let level = match level {
             None => v1::CostClass::Unspecified,
+            Some(EvictLevel::Hbm) => v1::CostClass::Hbm,
             Some(EvictLevel::Dram) => v1::CostClass::Dram,
             Some(EvictLevel::Nvme) => v1::CostClass::Nvme,
         };
@@ -145,8 +150,9 @@ impl Admin {
             let (mut service, message) = (self.service(), call.request(message.clone()));
             async move { service.evict(message).await }
         };
-        let v1::EvictResponse { dram, nvme, pinned } = self.client.unary(send).await?;
-        Ok(Evicted { dram: dram.into(), nvme: nvme.into(), pinned: pinned.into() })
+        let v1::EvictResponse { hbm, dram, nvme, pinned } = self.client.unary(send).await?;
+        let [hbm, dram, nvme, pinned] = [hbm, dram, nvme, pinned].map(Into::into);
+        Ok(Evicted { hbm, dram, nvme, pinned })
     }
 }
 

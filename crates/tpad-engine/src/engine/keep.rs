@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::time::Instant;
+use tpad_manifest::BlockId;
 use tpad_store::{Medium, ReadOptions};
 
 use super::Engine;
@@ -30,6 +31,8 @@ pub struct Pinned {
 /// What evicting did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Evictions {
+    /// Given up in GPU memory, each block once however many devices had it.
+    pub hbm: Totals,
     /// Given up in host memory.
     pub dram: Totals,
     /// Given up on disk.
@@ -123,6 +126,12 @@ impl Engine {
         let generation = self.open(name)?;
         let mut evictions = Evictions::default();
         for ScopedBlock { id, bytes, .. } in generation.scope(scope, deadline).await? {
+            if level.is_none_or(|level| level == Medium::Hbm) && self.evict_from_devices(&id) {
+                evictions.hbm.add(bytes);
+            }
+            if level == Some(Medium::Hbm) {
+                continue;
+            }
             let evicted = self.hierarchy.evict(&id, level).await;
             if evicted.pinned {
                 evictions.pinned.add(bytes);
@@ -136,6 +145,13 @@ impl Engine {
             }
         }
         Ok(evictions)
+    }
+
+    /// Whether a device had the block.
+    fn evict_from_devices(&self, id: &BlockId) -> bool {
+        let Some(level) = self.levels.devices.level() else { return false };
+        // Each of them.
+        crate::device::ids(level).filter(|device| level.remove(id, *device)).count() > 0
     }
 }
 

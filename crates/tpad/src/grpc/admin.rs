@@ -182,15 +182,17 @@ impl AdminService for Admin {
         let call = Call::of(&request, self.default_deadline);
         let level = match request.get_ref().level() {
             v1::CostClass::Unspecified => None,
+            v1::CostClass::Hbm => Some(Medium::Hbm),
             v1::CostClass::Dram => Some(Medium::Dram),
             v1::CostClass::Nvme => Some(Medium::Nvme),
-            _ => return Err(status::invalid("level", "dram or nvme is expected", &call)),
+            _ => return Err(status::invalid("level", "hbm, dram or nvme is expected", &call)),
         };
         let v1::EvictRequest { model, scope, .. } = request.into_inner();
         let scope = read_scope(scope.unwrap_or_default(), &call)?;
         let evicted = self.engine.evict(&model, &scope, level, call.deadline).await;
-        let Evictions { dram, nvme, pinned } = evicted.map_err(|error| call.refuse(&error))?;
+        let Evictions { hbm, dram, nvme, pinned } = evicted.map_err(|error| call.refuse(&error))?;
         Ok(Response::new(v1::EvictResponse {
+            hbm: Some(amount(hbm)),
             dram: Some(amount(dram)),
             nvme: Some(amount(nvme)),
             pinned: Some(amount(pinned)),
