@@ -76,9 +76,9 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "tpad-client",
-        ours: &["tpad-proto", "tpad-handoff", "tpad-manifest"],
-        unreachable: &["object_store", "cudarc"],
-        unnamed: &[],
+        ours: &["tpad-proto", "tpad-handoff", "tpad-manifest", "tpad-cuda"],
+        unreachable: &["object_store"],
+        unnamed: &["cudarc"],
     },
     Rule {
         name: "tpad-publish",
@@ -105,8 +105,8 @@ const RULES: &[Rule] = &[
     Rule {
         name: "tpactl",
         ours: &["tpad-client", "tpad-publish", "tpad-store", "tpad-manifest"],
-        unreachable: &["cudarc"],
-        unnamed: &["object_store", "tonic", "prost"],
+        unreachable: &[],
+        unnamed: &["object_store", "tonic", "prost", "cudarc"],
     },
     Rule { name: "xtask", ours: &[], unreachable: &["tokio"], unnamed: &[] },
 ];

@@ -98,6 +98,14 @@ pub enum Error {
         /// The most.
         most: usize,
     },
+    /// This process has no such GPU.
+    #[error("no GPU {gpu:?}: {reason}")]
+    NoGpu {
+        /// As it was named.
+        gpu: String,
+        /// What is missing.
+        reason: String,
+    },
     /// The reply contradicts itself or the protocol.
     #[error("{place}: {what}")]
     Protocol {
@@ -215,6 +223,7 @@ impl Error {
             Self::Deadline { .. } => Kind::DeadlineExceeded,
             Self::CorruptBlock { .. } | Self::CorruptFile { .. } => Kind::DataLoss,
             Self::TooLarge { .. } => Kind::ResourceExhausted,
+            Self::NoGpu { .. } => Kind::FailedPrecondition,
             Self::Protocol { .. } => Kind::Internal,
         }
     }

@@ -51,6 +51,7 @@ mod fetch;
 mod file;
 #[doc(hidden)]
 pub mod fuzzing;
+mod gpu;
 mod handoff;
 mod mask;
 mod model;
@@ -73,6 +74,7 @@ pub use client::{Client, Health};
 pub use error::{Error, Kind, Refusal};
 pub use fetch::Fetch;
 pub use file::FetchedFile;
+pub use gpu::Gpu;
 pub use handoff::{
     AcquireOptions, Acquired, DaemonSide, Handoff, HandoffOptions, HeldBlock, TensorView,
 };

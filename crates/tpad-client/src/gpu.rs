@@ -1,0 +1,137 @@
+//! A GPU of this process.
+
+use std::fmt;
+use std::sync::Arc;
+use std::thread;
+
+use tpad_cuda::{CudaError, Device, DeviceName, Driver, Reaper};
+
+use crate::Error;
+
+/// A device that this process has open, and what it gives back when the device's work is
+/// done. Clones share it. One for each device will do for a process.
+///
+/// With CUDA it is open in its primary context, which PyTorch uses, too. CUDA does not
+/// survive `fork`: a child has to open it by `spawn` or `exec`, and what a forked child
+/// inherited it can only drop, which changes nothing.
+#[derive(Clone)]
+pub struct Gpu(Arc<Inner>);
+
+struct Inner {
+    /// Until drop.
+    reaper: Option<Reaper>,
+    device: Arc<dyn Device>,
+    uuid: String,
+    /// The process that opened it.
+    process: u32,
+}
+
+impl Gpu {
+    /// Opens a device by its index among those that this process sees (`0`), or by its
+    /// UUID (`GPU-...`) or the beginning of that. Looks for NVIDIA's driver, and makes the
+    /// device's context if there is none yet: blocks for up to a second.
+    ///
+    /// # Errors
+    /// [`Error::NoGpu`], which says what is missing.
+    pub fn open(name: &str) -> Result<Self, Error> {
+        let driver = tpad_cuda::cuda().map_err(|reason| none(name, &reason))?;
+        Self::on(&driver, name)
+    }
+
+    /// Opens a device of this driver: in tests, of the
+    /// [`StandIn`](tpad_cuda::StandIn), which is no GPU.
+    ///
+    /// # Errors
+    /// [`Error::NoGpu`], which says what is missing.
+    pub fn on(driver: &Arc<dyn Driver>, name: &str) -> Result<Self, Error> {
+        let Ok(device) = name.parse::<DeviceName>();
+        let device = driver.open(&device).map_err(|error| none(name, &error))?;
+        let facts = device.facts();
+        if !facts.exports {
+            // What cannot be exported cannot be imported.
+            return Err(none(name, &CudaError::NoExport { index: facts.index }));
+        }
+        let uuid = facts.uuid.to_string();
+        let reaper = Some(Reaper::new(&device).map_err(|error| none(name, &error))?);
+        Ok(Self(Arc::new(Inner { reaper, device, uuid, process: std::process::id() })))
+    }
+
+    /// Its identity, the same in every process: `GPU-...`.
+    #[must_use]
+    pub fn uuid(&self) -> &str {
+        &self.0.uuid
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.0.device
+    }
+
+    /// Blocks that were dropped and are not given back yet: the device works.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.0.reaper.as_ref().map_or(0, Reaper::pending)
+    }
+
+    /// Waits until every block that was dropped so far is given back. Blocks the thread,
+    /// for as long as the work that was submitted before the last drop takes.
+    pub fn drain(&self) {
+        if let Some(reaper) = &self.0.reaper {
+            reaper.drain();
+        }
+    }
+}
+
+impl Inner {
+    fn is_here(&self) -> bool {
+        self.process == std::process::id()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let Some(reaper) = self.reaper.take() else { return };
+        if !self.is_here() {
+            // The reaper's thread is not there, and the context is not this process's.
+            std::mem::forget((reaper, Arc::clone(&self.device)));
+            return;
+        }
+        // Its end waits for the device, and whoever drops the last block may be a task. If
+        // the system has no thread for that, the closure is dropped here, and waits here.
+        let end = thread::Builder::new().name("gpu-end".to_owned());
+        let _started = end.spawn(move || drop(reaper));
+    }
+}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { uuid, reaper, .. } = &*self.0;
+        f.debug_struct("Gpu").field("uuid", uuid).field("reaper", reaper).finish_non_exhaustive()
+    }
+}
+
+fn none(gpu: &str, reason: &dyn fmt::Display) -> Error {
+    Error::NoGpu { gpu: gpu.to_owned(), reason: reason.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use tpad_cuda::StandIn;
+
+    use super::*;
+    use crate::Kind;
+
+    #[test]
+    fn a_device_that_is_not_there_is_named_with_those_that_are() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let driver = StandIn::on(directory.path(), 1, 4 << 20);
+        let gpu = Gpu::on(&driver, "0").expect("it is there");
+        let again = Gpu::on(&driver, gpu.uuid()).expect("by its identity");
+        assert_eq!(gpu.uuid(), again.uuid());
+        let missing = Gpu::on(&driver, "1").expect_err("there is one");
+        assert_eq!(missing.kind(), Kind::FailedPrecondition);
+        let text = missing.to_string();
+        assert!(text.contains("\"1\"") && text.contains("stand-in"), "{text}");
+    }
+}
