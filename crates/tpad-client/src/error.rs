@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
+use tpad_cuda::{CudaError, CudaErrorKind};
 use tpad_manifest::{BlockId, BlockKey, Digest};
 
 /// Why a call failed.
@@ -105,6 +106,23 @@ pub enum Error {
         gpu: String,
         /// What is missing.
         reason: String,
+    },
+    /// The daemon hands over no memory of this GPU.
+    #[error("the daemon hands over no memory of {gpu}, but of {there}")]
+    NotHandedOver {
+        /// The GPU's UUID.
+        gpu: String,
+        /// Those that it does; "no GPU" without one.
+        there: String,
+    },
+    /// The driver of a GPU failed in this process.
+    #[error("{gpu}: {error}{}", dead(error))]
+    Gpu {
+        /// The GPU's UUID.
+        gpu: String,
+        /// What it said.
+        #[source]
+        error: CudaError,
     },
     /// The reply contradicts itself or the protocol.
     #[error("{place}: {what}")]
@@ -223,7 +241,13 @@ impl Error {
             Self::Deadline { .. } => Kind::DeadlineExceeded,
             Self::CorruptBlock { .. } | Self::CorruptFile { .. } => Kind::DataLoss,
             Self::TooLarge { .. } => Kind::ResourceExhausted,
-            Self::NoGpu { .. } => Kind::FailedPrecondition,
+            Self::NoGpu { .. } | Self::NotHandedOver { .. } => Kind::FailedPrecondition,
+            Self::Gpu { error: CudaError::Span { .. }, .. } => Kind::InvalidArgument,
+            Self::Gpu { error, .. } => match error.kind() {
+                CudaErrorKind::OutOfMemory => Kind::ResourceExhausted,
+                CudaErrorKind::Sticky => Kind::FailedPrecondition,
+                CudaErrorKind::Refused => Kind::Internal,
+            },
             Self::Protocol { .. } => Kind::Internal,
         }
     }
@@ -270,6 +294,11 @@ pub(crate) fn root(error: &(dyn std::error::Error + 'static)) -> String {
         error = source;
     }
     error.to_string()
+}
+
+/// What only the end of this process helps against.
+fn dead(error: &CudaError) -> &'static str {
+    if error.is_sticky() { "; this process can use the GPU no more: restart it" } else { "" }
 }
 
 fn seconds(duration: &Duration) -> String {

@@ -1,4 +1,4 @@
-//! A GPU of this process.
+//! A GPU of this process, on which blocks are acquired.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,7 +9,8 @@ use tpad_cuda::{CudaError, Device, DeviceName, Driver, Reaper};
 use crate::Error;
 
 /// A device that this process has open, and what it gives back when the device's work is
-/// done. Clones share it. One for each device will do for a process.
+/// done: blocks of [`Handoff::acquire_on`](crate::Handoff::acquire_on). Clones share it.
+/// One for each device will do for a process.
 ///
 /// With CUDA it is open in its primary context, which PyTorch uses, too. CUDA does not
 /// survive `fork`: a child has to open it by `spawn` or `exec`, and what a forked child
@@ -81,6 +82,20 @@ impl Gpu {
             reaper.drain();
         }
     }
+
+    /// Drops `what` when the work that was submitted by now has completed. Does not block.
+    pub(crate) fn give_up(&self, what: impl Send + 'static) {
+        match &self.0.reaper {
+            Some(reaper) if self.0.is_here() => reaper.give_up(what),
+            // A child: its parent gives it up, and the driver is not to be called.
+            _ => std::mem::forget(what),
+        }
+    }
+
+    /// The error of a call of the driver.
+    pub(crate) fn failed(&self, error: CudaError) -> Error {
+        Error::Gpu { gpu: self.0.uuid.clone(), error }
+    }
 }
 
 impl Inner {
@@ -117,7 +132,10 @@ fn none(gpu: &str, reason: &dyn fmt::Display) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use tpad_cuda::StandIn;
+    use std::sync::mpsc::sync_channel;
+    use std::time::Duration;
+
+    use tpad_cuda::{Memory, StandIn};
 
     use super::*;
     use crate::Kind;
@@ -133,5 +151,25 @@ mod tests {
         assert_eq!(missing.kind(), Kind::FailedPrecondition);
         let text = missing.to_string();
         assert!(text.contains("\"1\"") && text.contains("stand-in"), "{text}");
+    }
+
+    #[test]
+    fn what_is_given_up_outlasts_the_work_and_the_last_handle() {
+        struct Told(std::sync::mpsc::SyncSender<()>);
+        impl Drop for Told {
+            fn drop(&mut self) {
+                self.0.send(()).expect("it is awaited");
+            }
+        }
+        let directory = tempfile::tempdir().expect("a directory");
+        let gpu = Gpu::on(&StandIn::on(directory.path(), 1, 4 << 20), "0").expect("it is there");
+        let slab: Arc<dyn Memory> = gpu.device().create(4096).expect("there is room");
+        let delay = Duration::from_millis(100);
+        let late = gpu.device().read_late(&slab, 0, 4096, delay).expect("it starts");
+        let (told, gone) = sync_channel(1);
+        gpu.give_up(Told(told));
+        drop(gpu);
+        gone.recv().expect("it is dropped, not forgotten");
+        assert!(late.is_done().expect("it ran"));
     }
 }

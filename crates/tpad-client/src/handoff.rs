@@ -2,11 +2,13 @@
 //!
 //! A [`Handoff`] is a connection to the daemon's handoff socket. What it acquires is a
 //! [`HeldBlock`]: the daemon's own memory, mapped read-only, which stays as it is until
-//! the last clone is dropped. `docs/handoff.md` has the protocol.
+//! the last clone is dropped. On a [`Gpu`](crate::Gpu) it is a [`HeldDeviceBlock`], memory
+//! of the device that the daemon has filled. `docs/handoff.md` has the protocol.
 //!
 //! When the daemon drains or ends, what is held stays valid and nothing more is
 //! acquired; [`Handoff::connect`] again attaches to the next one.
 
+mod device;
 mod directories;
 mod held;
 mod link;
@@ -23,9 +25,10 @@ use tokio::time::timeout;
 use tpad_manifest::BlockKey;
 use tpad_proto::handoff::v1 as wire;
 
+pub use self::device::{AcquiredOn, DeviceTensor, HeldDeviceBlock};
 use self::directories::Directories;
 pub use self::held::{HeldBlock, TensorView};
-use self::link::{Ask, Link};
+use self::link::{Answer, Ask, Link};
 use crate::{Address, Error, handoff_socket};
 
 /// Calls that wait to be sent; more wait before.
@@ -62,6 +65,8 @@ pub struct Handoff {
     link: Arc<Link>,
     directories: Arc<Directories>,
     daemon: DaemonSide,
+    /// GPUs whose memory the daemon hands over, by UUID.
+    devices: Arc<[String]>,
 }
 
 /// How a worker wants to be served.
@@ -104,13 +109,13 @@ pub struct AcquireOptions {
 
 /// What an acquire came to.
 #[derive(Debug)]
-pub struct Acquired {
+pub struct Acquired<B = HeldBlock> {
     /// The revision that the blocks are of.
     pub revision: u64,
     /// The generation that they are of.
     pub generation: u64,
     /// The block of each key, or why there is none, in the order of the keys.
-    pub blocks: Vec<Result<HeldBlock, Error>>,
+    pub blocks: Vec<Result<B, Error>>,
 }
 
 impl Default for AcquireOptions {
@@ -161,6 +166,13 @@ impl Handoff {
         self.daemon
     }
 
+    /// The GPUs whose memory the daemon hands over, by UUID, as it said when this
+    /// connected: those of [`Handoff::acquire_on`].
+    #[must_use]
+    pub fn devices(&self) -> &[String] {
+        &self.devices
+    }
+
     /// Why the daemon grants nothing more, once it does not: connect again.
     #[must_use]
     pub fn over(&self) -> Option<Error> {
@@ -196,14 +208,33 @@ impl Handoff {
         keys: &[BlockKey],
         options: AcquireOptions,
     ) -> Result<Acquired, Error> {
+        self.admit(keys)?;
+        // All or none: nothing is held while others are waited for.
+        if let Some(held) = self.directories.hold(&self.link, model, keys, options.generation) {
+            return Ok(held);
+        }
+        let acquired = self.ask(model, keys, options, Answer::Host).await?;
+        as_asked(acquired, keys, HeldBlock::key)
+    }
+
+    /// Whether one call may name so many keys.
+    fn admit(&self, keys: &[BlockKey]) -> Result<(), Error> {
         if keys.is_empty() || keys.len() > self.daemon.keys {
             return Err(Error::TooManyKeys { asked: keys.len(), most: self.daemon.keys });
         }
-        let AcquireOptions { timeout: wait, generation } = options;
-        // All or none: nothing is held while others are waited for.
-        if let Some(held) = self.directories.hold(&self.link, model, keys, generation) {
-            return Ok(held);
-        }
+        Ok(())
+    }
+
+    /// Asks the daemon, and waits for what it grants.
+    async fn ask<B>(
+        &self,
+        model: &str,
+        keys: &[BlockKey],
+        AcquireOptions { timeout: wait, generation }: AcquireOptions,
+        to: impl FnOnce(oneshot::Sender<Result<Acquired<B>, Error>>) -> Answer,
+    ) -> Result<Acquired<B>, Error> {
+        let (answer, answered) = oneshot::channel();
+        let answer = to(answer);
         let message = wire::Acquire {
             // The task numbers calls.
             call: 0,
@@ -211,9 +242,8 @@ impl Handoff {
             generation: generation.unwrap_or(0),
             keys: keys.iter().map(Into::into).collect(),
             timeout_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
-            device: String::new(),
+            device: answer.device().to_owned(),
         };
-        let (answer, answered) = oneshot::channel();
         let link = Arc::clone(&self.link);
         let lost = || self.link.shared.lost();
         let call = async {
@@ -222,13 +252,16 @@ impl Handoff {
             answered.await.map_err(|_| lost())?
         };
         let after = wait + ANSWER_GRACE;
-        let acquired = timeout(after, call).await.map_err(|_| Error::Deadline { after })??;
-        as_asked(acquired, keys)
+        timeout(after, call).await.map_err(|_| Error::Deadline { after })?
     }
 }
 
 /// The answer, if it is one to these keys.
-fn as_asked(acquired: Acquired, keys: &[BlockKey]) -> Result<Acquired, Error> {
+fn as_asked<B>(
+    acquired: Acquired<B>,
+    keys: &[BlockKey],
+    key_of: impl Fn(&B) -> &BlockKey,
+) -> Result<Acquired<B>, Error> {
     let (asked, came) = (keys.len(), acquired.blocks.len());
     if came != asked {
         return Err(Error::protocol("handoff", format!("{came} outcomes for {asked} keys")));
@@ -237,9 +270,9 @@ fn as_asked(acquired: Acquired, keys: &[BlockKey]) -> Result<Acquired, Error> {
     let same = |one: &BlockKey, other: &BlockKey| one == other || v1(one) == v1(other);
     for (key, block) in keys.iter().zip(&acquired.blocks) {
         if let Ok(block) = block
-            && !same(key, block.key())
+            && !same(key, key_of(block))
         {
-            let what = format!("{} came, which nobody asked for there", block.key());
+            let what = format!("{} came, which nobody asked for there", key_of(block));
             return Err(Error::protocol(key.to_string(), what));
         }
     }

@@ -10,7 +10,7 @@
 //! mask that [`Client::routing_mask`] answers with; it needs no daemon.
 //!
 //! A [`Handoff`] reads blocks of the daemon on the same machine where it keeps them,
-//! without a copy.
+//! without a copy: in host memory, or in that of a [`Gpu`].
 //!
 //! Any call may fail with [`Error::Refused`], the daemon's own word,
 //! [`Error::Disconnected`] and, where a deadline was set, [`Error::Deadline`];
@@ -76,7 +76,8 @@ pub use fetch::Fetch;
 pub use file::FetchedFile;
 pub use gpu::Gpu;
 pub use handoff::{
-    AcquireOptions, Acquired, DaemonSide, Handoff, HandoffOptions, HeldBlock, TensorView,
+    AcquireOptions, Acquired, AcquiredOn, DaemonSide, DeviceTensor, Handoff, HandoffOptions,
+    HeldBlock, HeldDeviceBlock, TensorView,
 };
 pub use mask::{FetchedMask, GetMask, MaskEvent, MaskWatch, Residency, WatchMask};
 pub use model::{
@@ -89,6 +90,8 @@ pub use request::{FetchDense, FetchExperts, FetchRouters};
 pub use router::{Choice, RouteError, RouteInput, Router, TierLogits, Ties};
 pub use stream::{BlockStream, PlacedBlocks, StreamStart};
 pub use tls::TlsOptions;
+// What [`Error::Gpu`] has.
+pub use tpad_cuda::{CudaError, CudaErrorKind};
 pub use watch::ModelWatch;
 
 /// How this client names itself.

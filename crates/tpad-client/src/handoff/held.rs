@@ -85,13 +85,8 @@ impl HeldBlock {
         medium: Medium,
         guard: Guard,
     ) -> Option<Self> {
-        let end = start.checked_add(block.image.end)?;
-        let inside =
-            |range: &Range<usize>| range.start <= range.end && range.end <= block.image.end;
-        let all = end <= slab.bytes()
-            && inside(&block.image)
-            && block.tensors.iter().all(|tensor| inside(&tensor.bytes));
-        all.then(|| Self(Arc::new(Inner { block, start, medium, slab, _guard: guard })))
+        lies_within(&block, start, slab.bytes())
+            .then(|| Self(Arc::new(Inner { block, start, medium, slab, _guard: guard })))
     }
 
     fn bytes(&self, range: &Range<usize>) -> &[u8] {
@@ -145,6 +140,15 @@ impl HeldBlock {
             bytes: self.bytes(&tensor.bytes),
         })
     }
+}
+
+/// Whether a block whose image begins at `start` of a slab of so many bytes lies within it
+/// with all its tensors.
+pub(super) fn lies_within(block: &PlacedBlock, start: usize, slab_bytes: usize) -> bool {
+    let inside = |range: &Range<usize>| range.start <= range.end && range.end <= block.image.end;
+    start.checked_add(block.image.end).is_some_and(|end| end <= slab_bytes)
+        && inside(&block.image)
+        && block.tensors.iter().all(|tensor| inside(&tensor.bytes))
 }
 
 impl Deref for HeldBlock {

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tpad_proto::handoff::v1 as wire;
 
-use super::Acquired;
-use crate::{Error, Refusal};
+use super::{Acquired, AcquiredOn};
+use crate::{Error, Gpu, Refusal};
 
 /// One connection, as handles and leases hold it. With the last of them it closes.
 #[derive(Debug)]
@@ -37,7 +37,16 @@ pub(super) struct Shared {
 pub(super) struct Ask {
     pub(super) message: wire::Acquire,
     pub(super) link: Arc<Link>,
-    pub(super) answer: oneshot::Sender<Result<Acquired, Error>>,
+    pub(super) answer: Answer,
+}
+
+/// Who waits for an answer, by where the blocks are wanted.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// In host memory.
+    Host(oneshot::Sender<Result<Acquired, Error>>),
+    /// In a device's.
+    Device(Gpu, oneshot::Sender<Result<AcquiredOn, Error>>),
 }
 
 /// Why a daemon grants nothing more.
@@ -89,6 +98,24 @@ impl Shared {
         let address = self.address.clone();
         let reason = "the runtime of this handoff has ended".to_owned();
         self.over().unwrap_or(Error::Disconnected { address, reason })
+    }
+}
+
+impl Answer {
+    /// As `Acquire` names it.
+    pub(super) fn device(&self) -> &str {
+        match self {
+            Self::Host(_) => "",
+            Self::Device(gpu, _) => gpu.uuid(),
+        }
+    }
+
+    /// Nothing is acquired. Whoever asked may have gone.
+    pub(super) fn fail(self, error: Error) {
+        let _gone = match self {
+            Self::Host(answer) => answer.send(Err(error)).is_err(),
+            Self::Device(_, answer) => answer.send(Err(error)).is_err(),
+        };
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) struct Slab {
 
 /// Has the task look whether the daemon waits for the end of what is dropped with this.
 #[derive(Debug)]
-struct Gone(Arc<Shared>);
+pub(super) struct Gone(pub(super) Arc<Shared>);
 
 impl Slabs {
     pub(super) fn new(shared: &Arc<Shared>) -> Arc<Self> {

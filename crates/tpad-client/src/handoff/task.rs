@@ -1,5 +1,7 @@
 //! The task of a connection: the only one that reads its socket and writes to it.
 
+mod answer;
+
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd as _;
@@ -10,16 +12,18 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 use tpad_proto::handoff::v1::{self as wire, daemon_message, worker_message};
 use tpad_proto::handoff::{FrameError, FrameReader, FrameWriter, PROTOCOL};
 
+pub(super) use self::answer::Granted;
+use super::device::DeviceSlabs;
 use super::directories::Directories;
-use super::held::{Guard, HeldBlock};
-use super::link::{Ask, Lease, Link, Over, Shared};
+use super::link::{Ask, Link, Over, Shared};
 use super::slabs::Slabs;
-use super::{Acquired, DaemonSide, Handoff, HandoffOptions};
-use crate::{Error, PlacedBlock, Refusal};
+use super::{DaemonSide, Handoff, HandoffOptions};
+use crate::{Error, Refusal};
 
 /// From connecting to the daemon's first word.
 const WELCOME_PATIENCE: Duration = Duration::from_secs(10);
@@ -30,22 +34,22 @@ const UNSENT_BYTES: usize = 1 << 20;
 /// Leases that one `Release` names: some 40 KiB.
 const RELEASED: usize = 4096;
 
-/// What leases begin at multiples of: tensors are on 256 bytes of their image, and their
-/// readers count on the same in memory.
-const PAGE_BYTES: usize = 4096;
-
 /// The socket and what has been said on it.
 struct Task {
     socket: UnixStream,
     reader: FrameReader,
     writer: FrameWriter,
     slabs: Arc<Slabs>,
+    device_slabs: DeviceSlabs,
     directories: Arc<Directories>,
     shared: Arc<Shared>,
     asks: mpsc::Receiver<Ask>,
     /// Calls that are not answered yet, with their models.
     calls: HashMap<u64, (Ask, String)>,
     next_call: u64,
+    /// What maps device memory and unmaps it: the driver takes 0.2 ms for a slab, and longer
+    /// while another thread of the process has it allocate.
+    mapping: JoinSet<()>,
 }
 
 /// Connects, says hello and starts the task.
@@ -70,22 +74,27 @@ pub(super) async fn connect(
         reader: FrameReader::of_daemon(),
         writer: FrameWriter::to_daemon(),
         slabs,
+        device_slabs: DeviceSlabs::new(&shared),
         directories: Arc::clone(&directories),
         shared: Arc::clone(&shared),
         asks: received,
         calls: HashMap::new(),
         next_call: 1,
+        mapping: JoinSet::new(),
     };
     let welcomed = timeout(WELCOME_PATIENCE, task.hello(options)).await;
-    let daemon = welcomed.map_err(|_| Error::Deadline { after: WELCOME_PATIENCE })??;
+    let (daemon, devices) = welcomed.map_err(|_| Error::Deadline { after: WELCOME_PATIENCE })??;
     directories.set_most(daemon.lease_bytes);
     tokio::spawn(task.run());
     let link = Link { shared, asks, socket: kept, process: std::process::id() };
-    Ok(Handoff { link: Arc::new(link), directories, daemon })
+    Ok(Handoff { link: Arc::new(link), directories, daemon, devices })
 }
 
 impl Task {
-    async fn hello(&mut self, options: HandoffOptions) -> Result<DaemonSide, Error> {
+    async fn hello(
+        &mut self,
+        options: HandoffOptions,
+    ) -> Result<(DaemonSide, Arc<[String]>), Error> {
         let HandoffOptions { worker, directories } = options;
         let program = || std::fs::read_to_string("/proc/self/comm").unwrap_or_default();
         let worker = worker.unwrap_or_else(program).trim().to_owned();
@@ -95,7 +104,7 @@ impl Task {
             self.exchange().await?;
             match self.next()? {
                 None => {}
-                Some(daemon_message::Message::Welcome(welcome)) => return daemon(&welcome),
+                Some(daemon_message::Message::Welcome(welcome)) => return daemon(welcome),
                 Some(daemon_message::Message::Refused(refused)) => {
                     return Err(Error::Refused(Box::new(refusal(refused.failure))));
                 }
@@ -105,15 +114,27 @@ impl Task {
     }
 
     /// Runs until nobody holds the connection any more, or the daemon is gone.
-    async fn run(mut self) {
+    async fn run(self) {
+        let (mut mapping, slabs) = self.serve().await;
+        while mapping.join_next().await.is_some() {}
+        if slabs.has_mapped() {
+            // Unless the runtime ends, too, and they are dropped with it.
+            let _unmapped = spawn_blocking(move || drop(slabs)).await;
+        }
+    }
+
+    /// Serves calls; what is left at the end is the driver's work. Calls that come later
+    /// find nobody.
+    async fn serve(mut self) -> (JoinSet<()>, DeviceSlabs) {
         while let Some(turn) = self.turn().await {
             if let Err(error) = turn {
                 // What is held stays valid: nothing is unmapped that is still read, and the
                 // connection is closed by whoever drops the last of it.
                 self.end(Over::Lost(error.to_string()));
-                return;
+                break;
             }
         }
+        (self.mapping, self.device_slabs)
     }
 
     /// One event; `None` when nobody holds the connection any more.
@@ -122,6 +143,8 @@ impl Task {
         tokio::select! {
             ask = self.asks.recv(), if takes => Some(self.ask(ask?)),
             () = self.shared.woken.notified() => Some(self.release()),
+            // One that panicked has dropped what it had, and whoever waits for it is told.
+            Some(_ended) = self.mapping.join_next() => Some(Ok(())),
             exchanged = exchange(&self.socket, &mut self.reader, &mut self.writer) => {
                 Some(exchanged.map_err(|error| self.broken(&error)).and_then(|()| self.take()))
             }
@@ -131,8 +154,7 @@ impl Task {
     /// Sends a call, or answers it where the daemon would not.
     fn ask(&mut self, mut ask: Ask) -> Result<(), Error> {
         if let Some(error) = self.shared.over() {
-            // Whoever asked may have gone.
-            let _ = ask.answer.send(Err(error));
+            ask.answer.fail(error);
             return Ok(());
         }
         let call = self.next_call;
@@ -141,7 +163,7 @@ impl Task {
         let message = std::mem::take(&mut ask.message);
         let model = message.model.clone();
         if let Err(error) = self.send(worker_message::Message::Acquire(message)) {
-            let _ = ask.answer.send(Err(error));
+            ask.answer.fail(error);
             return Ok(());
         }
         self.calls.insert(call, (ask, model));
@@ -154,12 +176,10 @@ impl Task {
             let release = wire::Release { leases: leases.to_vec() };
             self.send(worker_message::Message::Release(release))?;
         }
-        let slabs = self.slabs.forgotten();
-        if !slabs.is_empty() {
-            self.send(worker_message::Message::Forgotten(wire::Forgotten {
-                slabs,
-                ..Default::default()
-            }))?;
+        let (slabs, device_slabs) = (self.slabs.forgotten(), self.device_slabs.forgotten());
+        if !slabs.is_empty() || !device_slabs.is_empty() {
+            let forgotten = wire::Forgotten { slabs, device_slabs };
+            self.send(worker_message::Message::Forgotten(forgotten))?;
         }
         Ok(())
     }
@@ -172,6 +192,13 @@ impl Task {
                 Message::Acquired(acquired) => self.acquired(acquired)?,
                 Message::Forget(forget) => {
                     self.slabs.forget(&forget.slabs);
+                    let left = self.device_slabs.forget(&forget.device_slabs);
+                    if left.iter().any(|slab| slab.is_mapped()) {
+                        // The last holder of each has this task woken.
+                        self.mapping.spawn_blocking(move || drop(left));
+                    } else {
+                        drop(left);
+                    }
                     self.release()?;
                 }
                 Message::Refused(refused) => self.end(Over::Refused(refusal(refused.failure))),
@@ -183,77 +210,11 @@ impl Task {
         Ok(())
     }
 
-    /// An answer. Whatever is wrong with it, its leases are given back.
-    fn acquired(&mut self, acquired: wire::Acquired) -> Result<(), Error> {
-        let wire::Acquired { call, revision, generation, outcomes, failure, slabs, directory } =
-            acquired;
-        let cells = directory.as_ref().is_some_and(|directory| directory.cells);
-        let named = slabs.len() + usize::from(cells) + 2 * usize::from(directory.is_some());
-        let mut descriptors = self.reader.descriptors(named).map_err(framed)?.into_iter();
-        for (slab, descriptor) in slabs.iter().zip(&mut descriptors) {
-            self.slabs.map(slab, descriptor)?;
-        }
-        let Some((Ask { link, answer, .. }, model)) = self.calls.remove(&call) else {
-            return Err(Error::protocol("handoff", format!("an answer to no call: {call}")));
-        };
-        if directory.is_some() {
-            let cells = if cells { descriptors.next() } else { None };
-            if let (Some(directory), Some(uses)) = (descriptors.next(), descriptors.next()) {
-                let of = (revision, generation);
-                self.directories.watch(&model, of, cells, [directory, uses]);
-            }
-        }
-        let answered = match failure {
-            Some(failure) => Err(Error::Refused(Box::new(refusal(Some(failure))))),
-            None => {
-                let mut known = Vec::new();
-                let blocks =
-                    outcomes.into_iter().map(|it| self.block(it, &link, &mut known)).collect();
-                self.directories.learn(&model, generation, known.into_iter());
-                Ok(Acquired { revision, generation, blocks })
-            }
-        };
-        // Who asked may have gone: then the blocks are dropped here.
-        let _ = answer.send(answered);
-        Ok(())
-    }
-
-    fn block(
-        &self,
-        outcome: wire::Outcome,
-        link: &Arc<Link>,
-        known: &mut Vec<(u32, Arc<PlacedBlock>)>,
-    ) -> Result<HeldBlock, Error> {
-        use wire::outcome::Outcome;
-        let wrong = |what: &str| Error::protocol("handoff", what);
-        let lease = match outcome.outcome.ok_or_else(|| wrong("an outcome of no known kind"))? {
-            Outcome::Lease(lease) => lease,
-            Outcome::Failure(failure) => {
-                return Err(Error::Refused(Box::new(refusal(Some(failure)))));
-            }
-        };
-        let wire::Lease { lease, slab, offset, block, ordinal } = lease;
-        // First: from here on it is given back.
-        let guard = Guard::Lease(Lease::new(lease, link));
-        let slab = self.slabs.get(slab).ok_or_else(|| wrong("a lease in no slab"))?;
-        let block = block.ok_or_else(|| wrong("a lease of no block"))?;
-        let start = usize::try_from(offset).map_err(|_| wrong("a lease beyond memory"))?;
-        if start % PAGE_BYTES != 0 {
-            return Err(wrong("a lease that begins within a page"));
-        }
-        let block = Arc::new(crate::stream::placed_block(block, 0)?);
-        let medium = block.medium;
-        let held = HeldBlock::new(Arc::clone(&block), start, slab, medium, guard)
-            .ok_or_else(|| wrong("a lease beyond the end of its slab"))?;
-        known.extend(ordinal.map(|ordinal| (ordinal, block)));
-        Ok(held)
-    }
-
     /// Nothing more is granted: whoever waits is told.
     fn end(&mut self, over: Over) {
         self.shared.set_over(over);
         for (_, (ask, _)) in self.calls.drain() {
-            let _ = ask.answer.send(Err(self.shared.lost()));
+            ask.answer.fail(self.shared.lost());
         }
     }
 
@@ -310,13 +271,14 @@ fn passed<T>(result: io::Result<T>, instead: T) -> io::Result<T> {
     }
 }
 
-fn daemon(welcome: &wire::Welcome) -> Result<DaemonSide, Error> {
-    let wire::Welcome { protocol, epoch, lease_bytes, keys, .. } = *welcome;
+fn daemon(welcome: wire::Welcome) -> Result<(DaemonSide, Arc<[String]>), Error> {
+    let wire::Welcome { protocol, epoch, lease_bytes, keys, devices } = welcome;
     if protocol != PROTOCOL {
         let what = format!("the daemon speaks version {protocol}, this client {PROTOCOL}");
         return Err(Error::protocol("handoff", what));
     }
-    Ok(DaemonSide { epoch, lease_bytes, keys: usize::try_from(keys).unwrap_or(usize::MAX) })
+    let keys = usize::try_from(keys).unwrap_or(usize::MAX);
+    Ok((DaemonSide { epoch, lease_bytes, keys }, devices.into()))
 }
 
 fn framed(error: FrameError) -> Error {

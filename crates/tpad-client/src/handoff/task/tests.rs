@@ -1,5 +1,7 @@
 //! A daemon that says what a test has it say.
 
+mod device;
+
 use std::path::Path;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
@@ -50,6 +52,11 @@ impl Peer {
 
 /// A worker that is welcome, and its daemon.
 async fn pair(directory: &Path) -> (Handoff, Peer) {
+    pair_with(directory, Vec::new()).await
+}
+
+/// The same, with GPUs that the daemon hands over memory of.
+async fn pair_with(directory: &Path, devices: Vec<String>) -> (Handoff, Peer) {
     let path = directory.join("h.sock");
     let listener = UnixListener::bind(&path).expect("a socket");
     let daemon = async {
@@ -57,13 +64,8 @@ async fn pair(directory: &Path) -> (Handoff, Peer) {
         let (reader, writer) = (FrameReader::of_worker(), FrameWriter::to_worker());
         let mut peer = Peer { socket, reader, writer };
         assert!(matches!(peer.read().await, Some(worker_message::Message::Hello(_))));
-        let welcome = wire::Welcome {
-            protocol: PROTOCOL,
-            epoch: 9,
-            lease_bytes: 1 << 20,
-            keys: 4,
-            devices: Vec::new(),
-        };
+        let (protocol, epoch, lease_bytes, keys) = (PROTOCOL, 9, 1 << 20, 4);
+        let welcome = wire::Welcome { protocol, epoch, lease_bytes, keys, devices };
         peer.write(daemon_message::Message::Welcome(welcome), Vec::new()).await;
         peer
     };
@@ -114,10 +116,15 @@ fn lease_of(key: &BlockKey, lease: u64, offset: u64) -> wire::Outcome {
 }
 
 fn acquired(call: u64, outcomes: Vec<wire::Outcome>, slabs: bool) -> daemon_message::Message {
-    let slabs = slabs
-        .then_some(wire::Slab { slab: 1, bytes: 8192, slot_bytes: 4096, device: String::new() })
-        .into_iter()
-        .collect();
+    let slab = wire::Slab { slab: 1, bytes: 8192, slot_bytes: 4096, device: String::new() };
+    acquired_with(call, outcomes, slabs.then_some(slab).into_iter().collect())
+}
+
+fn acquired_with(
+    call: u64,
+    outcomes: Vec<wire::Outcome>,
+    slabs: Vec<wire::Slab>,
+) -> daemon_message::Message {
     let (revision, generation) = (2, 3);
     daemon_message::Message::Acquired(wire::Acquired {
         call,

@@ -1,0 +1,110 @@
+//! The slabs of GPU memory that the daemon has sent to this process.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+
+use tpad_cuda::{CudaError, Device, Memory};
+use tpad_proto::handoff::v1 as wire;
+
+use crate::handoff::link::Shared;
+use crate::handoff::slabs::Gone;
+
+/// Slabs of all devices, which are numbered together and apart from those of host memory;
+/// and those that the daemon asked for and something still uses.
+#[derive(Debug)]
+pub(in crate::handoff) struct DeviceSlabs {
+    sent: BTreeMap<u64, Arc<DeviceSlab>>,
+    leaving: Vec<(u64, Weak<Gone>)>,
+    shared: Arc<Shared>,
+}
+
+/// A slab, which is mapped when a lease first names it.
+#[derive(Debug)]
+pub(in crate::handoff) struct DeviceSlab {
+    device: String,
+    bytes: u64,
+    memory: OnceLock<Arc<dyn Memory>>,
+    /// What it is mapped from, until it is. Held while it is being mapped.
+    file: Mutex<Option<OwnedFd>>,
+    /// Ends after both: then the memory is not mapped any more.
+    gone: Arc<Gone>,
+}
+
+impl DeviceSlabs {
+    pub(in crate::handoff) fn new(shared: &Arc<Shared>) -> Self {
+        Self { sent: BTreeMap::new(), leaving: Vec::new(), shared: Arc::clone(shared) }
+    }
+
+    /// Takes over a slab. It is not mapped yet: that takes a while.
+    pub(in crate::handoff) fn add(&mut self, slab: wire::Slab, file: OwnedFd) {
+        let wire::Slab { slab, bytes, device, .. } = slab;
+        let (memory, file) = (OnceLock::new(), Mutex::new(Some(file)));
+        let gone = Arc::new(Gone(Arc::clone(&self.shared)));
+        // One that is sent again takes the place of what its number was.
+        self.sent.insert(slab, Arc::new(DeviceSlab { device, bytes, memory, file, gone }));
+    }
+
+    pub(in crate::handoff) fn get(&self, slab: u64) -> Option<Arc<DeviceSlab>> {
+        self.sent.get(&slab).cloned()
+    }
+
+    /// Whether the end of this has the driver unmap something.
+    pub(in crate::handoff) fn has_mapped(&self) -> bool {
+        self.sent.values().any(|slab| slab.is_mapped())
+    }
+
+    /// Lets go of slabs: what is left of them is to be dropped where the driver may take
+    /// its time.
+    pub(in crate::handoff) fn forget(&mut self, slabs: &[u64]) -> Vec<Arc<DeviceSlab>> {
+        let mut left = Vec::new();
+        for id in slabs {
+            let slab = self.sent.remove(id);
+            let gone = slab.as_ref().map(|slab| Arc::downgrade(&slab.gone));
+            self.leaving.push((*id, gone.unwrap_or_default()));
+            left.extend(slab);
+        }
+        left
+    }
+
+    /// Those of them that are unmapped by now.
+    pub(in crate::handoff) fn forgotten(&mut self) -> Vec<u64> {
+        let gone = |(_, gone): &mut (u64, Weak<Gone>)| gone.strong_count() == 0;
+        self.leaving.extract_if(.., gone).map(|(id, _)| id).collect()
+    }
+}
+
+impl DeviceSlab {
+    /// The UUID of the device whose memory it is.
+    pub(in crate::handoff) fn device(&self) -> &str {
+        &self.device
+    }
+
+    pub(in crate::handoff) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(in crate::handoff) fn is_mapped(&self) -> bool {
+        self.memory.get().is_some()
+    }
+
+    /// Its memory, mapped into this process once. Blocks while that is done.
+    ///
+    /// # Errors
+    /// When the driver does not do it. The descriptor is kept, since the daemon does not
+    /// send it again: the next lease has it tried again.
+    pub(in crate::handoff) fn map(
+        &self,
+        device: &dyn Device,
+    ) -> Result<Arc<dyn Memory>, CudaError> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(memory) = self.memory.get() {
+            return Ok(Arc::clone(memory));
+        }
+        // It is there until the memory is.
+        let from = file.as_ref().ok_or(CudaError::Ended)?;
+        let memory = device.import(from.as_fd(), self.bytes)?;
+        *file = None;
+        Ok(Arc::clone(self.memory.get_or_init(|| memory)))
+    }
+}
