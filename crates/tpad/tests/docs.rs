@@ -13,11 +13,12 @@ const REASONS: [&str; 3] = [
 ];
 
 /// Where metrics are named.
-const METRICS: [&str; 5] = [
+const METRICS: [&str; 6] = [
     include_str!("../src/daemon.rs"),
     include_str!("../src/edge/metrics.rs"),
     include_str!("../src/handoff/metrics.rs"),
     include_str!("../../tpad-engine/src/metrics.rs"),
+    include_str!("../../tpad-hbm/src/metrics.rs"),
     include_str!("../../tpad-store/src/metrics.rs"),
 ];
 
