@@ -4,6 +4,7 @@ mod direct;
 mod ends;
 mod hostile;
 mod kills;
+mod on_device;
 mod sealed;
 mod slabs;
 mod stage;

@@ -28,7 +28,7 @@ pub(crate) fn open(
         return Ok(DeviceMemory::default());
     };
     let driver = match stand_in {
-        Some(directory) => stand_in_at(&directory, devices.len(), capacity_bytes),
+        Some(directory) => stand_in_at(&directory, devices.len(), capacity_bytes)?,
         None => match tpad_cuda::cuda() {
             Ok(driver) => driver,
             Err(unavailable) => {
@@ -57,9 +57,20 @@ pub(crate) fn open(
 
 /// Host memory in the place of so many GPUs' and at least one's, with twice what the level
 /// takes of each.
-fn stand_in_at(directory: &Path, devices: usize, capacity_bytes: u64) -> Arc<dyn Driver> {
+fn stand_in_at(
+    directory: &Path,
+    devices: usize,
+    capacity_bytes: u64,
+) -> Result<Arc<dyn Driver>, HbmError> {
+    std::fs::create_dir_all(directory).map_err(|error| HbmError::Open {
+        device: DeviceName::Index(0),
+        source: CudaError::System {
+            what: "making levels.hbm.stand_in",
+            problem: error.to_string(),
+        },
+    })?;
     let devices = u32::try_from(devices.max(1)).unwrap_or(u32::MAX);
-    StandIn::on(directory, devices, capacity_bytes.saturating_mul(2))
+    Ok(StandIn::on(directory, devices, capacity_bytes.saturating_mul(2)))
 }
 
 fn all(driver: &Arc<dyn Driver>) -> Result<Vec<DeviceName>, HbmError> {

@@ -53,13 +53,19 @@ impl Stage {
 
     /// With the mixtral fixture and these others, and memory for a part of them.
     pub(super) async fn crowded(scene: &Scene, others: &[&str]) -> Self {
+        Self::crowded_with(scene, others, "").await
+    }
+
+    /// With more sections of the configuration.
+    pub(super) async fn crowded_with(scene: &Scene, others: &[&str], more: &str) -> Self {
         let mut section = String::new();
         for name in std::iter::once(&"mixtral").chain(others) {
             let (store, directory) = (Store::Directory, scene.directory());
             let checkpoint = Checkpoint::import(&fixture(name), store, directory, None).await;
             section += &checkpoint.section();
         }
-        Self::of(scene, "mixtral", &section, "1MiB", "lease_bytes = \"768KiB\"\n").await
+        let handoff = format!("lease_bytes = \"768KiB\"\n{more}");
+        Self::of(scene, "mixtral", &section, "1MiB", &handoff).await
     }
 
     /// With 16 experts of 128 KiB that are made up, and memory for half of them, of which

@@ -183,8 +183,8 @@ impl HeldDeviceBlock {
 
     /// The image's bytes.
     #[must_use]
-    pub fn image_bytes(&self) -> u64 {
-        self.0.block.image.len() as u64
+    pub fn image_bytes(&self) -> usize {
+        self.0.block.image.len()
     }
 
     /// The tensors, in image order.

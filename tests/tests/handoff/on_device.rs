@@ -1,0 +1,165 @@
+//! Blocks handed over in a device's memory, of the stand-in: host memory, no GPU.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tpad_client::{AcquireOptions, Client, Error, Gpu, Handoff, HeldDeviceBlock, Kind};
+use tpad_cuda::StandIn;
+use tpad_manifest::BlockKey;
+use tpad_tests::checkpoint::{said, tpactl};
+use tpad_tests::scene::play;
+
+use super::slabs::fetch;
+use super::stage::{SOON, Stage, keys};
+
+const MIB: u64 = 1 << 20;
+
+/// Lines of a level of so much on one device.
+fn level(directory: &Path, capacity_bytes: u64) -> (PathBuf, String) {
+    let machine = directory.join("gpus");
+    let lines = format!("[levels.hbm]\ncapacity = \"{capacity_bytes}\"\nstand_in = {machine:?}\n");
+    (machine, lines)
+}
+
+/// The device, as this process opens it.
+fn gpu(machine: &Path, capacity_bytes: u64) -> Gpu {
+    Gpu::on(&StandIn::on(machine, 1, 2 * capacity_bytes), "0").expect("it is there")
+}
+
+fn is_right(block: &HeldDeviceBlock) -> bool {
+    let image = block.read(0..block.image_bytes()).expect("it is mapped");
+    blake3::hash(&image).as_bytes() == block.id().as_bytes()
+}
+
+async fn hold(handoff: &Handoff, gpu: &Gpu, keys: &[BlockKey]) -> Vec<HeldDeviceBlock> {
+    let acquired = handoff.acquire_on(gpu, "mixtral", keys, AcquireOptions::default()).await;
+    let blocks = acquired.expect("the device is there").blocks;
+    blocks.into_iter().map(|block| block.expect("there is room")).collect()
+}
+
+#[test]
+fn every_expert_is_read_on_a_device_to_the_byte_and_given_back() {
+    play(async |scene| {
+        let (machine, lines) = level(scene.directory(), 32 * MIB);
+        let stage = Stage::fixture(scene, &lines).await;
+        let keys = keys(&stage.daemon.address()).await;
+        let gpu = gpu(&machine, 32 * MIB);
+        let handoff = Handoff::connect(&stage.daemon.address()).await.expect("this user may");
+        assert_eq!(handoff.devices(), [gpu.uuid()]);
+        let held = hold(&handoff, &gpu, &keys).await;
+        let host = handoff.acquire("mixtral", &keys, AcquireOptions::default()).await;
+        for (block, host) in held.iter().zip(host.expect("within bounds").blocks) {
+            let host = host.expect("it is leased");
+            assert_eq!((block.key(), block.id()), (host.key(), host.id()));
+            assert!(block.read(0..block.image_bytes()).expect("it is mapped") == *host);
+            for (tensor, expected) in block.tensors().zip(host.tensors()) {
+                assert_eq!(
+                    (tensor.name, tensor.bytes),
+                    (expected.name, expected.bytes.len() as u64)
+                );
+                assert_eq!(tensor.address % 256, 0);
+            }
+        }
+        let status = stage.status().await;
+        assert_eq!(status["hbm"]["mode"], "stand_in");
+        assert_eq!(status["hbm"]["devices"][0]["blocks"], keys.len());
+        let worker = &status["leases"]["workers"][0];
+        assert_eq!(worker["leases"], keys.len(), "{worker}");
+        assert!(worker["device_bytes"].as_u64() > Some(0));
+        let shown = tpactl().args(["--addr", &stage.daemon.address(), "status"]).output();
+        let shown = said(&shown.expect("tpactl runs"));
+        assert!(shown.contains("hbm 0") && shown.contains("stand_in"), "{shown}");
+
+        // Evicted, they are there as long as they are held.
+        let mut evict = tpactl();
+        evict.args(["--addr", &stage.daemon.address(), "evict", "--model", "mixtral"]);
+        let evicted = evict.args(["--tier", "base", "--level", "hbm"]).output().expect("it runs");
+        assert!(said(&evicted).contains(&format!("{} blocks", keys.len())), "{}", said(&evicted));
+        assert!(held.iter().all(is_right));
+        let again = hold(&handoff, &gpu, &keys[..4]).await;
+        assert!(held.iter().zip(&again).all(|(one, two)| one.address() != two.address()));
+        drop((held, again, handoff));
+        stage.free().await;
+        let began = Instant::now();
+        while stage.status().await["hbm"]["devices"][0]["held_bytes"]
+            != stage.status().await["hbm"]["devices"][0]["kept_bytes"]
+        {
+            assert!(began.elapsed() < SOON, "{:#}", stage.status().await["hbm"]);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+}
+
+#[test]
+fn slabs_of_a_device_go_back_when_another_size_needs_their_memory() {
+    play(async |scene| {
+        // Eight slabs of the least size.
+        let (machine, lines) = level(scene.directory(), 16 * MIB);
+        let others = ["gpt_oss", "qwen3_moe", "deepseek_v3"];
+        let stage = Stage::crowded_with(scene, &others, &lines).await;
+        let gpu = gpu(&machine, 16 * MIB);
+        let handoff = Handoff::connect(&stage.daemon.address()).await.expect("this user may");
+        let client = Client::connect(&stage.daemon.address()).await.expect("the daemon answers");
+        for round in 0..3 {
+            for model in ["mixtral"].iter().chain(&others) {
+                let keys = tpad_tests::worker::experts(&stage.daemon.address(), model).await;
+                for keys in keys.chunks(4) {
+                    let options = AcquireOptions::default();
+                    let acquired = handoff.acquire_on(&gpu, model, keys, options).await;
+                    for block in acquired.expect("the device is there").blocks {
+                        let block = block.unwrap_or_else(|error| panic!("{round}: {error}"));
+                        assert!(is_right(&block), "{model} in round {round}");
+                    }
+                }
+            }
+        }
+        fetch(&client, "gpt_oss").await.expect("host memory is as before");
+        drop(handoff);
+        stage.free().await;
+    });
+}
+
+#[test]
+fn a_device_that_the_daemon_has_not_is_refused_by_its_name_and_host_memory_serves() {
+    play(async |scene| {
+        let stage = Stage::fixture(scene, "").await;
+        let keys = keys(&stage.daemon.address()).await;
+        let gpu = gpu(&scene.directory().join("gpus"), 32 * MIB);
+        let handoff = Handoff::connect(&stage.daemon.address()).await.expect("this user may");
+        assert!(handoff.devices().is_empty());
+        let none = handoff.acquire_on(&gpu, "mixtral", &keys, AcquireOptions::default()).await;
+        let error = none.expect_err("it hands over none");
+        assert!(matches!(error, Error::NotHandedOver { .. }), "{error}");
+        assert!(error.to_string().contains(gpu.uuid()), "{error}");
+        let host = handoff.acquire("mixtral", &keys, AcquireOptions::default()).await;
+        assert!(host.expect("within bounds").blocks.iter().all(Result::is_ok));
+        let status = stage.status().await;
+        assert!(status["hbm"]["mode"]["off"]["reason"].is_string(), "{}", status["hbm"]);
+    });
+}
+
+#[test]
+fn a_daemon_that_is_killed_leaves_right_bytes_on_the_device() {
+    play(async |scene| {
+        let (machine, lines) = level(scene.directory(), 32 * MIB);
+        let mut stage = Stage::fixture(scene, &lines).await;
+        let keys = keys(&stage.daemon.address()).await;
+        let gpu = gpu(&machine, 32 * MIB);
+        let handoff = Handoff::connect(&stage.daemon.address()).await.expect("this user may");
+        let held = hold(&handoff, &gpu, &keys).await;
+        stage.daemon.signal("KILL");
+        let began = Instant::now();
+        while handoff.over().is_none() {
+            assert!(began.elapsed() < SOON, "its socket has ended");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(held.iter().all(is_right));
+        let lost = handoff.acquire_on(&gpu, "mixtral", &keys, AcquireOptions::default()).await;
+        assert_eq!(lost.expect_err("it is gone").kind(), Kind::Unavailable);
+        stage.restart().await;
+        let next = Handoff::connect(&stage.daemon.address()).await.expect("the next daemon");
+        let again = hold(&next, &gpu, &keys).await;
+        assert!(held.iter().chain(&again).all(is_right));
+        assert!(held.iter().zip(&again).all(|(old, new)| old.address() != new.address()));
+    });
+}
