@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 
 use crate::stage::Stage;
 
+pub mod client;
 pub mod daemon;
 pub mod worker;
 
@@ -100,6 +101,7 @@ impl Drop for Process {
 /// When the role cannot go on.
 pub fn play(role: &str, arguments: &mut impl Iterator<Item = OsString>) -> Result<()> {
     match role {
+        "client" => client::play(arguments),
         "worker" => worker::play(arguments),
         "daemon" => daemon::play(arguments),
         other => bail!("{other} is no role"),

@@ -1,11 +1,11 @@
 //! `tpad-gpu`: what must hold of GPU memory, on a machine with a GPU.
 //!
 //! ```text
-//! tpad-gpu [--stand-in DIRECTORY] [--log FILE] [--kills N] [PART...]
+//! tpad-gpu [--stand-in DIRECTORY] [--log FILE] [--kills N] [--programs DIRECTORY] [PART...]
 //! ```
 //!
-//! Parts are `probe`, `suite` (or one case by its name), `handoff` and `rates`; without
-//! any, all of them. It ends with 1 if something does not hold, and with 2 if there is no
+//! Parts are `probe`, `suite` (or one case by its name), `handoff`, `rates`, and `served`,
+//! which starts the `tpad` and `tpactl` of a directory; without any, all of them. It ends with 1 if something does not hold, and with 2 if there is no
 //! GPU.
 
 use std::ffi::OsString;
@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 use tpad_gpu::child;
 use tpad_gpu::log::Log;
-use tpad_gpu::parts::{handoff, probe, rates};
+use tpad_gpu::parts::{handoff, probe, rates, served};
 use tpad_gpu::stage::{MIB, Machine, Stage};
 use tpad_gpu::suite::CASES;
 
@@ -30,6 +30,8 @@ struct Arguments {
     machine: Machine,
     log: Option<PathBuf>,
     kills: u32,
+    /// Where `tpad` and `tpactl` are.
+    programs: Option<PathBuf>,
     parts: Vec<String>,
 }
 
@@ -47,14 +49,14 @@ fn main() -> ExitCode {
 fn run() -> Result<ExitCode> {
     let mut arguments = std::env::args_os().skip(1).peekable();
     if let Some(role) = arguments.peek().and_then(|first| first.to_str())
-        && matches!(role, "worker" | "daemon")
+        && matches!(role, "client" | "worker" | "daemon")
     {
         let role = role.to_owned();
         arguments.next();
         child::play(&role, &mut arguments)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let Arguments { machine, log, kills, parts } = Arguments::parse(arguments)?;
+    let Arguments { machine, log, kills, programs, parts } = Arguments::parse(arguments)?;
     let driver = machine.driver()?;
     let name = driver.devices()?.first().map_or(String::new(), |facts| facts.name.clone());
     let log = Log::new(format!("{}, {name}", driver.version()), log.as_deref())?;
@@ -72,6 +74,10 @@ fn run() -> Result<ExitCode> {
                 .fold(true, |holds, name| holds & run_case(&stage, &log, &runtime, name)),
             "handoff" => runtime.block_on(handoff::run(&stage, &log)).map(|()| true)?,
             "rates" => runtime.block_on(rates::run(&stage, &log))?,
+            "served" => {
+                let programs = programs.as_deref().context("--programs DIRECTORY is missing")?;
+                runtime.block_on(served::run(&stage, &log, programs))?
+            }
             case => run_case(&stage, &log, &runtime, case),
         };
     }
@@ -105,7 +111,7 @@ fn run_case(stage: &Stage, log: &Log, runtime: &tokio::runtime::Runtime, name: &
 impl Arguments {
     fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Self> {
         let (mut machine, mut log, mut kills) = (Machine::Cuda, None, KILLS);
-        let mut parts = Vec::new();
+        let (mut programs, mut parts) = (None, Vec::new());
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().context("a value is missing");
             match argument.to_str() {
@@ -114,6 +120,7 @@ impl Arguments {
                     machine = Machine::StandIn { directory, devices: 2, bytes: 256 * MIB };
                 }
                 Some("--log") => log = Some(value()?.into()),
+                Some("--programs") => programs = Some(value()?.into()),
                 Some("--kills") => kills = value()?.to_string_lossy().parse()?,
                 Some(part) if !part.starts_with('-') => parts.push(part.to_owned()),
                 _ => bail!("{} is not known", argument.display()),
@@ -121,7 +128,8 @@ impl Arguments {
         }
         if parts.is_empty() {
             parts = ["probe", "suite", "handoff", "rates"].map(str::to_owned).to_vec();
+            parts.extend(programs.is_some().then(|| "served".to_owned()));
         }
-        Ok(Self { machine, log, kills, parts })
+        Ok(Self { machine, log, kills, programs, parts })
     }
 }

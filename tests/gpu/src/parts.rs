@@ -3,6 +3,7 @@
 pub mod handoff;
 pub mod probe;
 pub mod rates;
+pub mod served;
 
 use serde_json::{Value, json};
 
