@@ -61,6 +61,9 @@ pub fn daemon_frames(input: &[u8]) -> bool {
     })
 }
 
+/// More than a task needs that is woken to its end, and what it drops.
+const TURNS: usize = 16;
+
 /// How many descriptors this process has, and how many slabs it has mapped.
 fn left() -> (usize, usize) {
     let descriptors = std::fs::read_dir("/proc/self/fd").expect("the kernel lists them").count();
@@ -138,6 +141,10 @@ impl Daemon {
         let any = !held.is_empty();
         drop((held, worker));
         hear(&socket, &mut heard, |_| false).await;
+        // The connection is shut down before its task has had its turn, which ends it.
+        for _ in 0..TURNS {
+            yield_now().await;
+        }
         any
     }
 }
