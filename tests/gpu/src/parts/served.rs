@@ -54,6 +54,24 @@ const ON_THE_STAND_IN: [Model; 1] = [Model {
     ],
 }];
 
+/// Loads a checkpoint's expert tensors as one would without tpad, from a CUDA context that
+/// is ready: milliseconds and bytes.
+const SAFETENSORS: &str = r#"
+import glob, json, sys, time
+import torch
+from safetensors import safe_open
+torch.cuda.init(); torch.zeros(1, device="cuda:0"); torch.cuda.synchronize()
+began, size, kept = time.monotonic(), 0, []
+for path in sorted(glob.glob(sys.argv[1] + "/*.safetensors")):
+    with safe_open(path, framework="pt", device="cuda:0") as shard:
+        for name in shard.keys():
+            if ".experts." in name:
+                kept.append(shard.get_tensor(name))
+                size += kept[-1].numel() * kept[-1].element_size()
+torch.cuda.synchronize()
+print(json.dumps({"ms": (time.monotonic() - began) * 1e3, "bytes": size}))
+"#;
+
 /// Workers that are killed while they hold a tier.
 const KILLS: usize = 5;
 /// A tier of 8 GiB is usable again within this of a context.
@@ -193,10 +211,48 @@ async fn play(stage: &Stage, log: &Log, programs: &Path, scratch: &Path) -> Resu
         log.say(&line, "late", &json!({ "model": name }));
     }
     drop(daemon);
+    if stage.is_gpu() {
+        for Model { name, .. } in models {
+            beside(log, name, &scratch.join(name));
+        }
+    }
     let after = stage.memory_returns(free).await?;
     let line = format!("free again: {} of {} MiB", after / MIB, free / MIB);
     log.say(&line, "returned", &json!({ "before": free, "after": after }));
     Ok(holds)
+}
+
+/// The same tensors by safetensors, where Python has it: each time in a new process, from
+/// files that were just written and lie in the page cache.
+fn beside(log: &Log, name: &str, root: &Path) {
+    let mut loads = Vec::new();
+    let mut problem = String::new();
+    for _ in 0..3 {
+        let output = Command::new("python3").args(["-c", SAFETENSORS]).arg(root).output();
+        match output {
+            Ok(output) if output.status.success() => {
+                let said: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+                loads.extend(said["ms"].as_f64());
+            }
+            Ok(output) => problem = String::from_utf8_lossy(&output.stderr).into_owned(),
+            Err(error) => problem = error.to_string(),
+        }
+    }
+    if loads.is_empty() {
+        let last = problem.lines().last().unwrap_or("no Python").to_owned();
+        log.say(
+            &format!("{name}: not loaded by safetensors: {last}"),
+            "beside",
+            &json!({ "model": name }),
+        );
+        return;
+    }
+    let loads = Spread::of(loads);
+    let line = format!(
+        "{name}: the same tensors by safetensors, files in the page cache: {:.0} ms ({:.0}-{:.0}) from a context",
+        loads.median, loads.low, loads.high
+    );
+    log.say(&line, "beside", &json!({ "model": name, "ms": loads.json() }));
 }
 
 /// Waits until every tier is at home.

@@ -33,7 +33,7 @@ pub(super) struct Queue {
 impl Queue {
     /// Appends a call, or says that there is no room for it.
     pub(super) fn add(&mut self, acquire: wire::Acquire) -> Result<(), u64> {
-        let bytes = acquire.encoded_len();
+        let bytes = memory(&acquire);
         if self.bytes + bytes > QUEUED_BYTES {
             return Err(acquire.call);
         }
@@ -44,9 +44,15 @@ impl Queue {
 
     pub(super) fn next(&mut self) -> Option<wire::Acquire> {
         let acquire = self.waiting.pop_front()?;
-        self.bytes -= acquire.encoded_len();
+        self.bytes -= memory(&acquire);
         Some(acquire)
     }
+}
+
+/// What a call takes while it waits: its text, and a place for each key, which is two bytes
+/// on the wire if it is empty.
+fn memory(acquire: &wire::Acquire) -> usize {
+    acquire.encoded_len() + size_of_val(&*acquire.keys)
 }
 
 /// An `Acquire` that is over.
@@ -188,5 +194,14 @@ mod tests {
         let rest: Vec<u64> = std::iter::from_fn(|| queue.next()).map(|next| next.call).collect();
         assert_eq!(rest, (1..taken).chain([5001]).collect::<Vec<_>>());
         assert_eq!(queue.bytes, 0);
+    }
+
+    #[test]
+    fn keys_that_are_nothing_on_the_wire_count_with_what_they_take() {
+        let keys = vec![tpad_proto::v1::BlockKey::default(); 10_000];
+        let acquire = |call| wire::Acquire { call, keys: keys.clone(), ..Default::default() };
+        let mut queue = Queue::default();
+        let taken = (0..).take_while(|call| queue.add(acquire(*call)).is_ok()).count();
+        assert!((1..=QUEUED_BYTES / 10_000 / 16).contains(&taken), "{taken} of some 500 KB each");
     }
 }
