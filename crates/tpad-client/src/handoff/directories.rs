@@ -23,8 +23,8 @@ pub(super) struct Directories {
     hazards: OnceLock<Arc<Hazards>>,
     /// By model, of the generation that was sent last.
     models: RwLock<HashMap<String, Watched>>,
-    /// Bytes of slots that are held, each as often as it is.
-    held: AtomicU64,
+    /// Bytes of slots that are held, by cells and by leases, each as often as it is.
+    held: Arc<AtomicU64>,
     /// What they may be, as the daemon says when it welcomes; it looks, too.
     most: AtomicU64,
 }
@@ -57,9 +57,9 @@ pub(super) struct Cell {
 
 /// Bytes that count against the bound.
 #[derive(Debug)]
-struct Counted {
+pub(super) struct Counted {
     bytes: u64,
-    directories: Arc<Directories>,
+    held: Arc<AtomicU64>,
 }
 
 impl Directories {
@@ -69,7 +69,7 @@ impl Directories {
             slabs: Arc::clone(slabs),
             hazards: OnceLock::new(),
             models: RwLock::default(),
-            held: AtomicU64::new(0),
+            held: Arc::default(),
             most: AtomicU64::new(0),
         })
     }
@@ -120,7 +120,7 @@ impl Directories {
 
     /// All of these blocks where they lie, or nothing, if one is to be asked for.
     pub(super) fn hold(
-        self: &Arc<Self>,
+        &self,
         link: &Arc<Link>,
         model: &str,
         keys: &[BlockKey],
@@ -145,7 +145,7 @@ impl Directories {
     }
 
     fn hold_one(
-        self: &Arc<Self>,
+        &self,
         hazards: &Arc<Hazards>,
         watched: &Watched,
         link: &Arc<Link>,
@@ -163,17 +163,28 @@ impl Directories {
         HeldBlock::new(Arc::clone(block), start, slab, Medium::Dram, Guard::Cell(cell))
     }
 
+    /// Counts the slot of a block that the daemon has leased.
+    pub(super) fn count_lease(&self, bytes: u64) -> Counted {
+        self.held.fetch_add(bytes, Ordering::Relaxed);
+        Counted { bytes, held: Arc::clone(&self.held) }
+    }
+
+    /// Forgets everything: the connection is over.
+    pub(super) fn clear(&self) {
+        self.models.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Counts bytes, if there may be so many.
-    fn count(self: &Arc<Self>, bytes: u64) -> Option<Counted> {
+    fn count(&self, bytes: u64) -> Option<Counted> {
         let before = self.held.fetch_add(bytes, Ordering::Relaxed);
         // Dropped, it counts no more.
-        let counted = Counted { bytes, directories: Arc::clone(self) };
+        let counted = Counted { bytes, held: Arc::clone(&self.held) };
         (before.saturating_add(bytes) <= self.most.load(Ordering::Relaxed)).then_some(counted)
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.directories.held.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.held.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tpad_manifest::{BlockId, BlockKey, Dtype, GateUp, Orientation, Role, Source};
 
-use super::directories::Cell;
+use super::directories::{Cell, Counted};
 use super::link::Lease;
 use super::slabs::Slab;
 use crate::{Medium, PlacedBlock};
@@ -45,7 +45,7 @@ struct Inner {
 #[expect(dead_code, reason = "a guard is there to be dropped")]
 pub(super) enum Guard {
     /// The daemon's word.
-    Lease(Lease),
+    Lease(Lease, Counted),
     /// This worker's own.
     Cell(Cell),
 }

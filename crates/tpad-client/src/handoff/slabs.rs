@@ -16,17 +16,17 @@ use crate::Error;
 #[derive(Debug)]
 pub(super) struct Slabs {
     mapped: RwLock<BTreeMap<u64, Arc<Slab>>>,
-    leaving: Mutex<Vec<(u64, Weak<Slab>)>>,
+    leaving: Mutex<Vec<(u64, Weak<Gone>)>>,
     shared: Arc<Shared>,
 }
 
 /// A slab, mapped.
 #[derive(Debug)]
 pub(super) struct Slab {
-    // Before the task is told.
     mapping: Mapping,
     slot_bytes: u64,
-    _gone: Gone,
+    /// Ends after the mapping: then the memory is not mapped any more.
+    gone: Arc<Gone>,
 }
 
 /// Has the task look whether the daemon waits for the end of what is dropped with this.
@@ -44,7 +44,7 @@ impl Slabs {
         let (id, bytes, slot_bytes) = (slab.slab, slab.bytes, slab.slot_bytes);
         let wrong = |error: io::Error| Error::protocol(format!("slab {id}"), format!("{error}"));
         let mapping = Mapping::new(file.as_fd(), bytes).map_err(wrong)?;
-        let slab = Slab { mapping, slot_bytes, _gone: Gone(Arc::clone(&self.shared)) };
+        let slab = Slab { mapping, slot_bytes, gone: Arc::new(Gone(Arc::clone(&self.shared))) };
         let mut mapped = self.mapped.write().unwrap_or_else(PoisonError::into_inner);
         let replaced = mapped.insert(id, Arc::new(slab));
         drop(mapped);
@@ -62,18 +62,25 @@ impl Slabs {
             let mut mapped = self.mapped.write().unwrap_or_else(PoisonError::into_inner);
             let slab = mapped.remove(id);
             drop(mapped);
-            let leaves = (*id, slab.as_ref().map(Arc::downgrade).unwrap_or_default());
-            self.leaving().push(leaves);
+            let gone = slab.as_ref().map(|slab| Arc::downgrade(&slab.gone));
+            self.leaving().push((*id, gone.unwrap_or_default()));
         }
+    }
+
+    /// Unmaps all of them, each as soon as nothing reads it: the connection is over.
+    pub(super) fn clear(&self) {
+        let mapped =
+            std::mem::take(&mut *self.mapped.write().unwrap_or_else(PoisonError::into_inner));
+        drop(mapped);
     }
 
     /// Those of them that are unmapped by now.
     pub(super) fn forgotten(&self) -> Vec<u64> {
-        let gone = |(_, slab): &mut (u64, Weak<Slab>)| slab.strong_count() == 0;
+        let gone = |(_, gone): &mut (u64, Weak<Gone>)| gone.strong_count() == 0;
         self.leaving().extract_if(.., gone).map(|(id, _)| id).collect()
     }
 
-    fn leaving(&self) -> MutexGuard<'_, Vec<(u64, Weak<Slab>)>> {
+    fn leaving(&self) -> MutexGuard<'_, Vec<(u64, Weak<Gone>)>> {
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -50,6 +50,24 @@ struct Task {
     /// What maps device memory and unmaps it: the driver takes 0.2 ms for a slab, and longer
     /// while another thread of the process has it allocate.
     mapping: JoinSet<()>,
+    _ended: Ended,
+}
+
+/// The end of a task, however it comes: nothing is held by the directory any more, and
+/// what nobody reads is unmapped.
+struct Ended {
+    shared: Arc<Shared>,
+    slabs: Arc<Slabs>,
+    directories: Arc<Directories>,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // The first reason stays.
+        self.shared.set_over(Over::Lost("the runtime of this handoff has ended".to_owned()));
+        self.directories.clear();
+        self.slabs.clear();
+    }
 }
 
 /// Connects, says hello and starts the task.
@@ -69,6 +87,11 @@ pub(super) async fn connect(
     let shared = Shared::new(address);
     let slabs = Slabs::new(&shared);
     let directories = Directories::new(&slabs);
+    let ended = Ended {
+        shared: Arc::clone(&shared),
+        slabs: Arc::clone(&slabs),
+        directories: Arc::clone(&directories),
+    };
     let mut task = Task {
         socket,
         reader: FrameReader::of_daemon(),
@@ -81,6 +104,7 @@ pub(super) async fn connect(
         calls: HashMap::new(),
         next_call: 1,
         mapping: JoinSet::new(),
+        _ended: ended,
     };
     let welcomed = timeout(WELCOME_PATIENCE, task.hello(options)).await;
     let (daemon, devices) = welcomed.map_err(|_| Error::Deadline { after: WELCOME_PATIENCE })??;

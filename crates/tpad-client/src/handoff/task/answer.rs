@@ -85,8 +85,8 @@ impl Task {
         known: &mut Vec<(u32, Arc<PlacedBlock>)>,
     ) -> Result<HeldBlock, Error> {
         let Granted { lease, slab, start, block, ordinal } = granted;
-        let guard = Guard::Lease(lease);
         let slab = self.slabs.get(slab).ok_or_else(|| wrong("a lease in no slab"))?;
+        let guard = Guard::Lease(lease, self.directories.count_lease(slab.slot_bytes()));
         let medium = block.medium;
         let held = HeldBlock::new(Arc::clone(&block), start, slab, medium, guard)
             .ok_or_else(|| wrong("a lease beyond the end of its slab"))?;
