@@ -2,12 +2,13 @@
 //! that acquire them on a device, and for tiers that are at home there. No request for
 //! bytes is answered from it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tpad_cuda::DeviceName;
 use tpad_hbm::{DeviceId, HbmLevel, HbmStatus};
 use tpad_manifest::BlockId;
-use tpad_store::{CacheClass, Health};
+use tpad_store::{CacheClass, ClassUsage, Health};
 
 /// GPU memory, or why there is none.
 #[derive(Clone, Debug)]
@@ -55,11 +56,24 @@ impl DeviceMemory {
         self.level().is_some_and(|level| !level.holders(id).is_empty())
     }
 
-    /// What each device keeps for tiers: that of the one with the least. `None` when the
-    /// level is off or broken.
+    /// The level, if it works.
+    pub(crate) fn working(&self) -> Option<&Arc<HbmLevel>> {
+        self.level().filter(|level| level.health() == Health::Ok)
+    }
+
+    /// What each device keeps: that of the one with the least. `None` when the level is off
+    /// or broken.
     pub(crate) fn room(&self) -> Option<u64> {
-        let level = self.level().filter(|level| level.health() == Health::Ok)?;
+        let level = self.working()?;
         ids(level).map(|device| level.usage(device).capacity).min()
+    }
+
+    /// What classes have for themselves on the first device: on each the same.
+    pub(crate) fn budgets(&self) -> BTreeMap<String, u64> {
+        let status = self.level().map(|level| level.status());
+        let classes = status.and_then(|status| Some(status.devices.into_iter().next()?.classes));
+        let named = |usage: ClassUsage| Some((usage.class?, usage.budget));
+        classes.into_iter().flatten().filter_map(named).collect()
     }
 
     /// What blocks of a class take on the device that has the least of them.

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
+use tpad_hbm::DeviceId;
 use tpad_store::{BlockBytes, Hierarchy, Place};
 
 pub use self::acquire::Acquired;
@@ -24,18 +25,14 @@ pub use self::bounds::{LeaseBounds, LeaseHolder};
 use self::direct::Direct;
 pub use self::direct::DirectoryOffer;
 use self::ledger::{Full, Ledger};
-use self::on_device::DeviceLease;
 pub use self::on_device::{DeviceAcquired, DeviceLeased};
+use self::on_device::{DeviceLease, DeviceTurns};
 pub use self::status::{LeaseStatus, WorkerName, WorkerStatus};
 use crate::{Block, EngineError, EngineMetrics};
 
 /// Leases of one worker: enough for each expert of the largest models several times.
 /// One that is leased again takes no more memory of blocks, but some for the record.
 const WORKER_LEASES: usize = 1 << 16;
-
-/// Blocks on their way to devices at a time: twice what keeps a bus busy with blocks of
-/// 1 MiB.
-const DEVICE_FILLS: usize = 64;
 
 /// What slots are multiples of.
 const PAGE_BYTES: u64 = 4096;
@@ -54,10 +51,8 @@ pub(crate) struct Leases {
     /// Pages that batches may hold while they wait: as many as may be leased. A batch
     /// takes what it needs at once.
     shares: Arc<Semaphore>,
-    /// A batch that holds blocks of a device while it waits for others has it.
-    device_turn: tokio::sync::Mutex<()>,
-    /// Bounds the blocks in host memory that wait for a device.
-    device_fills: Semaphore,
+    /// By device, of those that were asked for.
+    turns: Mutex<BTreeMap<DeviceId, Arc<DeviceTurns>>>,
     hierarchy: Arc<Hierarchy>,
     /// Tells this process from others: what memory is shared under.
     epoch: u64,
@@ -132,8 +127,7 @@ impl Leases {
             all: Mutex::default(),
             workers: Mutex::default(),
             shares: Arc::new(Semaphore::new(pages(bounds.bytes) as usize)),
-            device_turn: tokio::sync::Mutex::new(()),
-            device_fills: Semaphore::new(DEVICE_FILLS),
+            turns: Mutex::default(),
             hierarchy,
             epoch: epoch(),
             direct: Mutex::default(),
@@ -169,6 +163,10 @@ impl Leases {
         });
         lock(&self.workers).insert(number, Arc::downgrade(&state));
         Worker { state }
+    }
+
+    fn turns(&self, device: DeviceId) -> Arc<DeviceTurns> {
+        Arc::clone(lock(&self.turns).entry(device).or_default())
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> T {
@@ -213,7 +211,6 @@ impl Worker {
             direct
         };
         let direct = others(self.state.held_directly());
-        let all_direct = others(lock(&all.direct).clone());
         let mut held = lock(&self.state.held);
         if held.leases.len() + held.on_devices.len() + places.len() > WORKER_LEASES {
             return Err(EngineError::TooManyLeases { limit: WORKER_LEASES });
@@ -222,11 +219,19 @@ impl Worker {
             |Full { wanted, limit }, holder| EngineError::LeasesFull { wanted, limit, holder };
         let most = self.most_bytes().saturating_sub(held.ledger.bytes_beside(&direct));
         held.ledger.add(&places, most).map_err(|error| full(error, LeaseHolder::Worker))?;
-        let add = |ledger: &mut Ledger| {
-            let most = all.bounds.bytes.saturating_sub(ledger.bytes_beside(&all_direct));
-            ledger.add(&places, most)
+        let add = || {
+            let direct = others(lock(&all.direct).clone());
+            all.change(|ledger| {
+                let most = all.bounds.bytes.saturating_sub(ledger.bytes_beside(&direct));
+                ledger.add(&places, most)
+            })
         };
-        if let Err(error) = all.change(add) {
+        let added = add().or_else(|_| {
+            // What workers held at the last look they may have let go of since.
+            all.look_again();
+            add()
+        });
+        if let Err(error) = added {
             held.ledger.remove(&places);
             return Err(full(error, LeaseHolder::All));
         }

@@ -68,7 +68,8 @@ impl Plan {
             kept.iter().map(|usage| usage.budget).sum()
         };
         let nvme = levels.nvme.as_ref().map(|level| tpad_store::Level::usage(&**level).capacity);
-        let room = Room { hbm: levels.devices.room(), dram: home_bytes(shared), nvme };
+        let on_devices = levels.devices.room();
+        let room = Room { hbm: on_devices.map(home_bytes), dram: home_bytes(shared), nvme };
         let (mut needs, mut of, mut routers) = (Vec::new(), Vec::new(), 0u64);
         for generation in generations {
             for tier in &generation.manifest().tiers {
@@ -108,6 +109,11 @@ impl Plan {
         for PlannedTier { fit, .. } in tiers.iter().filter(|tier| tier.fit.spread.hbm > 0) {
             *device_budgets.entry(fit.tier.clone()).or_default() += fit.spread.hbm;
         }
+        if let (Some(kept), false) = (on_devices, device_budgets.is_empty()) {
+            // As in host memory.
+            let routers = routers.min((kept - home_bytes(kept)) / 2);
+            device_budgets.insert(ROUTERS.to_owned(), routers);
+        }
         Self { generations: generations.to_vec(), tiers, budgets, device_budgets, homes }
     }
 
@@ -123,7 +129,9 @@ impl Plan {
                 tracing::error!(%error, "host memory is not divided among the tiers");
             }
         }
-        if let Some(level) = levels.devices.level()
+        // New budgets have the caches begin anew.
+        if let Some(level) = levels.devices.working()
+            && levels.devices.budgets() != self.device_budgets
             && let Err(error) = level.set_budgets(&self.device_budgets)
         {
             tracing::error!(%error, "GPU memory is not divided among the tiers");

@@ -59,13 +59,21 @@ impl Workers {
         Named { places }
     }
 
+    /// Whether a worker reads there, of a place that every directory had unpublished when
+    /// this was called: as [`named`](Self::named), for one.
+    pub fn read(&self, place: Place) -> bool {
+        protocol::before_scan();
+        let pages = self.pages.read().unwrap_or_else(PoisonError::into_inner);
+        pages.iter().any(|page| protocol::scan(page.cells()).any(|named| named == place))
+    }
+
     /// Takes one entry out of a directory and says whether its slot may be used
     /// again. Many at once are better unpublished first, and compared with one
     /// look at what is [`named`](Self::named); so are slots with several entries.
     pub fn retire(&self, directory: &Directory, ordinal: u32, entry: Entry) -> Retired {
         if !directory.unpublish(ordinal, entry) {
             Retired::Absent
-        } else if self.named().contains(entry.place()) {
+        } else if self.read(entry.place()) {
             Retired::Held
         } else {
             Retired::Free

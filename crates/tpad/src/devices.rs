@@ -19,7 +19,8 @@ pub struct HbmStartError(#[from] HbmError);
 /// memory.
 ///
 /// # Errors
-/// When a device that is named is not there, or does not have the capacity.
+/// When a device that is named is not there, cannot hand memory over, or does not have the
+/// capacity. One that does not work turns the level off.
 pub(crate) fn open(
     config: Option<Hbm>,
     metrics: HbmMetrics,
@@ -40,19 +41,40 @@ pub(crate) fn open(
     if driver.kind() == DriverKind::StandIn {
         tracing::warn!("levels.hbm.stand_in: host memory stands in for GPU memory");
     }
-    let devices = if devices.is_empty() { all(&driver)? } else { devices };
+    let devices = if devices.is_empty() { all(&driver) } else { Ok(devices) };
+    let devices = match devices {
+        Ok(devices) => devices,
+        Err(error) => return off(&error),
+    };
     let devices = devices.into_iter();
     let config = HbmConfig {
         devices: devices.map(|device| DeviceBudget { device, capacity_bytes }).collect(),
         class_budgets: BTreeMap::new(),
         streams: HbmConfig::STREAMS,
     };
-    let level = HbmLevel::open(&driver, &config, metrics)?;
+    let level = match HbmLevel::open(&driver, &config, metrics) {
+        Ok(level) => level,
+        // A GPU that does not work, or has no room for a context: host memory serves.
+        Err(HbmError::Open { source, device }) if !is_misnamed(&source) => {
+            return off(&HbmError::Open { source, device });
+        }
+        Err(error) => return Err(error.into()),
+    };
     for facts in level.devices() {
         let (uuid, name) = (facts.uuid.to_string(), facts.name.as_str());
         tracing::info!(index = facts.index, uuid, name, bytes = capacity_bytes, "GPU memory");
     }
     Ok(DeviceMemory::On(Arc::new(level)))
+}
+
+fn off(error: &HbmError) -> Result<DeviceMemory, HbmStartError> {
+    tracing::warn!(%error, "levels.hbm is off until restart");
+    Ok(DeviceMemory::Off(error.to_string()))
+}
+
+/// Whether the configuration names what there is not.
+fn is_misnamed(error: &CudaError) -> bool {
+    matches!(error, CudaError::NoDevice { .. } | CudaError::NoExport { .. })
 }
 
 /// Host memory in the place of so many GPUs' and at least one's, with twice what the level

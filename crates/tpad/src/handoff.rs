@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::net::UnixListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tpad_engine::Engine;
 use tpad_proto::handoff::v1::Failure;
@@ -49,6 +49,8 @@ pub(crate) struct Bound {
 #[derive(Debug)]
 pub(crate) struct Handoff {
     stop: CancellationToken,
+    /// Ends the looking after workers: what they let go of is wanted during the drain, too.
+    _tending: DropGuard,
     connections: TaskTracker,
     path: std::path::PathBuf,
     /// Until it drains: new daemons may take the path from there on.
@@ -80,9 +82,11 @@ impl Bound {
         let path = config.socket.path.clone();
         let shared =
             Arc::new(Shared { engine: Arc::clone(engine), config, metrics, stop: stop.clone() });
-        connections.spawn(tend(Arc::clone(&shared)));
+        let tending = CancellationToken::new();
+        connections.spawn(tend(Arc::clone(engine), tending.clone()));
         connections.spawn(accept(listener, shared, connections.clone()));
-        Handoff { stop, connections, path, file: Some(file) }
+        let tending = tending.drop_guard();
+        Handoff { stop, _tending: tending, connections, path, file: Some(file) }
     }
 }
 
@@ -163,12 +167,12 @@ impl Shared {
     }
 }
 
-/// Looks after workers until the daemon drains. From then on nothing is filled for long.
-async fn tend(shared: Arc<Shared>) {
+/// Looks after workers until the handoff is dropped.
+async fn tend(engine: Arc<Engine>, end: CancellationToken) {
     let mut next = tokio::time::interval(TENDING);
     next.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while shared.stop.run_until_cancelled(next.tick()).await.is_some() {
-        shared.engine.tend_workers();
+    while end.run_until_cancelled(next.tick()).await.is_some() {
+        engine.tend_workers();
     }
 }
 

@@ -60,6 +60,11 @@ impl Addresses {
         used.into_iter().filter_map(|(ordinal, it)| Some((id(ordinal)?, it))).collect()
     }
 
+    /// Whether no worker finds anything here any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.directory.is_closed()
+    }
+
     /// No worker finds anything here any more.
     pub(super) fn close(&self) {
         self.directory.close();

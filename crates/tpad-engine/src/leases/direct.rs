@@ -17,6 +17,9 @@ use crate::{Block, Generation};
 /// tells no more apart, and a worker writes what it likes.
 const USES_COUNTED: u32 = 15;
 
+/// Uses that are told to the policy at one look, of one worker: some milliseconds.
+const USES_TOLD: u32 = 1 << 14;
+
 /// Looks in a row at which a worker holds more than it may before it is told so: one
 /// may fall between a lease and what it was for.
 const LOOKS_OVER: u32 = 3;
@@ -114,22 +117,29 @@ impl WorkerState {
         lock(&self.direct).cells.as_ref().map_or_else(Vec::new, SlotReader::places)
     }
 
-    /// What it used since this was asked last, told to the policy; how many uses.
+    /// What it used since this was asked last, told to the policy; how many uses of blocks
+    /// that there are.
     fn take_uses(&self, all: &Leases) -> u64 {
-        let (mut uses, mut used) = (0, Vec::new());
-        for watched in &lock(&self.direct).watched {
-            let mut counted = Vec::new();
-            watched.uses.drain(|ordinal, count| counted.push((ordinal, count)));
-            uses += counted.iter().map(|(_, count)| u64::from(*count)).sum::<u64>();
-            used.extend(watched.addresses.blocks_of(counted));
-        }
-        let dram = all.hierarchy.dram();
-        for (id, count) in used {
-            for _ in 0..count.min(USES_COUNTED) {
-                dram.settle(&id);
+        let mut used = Vec::new();
+        {
+            let mut direct = lock(&self.direct);
+            direct.watched.retain(|watched| !watched.addresses.is_closed());
+            for watched in &direct.watched {
+                let mut counted = Vec::new();
+                watched.uses.drain(|ordinal, count| counted.push((ordinal, count)));
+                used.extend(watched.addresses.blocks_of(counted));
             }
         }
-        uses
+        let dram = all.hierarchy.dram();
+        let mut told = 0;
+        for (id, count) in &used {
+            let count = (*count).min(USES_COUNTED).min(USES_TOLD - told);
+            told += count;
+            for _ in 0..count {
+                dram.settle(id);
+            }
+        }
+        used.iter().map(|(_, count)| u64::from(*count)).sum()
     }
 
     /// Bytes of slots that it holds by its cells and no lease names.
@@ -137,7 +147,8 @@ impl WorkerState {
         let places = self.held_directly();
         let held = lock(&self.held);
         let bytes = held.ledger.bytes_beside(&places);
-        let over = held.ledger.bytes().saturating_add(bytes) > self.all.worker_bytes();
+        // Leases are bounded as they are granted, and the worker tells of their end late.
+        let over = bytes > self.all.worker_bytes();
         drop(held);
         let mut direct = lock(&self.direct);
         direct.over = if over { direct.over + 1 } else { 0 };
@@ -149,14 +160,22 @@ impl WorkerState {
 }
 
 impl Leases {
+    /// What all workers hold by their cells now.
+    pub(super) fn look_again(&self) {
+        let places: HashSet<Place> =
+            self.present().iter().flat_map(|worker| worker.held_directly()).collect();
+        *lock(&self.direct) = places.into_iter().collect();
+    }
+
+    fn present(&self) -> Vec<Arc<WorkerState>> {
+        lock(&self.workers).values().filter_map(std::sync::Weak::upgrade).collect()
+    }
+
     /// Looks after what workers do without a word: learns what they use, frees what they
     /// let go of, and sees to it that they hold no more than they may. To be called every
     /// 100 ms.
     pub(crate) fn tend(&self) {
-        let workers: Vec<_> = {
-            let workers = lock(&self.workers);
-            workers.values().filter_map(std::sync::Weak::upgrade).collect()
-        };
+        let workers = self.present();
         let uses = workers.iter().map(|worker| worker.take_uses(self)).sum();
         self.hierarchy.dram().arena().free_what_nobody_reads();
         let mut places = HashSet::new();
@@ -172,19 +191,19 @@ impl Leases {
         };
         *lock(&self.direct) = places;
         self.metrics.held_directly(uses, beside);
-        self.open_or_shut(leased.saturating_add(beside));
+        self.open_or_shut(leased.saturating_add(beside), beside);
     }
 
     /// While workers hold more than they may together, they have to ask for each block,
     /// and are refused.
-    fn open_or_shut(&self, held: u64) {
+    fn open_or_shut(&self, held: u64, beside: u64) {
         let (part, of) = REOPEN;
         let shut = self.shut.load(Ordering::Relaxed);
         let arena = self.hierarchy.dram().arena();
         if !shut && held > self.bounds.bytes {
             self.shut.store(true, Ordering::Relaxed);
             arena.open_directories(false);
-        } else if shut && held <= self.bounds.bytes / of * part {
+        } else if shut && (held <= self.bounds.bytes / of * part || beside == 0) {
             self.shut.store(false, Ordering::Relaxed);
             arena.open_directories(true);
         }

@@ -1,16 +1,21 @@
 //! Blocks on a device and under lease there.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::future::join_all;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use tpad_hbm::{DeviceBlock, DeviceId, DevicePlace, HbmLevel};
 use tpad_manifest::{BlockKey, BlockRecord};
-use tpad_store::{BlockBytes, BlockFetch, CacheClass, Medium, ReadOptions, Urgency};
+use tpad_store::{BlockBytes, BlockFetch, CacheClass, Medium, ReadOptions, Urgency, slot_bytes};
 
 use super::{WORKER_LEASES, Worker, lock};
 use crate::{EngineError, Generation};
+
+/// Blocks on their way to a device at a time: twice what keeps a bus busy with blocks of
+/// 1 MiB.
+const FILLS: usize = 64;
 
 /// A block that was leased on a device.
 #[derive(Debug)]
@@ -41,13 +46,27 @@ pub(super) struct DeviceLease {
     _block: DeviceBlock,
 }
 
+/// Who waits for a device.
+#[derive(Debug)]
+pub(super) struct DeviceTurns {
+    /// A batch that holds blocks of it while it waits for others has the turn.
+    turn: Mutex<()>,
+    /// Bounds the blocks in host memory that wait for it.
+    fills: Semaphore,
+}
+
+impl Default for DeviceTurns {
+    fn default() -> Self {
+        Self { turn: Mutex::new(()), fills: Semaphore::new(FILLS) }
+    }
+}
+
 /// What is asked for, and where.
 struct Target<'a> {
     generation: &'a Arc<Generation>,
     level: &'a Arc<HbmLevel>,
     device: DeviceId,
     deadline: Instant,
-    fills: &'a Semaphore,
 }
 
 /// A block that is there.
@@ -81,13 +100,13 @@ impl Worker {
         let Some((level, id)) = memory.device(device) else {
             return Err(EngineError::NoDevice { device: device.to_owned(), reason: why(memory) });
         };
-        let fills = &self.state.all.device_fills;
-        let target = Target { generation, level, device: id, deadline, fills };
+        let turns = self.state.all.turns(id);
+        let target = Target { generation, level, device: id, deadline };
         let mut found: Vec<Option<Result<Found, EngineError>>> =
             keys.iter().map(|_| None).collect();
         // Each is let go of as it comes.
         let through = keys.iter().map(|key| async {
-            let brought = target.bring(key).await;
+            let brought = target.bring(key, Some(&turns.fills)).await;
             brought.map(|found| found.medium)
         });
         let through = join_all(through).await;
@@ -103,13 +122,18 @@ impl Worker {
         }
         self.look(&target, keys, &mut found).await;
         if found.iter().any(Option::is_none) {
+            target.refuse_too_many(keys, &mut found).await;
+        }
+        if found.iter().any(Option::is_none) {
             found.iter_mut().filter(|it| matches!(it, Some(Ok(_)))).for_each(|it| *it = None);
-            let turn = timeout_at(deadline, self.state.all.device_turn.lock()).await;
+            let turn = timeout_at(deadline, turns.turn.lock()).await;
             self.look(&target, keys, &mut found).await;
             if turn.is_ok() {
                 let missing = (0..keys.len()).filter(|n| found[*n].is_none());
                 let missing: Vec<usize> = missing.collect();
-                let brought = join_all(missing.iter().map(|n| target.bring(&keys[*n]))).await;
+                let brought = missing.iter().map(|n| target.bring(&keys[*n], None));
+                // Without permits: who has the turn waits for nobody who has one.
+                let brought = join_all(brought).await;
                 for (n, result) in missing.into_iter().zip(brought) {
                     found[n] = Some(result);
                 }
@@ -171,22 +195,50 @@ impl Worker {
 }
 
 impl Target<'_> {
+    /// Refuses what is missing of a batch that the device would not hold together, however
+    /// long it waited.
+    async fn refuse_too_many(
+        &self,
+        keys: &[BlockKey],
+        found: &mut [Option<Result<Found, EngineError>>],
+    ) {
+        let mut sizes = BTreeMap::new();
+        for key in keys {
+            if let Ok(record) = self.generation.record(key, self.deadline).await
+                && let Ok(fetch) = BlockFetch::of(&record, self.generation.class(key))
+            {
+                sizes.insert(record.id, slot_bytes(fetch.bytes).unwrap_or(u64::MAX));
+            }
+        }
+        let wanted = sizes.values().fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
+        if wanted <= self.level.usage(self.device).capacity {
+            return;
+        }
+        for (key, found) in keys.iter().zip(found).filter(|(_, found)| found.is_none()) {
+            let (key, device) = (key.clone(), self.device.0);
+            *found = Some(Err(EngineError::DeviceFull { key, device }));
+        }
+    }
+
     fn get(&self, record: BlockRecord) -> Option<Found> {
         let block = self.level.get(&record.id, self.device)?;
         Some(Found { record, medium: Medium::Hbm, block })
     }
 
     /// The block on the device, copied there if it is not.
-    async fn bring(&self, key: &BlockKey) -> Result<Found, EngineError> {
+    async fn bring(&self, key: &BlockKey, fills: Option<&Semaphore>) -> Result<Found, EngineError> {
         let record = self.generation.record(key, self.deadline).await?;
         if let Some(found) = self.get(record) {
             return Ok(found);
         }
         // Before host memory is taken for it, which waits with it for the device.
-        let turn = timeout_at(self.deadline, self.fills.acquire()).await;
-        let late = || EngineError::Deadline { what: format!("{key} waited for the device") };
-        // The semaphore is never closed.
-        let _turn = turn.ok().and_then(Result::ok).ok_or_else(late)?;
+        let mut _permit = None;
+        if let Some(fills) = fills {
+            let permit = timeout_at(self.deadline, fills.acquire()).await;
+            let late = || EngineError::Deadline { what: format!("{key} waited for the device") };
+            // The semaphore is never closed.
+            _permit = Some(permit.ok().and_then(Result::ok).ok_or_else(late)?);
+        }
         let options = ReadOptions::demand(self.deadline);
         let (record, class, served) = self.generation.fetch(key, options).await?;
         let (id, bytes, medium) = (record.id, served.bytes, served.medium);
@@ -216,10 +268,14 @@ impl Generation {
             return Ok(true);
         }
         let served = self.read_ahead(key, &record, &class, deadline).await?;
+        // Nobody waits for it: it takes no place of what is used, and waits for none.
+        let options = ReadOptions { deadline, urgency: Urgency::Prefetch };
+        let copies = devices.into_iter().map(|device| {
+            let (class, served, id) = (&class, &served, &record.id);
+            async move { level.promote(id, class, served, device, options).await }
+        });
         let mut all = true;
-        for device in devices {
-            let options = ReadOptions::demand(deadline);
-            let promoted = level.promote(&record.id, &class, &served, device, options).await;
+        for promoted in join_all(copies).await {
             let promoted =
                 promoted.map_err(|source| EngineError::Device { key: key.clone(), source })?;
             all &= promoted.is_some();

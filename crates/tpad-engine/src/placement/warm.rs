@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tpad_manifest::{BlockKey, Placement};
-use tpad_store::{BlockFetch, CacheClass, Claim, Health, Medium, NvmeLevel, Staged, slot_bytes};
+use tpad_store::{BlockFetch, CacheClass, Claim, Medium, NvmeLevel, Staged, slot_bytes};
 
 use super::place::Place;
 use super::way::{self, Left, Outcome, Passed, passes};
@@ -127,7 +127,10 @@ impl PlannedTier {
             place.warm.problem = None;
             place.present_bytes = 0;
         });
-        let (left, lost) = self.walk(levels).await;
+        let (mut left, lost) = self.walk(levels).await;
+        if left == Left::Nothing && self.lacks_devices(levels) {
+            left = Left::Home;
+        }
         let class = CacheClass::from(self.fit.tier.as_str());
         let mut present = 0;
         self.update(|place| {
@@ -175,6 +178,16 @@ impl PlannedTier {
         .await
     }
 
+    /// Whether a device keeps less of the tier than it has a home for there: others have the
+    /// device's memory, and what came last took the place of what came first.
+    fn lacks_devices(&self, levels: &Levels) -> bool {
+        let class = CacheClass::from(self.fit.tier.as_str());
+        let kept = levels.devices.kept_of(&class);
+        // A block that did not fit beside the others is no sign of that.
+        let slack = self.fit.spread.hbm / 8;
+        levels.devices.working().is_some() && kept < self.fit.spread.hbm - slack
+    }
+
     async fn bring_block(
         &self,
         levels: &Levels,
@@ -183,11 +196,12 @@ impl PlannedTier {
         patience: Duration,
     ) -> Outcome {
         let Some(goal) = goal else { return Outcome::NoRoom };
-        if let Some(level) = levels.devices.level().filter(|_| goal == Medium::Hbm) {
+        if goal == Medium::Hbm {
+            let Some(level) = levels.devices.working() else { return Outcome::HomeAway };
             let deadline = Instant::now() + patience;
             return match self.generation.promote(level, &block.key, deadline).await {
                 Ok(true) => Outcome::There(goal),
-                Ok(false) if level.health() == Health::Ok => Outcome::NoRoom,
+                // Others have the device's memory: they may give it back.
                 Ok(false) | Err(EngineError::Device { .. }) => Outcome::HomeAway,
                 Err(error) if passes(&error) => Outcome::Later(error),
                 Err(error) => Outcome::Lost(error),

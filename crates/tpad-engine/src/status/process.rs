@@ -41,14 +41,13 @@ mod tests {
         let spent = |status: ProcessStatus| status.user_seconds + status.system_seconds;
         let mut pages = Vec::new();
         let after = loop {
-            // Fresh pages each time.
+            // Fresh pages, sooner or later: what others gave back may be used again first.
             pages.push(std::hint::black_box(vec![1u8; 16 << 20]));
             let now = ProcessStatus::now().expect("the system says");
-            if spent(now) > spent(before) {
+            if spent(now) > spent(before) && now.minor_faults > before.minor_faults {
                 break now;
             }
         };
-        assert!(after.minor_faults > before.minor_faults, "{before:?} {after:?}");
         assert!(after.resident_bytes >= pages.len() as u64 * (16 << 20), "{after:?}");
     }
 }

@@ -75,7 +75,7 @@ impl Readers {
         {
             directory.unpublish(ordinal, entry);
         }
-        let read = self.workers.named().contains(place);
+        let read = self.workers.read(place);
         if read {
             state.waiting.insert(place, slot_bytes);
         }
@@ -181,6 +181,12 @@ impl SlotDirectory {
     #[must_use]
     pub fn has(&self, ordinal: u32) -> bool {
         self.directory.get(ordinal).is_some()
+    }
+
+    /// Whether everything was taken out for good.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        *self.closed()
     }
 
     /// Takes everything out, for good. What workers read already stays as it is as long

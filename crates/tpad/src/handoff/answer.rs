@@ -92,6 +92,14 @@ pub(super) fn holds_too_much() -> Failure {
     )
 }
 
+/// A device's memory cannot be handed over.
+pub(super) fn no_memory_of_a_device(error: &io::Error) -> Failure {
+    let message = format!(
+        "a slab of the device cannot be handed over ({error}): acquire the blocks in host memory"
+    );
+    refused(Code::Unavailable, &message)
+}
+
 /// The daemon is out of descriptors.
 pub(super) fn no_descriptor(error: &io::Error) -> Failure {
     let message = format!(

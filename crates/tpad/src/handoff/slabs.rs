@@ -89,6 +89,13 @@ impl<S: Shared> Slabs<S> {
         wanted.map(ask).collect()
     }
 
+    /// These were not sent after all.
+    pub(super) fn take_back(&mut self, slabs: &[u64]) {
+        for id in slabs {
+            self.0.remove(id);
+        }
+    }
+
     /// Since when the worker owes an answer. It owes none for a slab with blocks in it
     /// again, which it may have found in a directory and read.
     pub(super) fn asked_since(&self) -> Option<Instant> {

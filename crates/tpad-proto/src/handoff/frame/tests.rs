@@ -55,8 +55,10 @@ fn descriptors_come_with_the_message_that_names_them() {
     let mut writer = FrameWriter::to_worker();
     // More than one frame brings.
     let many: Vec<OwnedFd> = (0..DESCRIPTORS + 7).map(|n| file(&n.to_string())).collect();
-    writer.push(&Slab { slab: 1, bytes: 1 }, vec![file("first")]).expect("short");
-    writer.push(&Slab { slab: 2, bytes: 2 }, many).expect("short");
+    writer
+        .push(&Slab { slab: 1, bytes: 1, ..Slab::default() }, vec![file("first")])
+        .expect("short");
+    writer.push(&Slab { slab: 2, bytes: 2, ..Slab::default() }, many).expect("short");
     writer.flush(&one).expect("sent");
     assert!(writer.is_empty());
     let mut reader = FrameReader::of_daemon();
@@ -82,7 +84,7 @@ fn descriptors_come_with_the_message_that_names_them() {
 fn who_wants_no_descriptors_gets_none() {
     let (one, two) = pair();
     let mut writer = FrameWriter::to_worker();
-    writer.push(&Slab { slab: 1, bytes: 1 }, vec![file("x")]).expect("short");
+    writer.push(&Slab { slab: 1, bytes: 1, ..Slab::default() }, vec![file("x")]).expect("short");
     writer.flush(&one).expect("sent");
     let mut reader = FrameReader::of_worker();
     assert!(reader.fill(&two).expect("it is there"));

@@ -24,12 +24,20 @@ impl Connection {
         let mut descriptors = Vec::new();
         for leased in acquired.iter().flatten() {
             let block = &leased.block;
-            let sent = self.device_slabs.send(leased.place.slab, || block.shared_slab());
-            // As for host memory: the worker cannot be told of what it holds.
-            let sent = sent.map_err(|error| End::Refused(answer::no_descriptor(&error)))?;
-            if let Some((slab, descriptor)) = sent {
-                answer.slabs.push(slab);
-                descriptors.push(descriptor);
+            match self.device_slabs.send(leased.place.slab, || block.shared_slab()) {
+                Ok(None) => {}
+                Ok(Some((slab, descriptor))) => {
+                    answer.slabs.push(slab);
+                    descriptors.push(descriptor);
+                }
+                // Unlike host memory it is the driver's to refuse, and the worker can do
+                // without: what was shared so far is sent again with its next lease.
+                Err(error) => {
+                    let slabs: Vec<u64> = answer.slabs.iter().map(|slab| slab.slab).collect();
+                    self.device_slabs.take_back(&slabs);
+                    self.let_go(acquired.iter().flatten().map(|leased| leased.lease));
+                    return self.fail(call, answer::no_memory_of_a_device(&error));
+                }
             }
         }
         let leases = acquired.iter().flatten().count();
