@@ -1,6 +1,7 @@
 //! Single flight: one fill of a block on a device for all who want it there at once.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -12,6 +13,16 @@ use crate::{DeviceBlock, HbmError};
 /// What came of a fill; `None` if it was refused.
 pub(crate) type Filled = Result<Option<DeviceBlock>, HbmError>;
 
+/// How a flight ended.
+#[derive(Clone, Debug)]
+pub(crate) enum Outcome {
+    /// By the fill.
+    Filled(Filled),
+    /// Nobody waited for it any more, and it would have had to wait for room. Who joined
+    /// it since begins another.
+    GivenUp,
+}
+
 /// The fills in progress.
 #[derive(Debug, Default)]
 pub(crate) struct Flights(Mutex<HashMap<BlockId, Flight>>);
@@ -21,7 +32,14 @@ pub(crate) struct Flights(Mutex<HashMap<BlockId, Flight>>);
 pub(crate) struct Flight {
     /// How whoever began it waits.
     pub(crate) options: ReadOptions,
-    pub(crate) outcome: watch::Receiver<Option<Filled>>,
+    pub(crate) outcome: watch::Receiver<Option<Outcome>>,
+}
+
+/// The fill of a flight, for whoever makes it.
+#[derive(Debug)]
+pub(crate) struct Lead {
+    say: watch::Sender<Option<Outcome>>,
+    given_up: AtomicBool,
 }
 
 /// What somebody who wants a block finds.
@@ -30,8 +48,28 @@ pub(crate) enum Boarding {
     Landed(DeviceBlock),
     /// Somebody fills it already.
     Joined(Flight),
-    /// The caller has to: it says the outcome to these.
-    Lead(watch::Sender<Option<Filled>>, Flight),
+    /// The caller has to.
+    Lead(Lead, Flight),
+}
+
+impl Lead {
+    /// Whether nobody waits for the block. If so, the fill has to end without it.
+    pub(crate) fn is_given_up(&self) -> bool {
+        // One receiver is there for those who may come.
+        let alone = self.say.receiver_count() <= 1;
+        if alone {
+            // Kept: somebody may come before the fill has ended.
+            self.given_up.store(true, Ordering::Relaxed);
+        }
+        alone
+    }
+
+    /// Tells all who joined what came of it.
+    pub(crate) fn say(self, filled: Filled) {
+        let given_up = self.given_up.into_inner();
+        let outcome = if given_up { Outcome::GivenUp } else { Outcome::Filled(filled) };
+        self.say.send_replace(Some(outcome));
+    }
 }
 
 impl Flight {
@@ -63,7 +101,7 @@ impl Flights {
         let (say, outcome) = watch::channel(None);
         let flight = Flight { options, outcome };
         flights.insert(*id, flight.clone());
-        Boarding::Lead(say, flight)
+        Boarding::Lead(Lead { say, given_up: AtomicBool::new(false) }, flight)
     }
 
     /// The block's flight is over.

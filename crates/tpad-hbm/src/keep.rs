@@ -323,12 +323,17 @@ impl Policy {
     }
 
     /// Gives up what was used longest ago until there is room for `more` bytes, or there
-    /// is nothing to give up but fills in flight.
+    /// is nothing to give up but fills in flight. What somebody holds goes last: its slot
+    /// would not come free with it.
     fn make_room(&self, class: &CacheClass, more: u64, shared: &Shared) {
         let same = |other: &CacheClass| self.budgets.share(class, other);
         while self.is_over(class, more, shared) {
-            // Bound before the block goes: the lock ends with the statement.
-            let oldest = shared.table().oldest(same, |_| true);
+            let oldest = {
+                // Let go of before the block goes.
+                let table = shared.table();
+                let spare = table.oldest(same, |block| !block.held);
+                spare.or_else(|| table.oldest(same, |_| true))
+            };
             let Some(block) = oldest else { return };
             if shared.give_up(&block.id, Some(block.generation)).is_some() {
                 shared.metrics.evicted();

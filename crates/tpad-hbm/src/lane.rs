@@ -1,29 +1,26 @@
 //! One device of the level: its memory, what stays there, and how blocks get there.
 
-use std::collections::{BTreeMap, HashSet};
+mod room;
+
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, oneshot};
-use tokio::time::{Instant, timeout_at};
-use tpad_cuda::{Copier, CudaError, CudaErrorKind, Device, HostCopy, Slab};
+use tokio::time::Instant;
+use tpad_cuda::{Copier, CudaError, Device, HostCopy, Slab};
 use tpad_manifest::BlockId;
-use tpad_store::{BlockBytes, CacheClass, ReadOptions, Urgency, slot_bytes};
+use tpad_store::{BlockBytes, CacheClass, ReadOptions, slot_bytes};
 
-use crate::flights::{Boarding, Filled, Flights};
-use crate::keep::{Candidate, Keep, Reservation};
+use crate::flights::{Boarding, Filled, Flights, Lead};
+use crate::keep::{Keep, Reservation};
 use crate::metrics::FillOutcome;
-use crate::pool::{Grant, Pool, SlabView, Slot};
+use crate::pool::{Pool, Slot};
 use crate::{DeviceBlock, DeviceId, HbmError, HbmMetrics};
 
 /// Fills of one device that are under way or wait for a slot: more than keep the bus
 /// busy, fewer than the copier takes.
 const FILLS: usize = 256;
-/// How often blocks are given up for one slot before somebody else's luck is accepted.
-const ATTEMPTS: usize = 16;
-/// A wait for a slot looks again after this long even if nothing was heard.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// One device of the level.
 #[derive(Debug)]
@@ -37,6 +34,8 @@ pub(crate) struct Lane {
     copier: Copier,
     flights: Flights,
     fills: Semaphore,
+    /// Nothing waits for room any more.
+    closing: AtomicBool,
 }
 
 /// Whether a sticky error has turned the level off, and which.
@@ -78,11 +77,18 @@ impl Lane {
             copier,
             flights: Flights::default(),
             fills: Semaphore::new(FILLS),
+            closing: AtomicBool::new(false),
         }))
     }
 
     pub(crate) fn board(&self, id: &BlockId, options: ReadOptions) -> Boarding {
         self.flights.board(id, options, || self.keep.get(id))
+    }
+
+    /// Refuses fills that wait for room, from now on.
+    pub(crate) fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+        self.pool.nudge();
     }
 
     /// Brings the block here for all who joined the flight, and ends it.
@@ -92,6 +98,7 @@ impl Lane {
         class: CacheClass,
         bytes: BlockBytes,
         options: ReadOptions,
+        lead: &Lead,
     ) -> Filled {
         /// However it ends.
         struct Landing<'a>(&'a Flights, BlockId);
@@ -101,8 +108,7 @@ impl Lane {
             }
         }
         let _landing = Landing(&self.flights, id);
-        let began = Instant::now();
-        let outcome = self.fill(id, &class, bytes, options, began).await;
+        let outcome = self.fill(id, &class, bytes, options, lead).await;
         let usage = self.pool.usage();
         self.metrics.memory(self.id, usage.mapped, self.keep.usage().bytes);
         let (outcome, filled) = match outcome {
@@ -122,7 +128,7 @@ impl Lane {
         class: &CacheClass,
         bytes: BlockBytes,
         options: ReadOptions,
-        began: Instant,
+        lead: &Lead,
     ) -> Result<(FillOutcome, Option<DeviceBlock>), CudaError> {
         /// A stay that ends unless the block arrives.
         struct Stay<'a> {
@@ -136,38 +142,20 @@ impl Lane {
                 self.lane.pool.nudge();
             }
         }
+        let began = Instant::now();
         let Some(slot_bytes) = slot_bytes(bytes.len() as u64) else {
             return Ok((FillOutcome::not_admitted, None));
         };
-        let permit = match options.urgency {
-            Urgency::Prefetch => self.fills.try_acquire().ok(),
-            Urgency::Demand => {
-                timeout_at(options.deadline, self.fills.acquire()).await.ok().and_then(Result::ok)
-            }
-        };
-        if permit.is_none() {
+        let Some(_permit) = self.permit(options, lead).await else {
             return Ok((FillOutcome::no_room, None));
-        }
-        let generation = loop {
-            let freed = self.pool.slot_freed();
-            tokio::pin!(freed);
-            // What ends after this is heard.
-            freed.as_mut().enable();
-            match self.keep.reserve(&id, class, slot_bytes, options.urgency) {
-                Reservation::Stay(generation) => break generation,
-                Reservation::Full => {
-                    let again = options.deadline.min(Instant::now() + LOOK_AGAIN);
-                    let _freed = timeout_at(again, freed).await;
-                    if Instant::now() >= options.deadline || self.broken.why().is_some() {
-                        return Ok((FillOutcome::no_room, None));
-                    }
-                }
-                Reservation::Refused => return Ok((FillOutcome::not_admitted, None)),
-            }
+        };
+        let generation = match self.reserve(&id, class, slot_bytes, options, lead).await {
+            Reservation::Stay(generation) => generation,
+            Reservation::Full => return Ok((FillOutcome::no_room, None)),
+            Reservation::Refused => return Ok((FillOutcome::not_admitted, None)),
         };
         let stay = Stay { lane: self, id, generation };
-        let image_bytes = bytes.len() as u64;
-        let Some(slot) = self.slot(slot_bytes, image_bytes, class, options).await? else {
+        let Some(slot) = self.slot(slot_bytes, &bytes, class, options, lead).await? else {
             return Ok((FillOutcome::no_room, None));
         };
         let slot = self.copy(slot, bytes).await?;
@@ -187,7 +175,16 @@ impl Lane {
 
     /// Copies the block into the slot. The slot and the source are kept until the copy is
     /// over, whether anyone waits for it or not.
+    ///
+    /// # Errors
+    /// When the driver fails, or the source is larger than the slot.
     async fn copy(&self, slot: Slot, bytes: BlockBytes) -> Result<Slot, CudaError> {
+        let (padded, of) = (bytes.padded().len() as u64, slot.slab().slot_bytes);
+        debug_assert!(padded <= of, "both are sized by the image");
+        if padded > of {
+            // It would overwrite the next slot, which is somebody else's.
+            return Err(CudaError::Span { offset: slot.offset(), bytes: padded, of });
+        }
         let copy = HostCopy {
             from: Bytes::from_owner(Padded(bytes)),
             to: Arc::clone(&slot.slab().memory) as Arc<dyn Slab>,
@@ -200,122 +197,6 @@ impl Lane {
         })?;
         // The copier finishes what it has taken before it ends.
         outcome.await.unwrap_or(Err(CudaError::Ended))
-    }
-
-    /// A slot for an image of `image_bytes`; `None` if there is none, for a demand by its
-    /// deadline. Gives up blocks that nobody holds for it: of the same class first, and of
-    /// classes with budgets of their own last and for a demand alone.
-    async fn slot(
-        &self,
-        slot_bytes: u64,
-        image_bytes: u64,
-        class: &CacheClass,
-        options: ReadOptions,
-    ) -> Result<Option<Slot>, CudaError> {
-        let mut attempts = 0;
-        loop {
-            let freed = self.pool.slot_freed();
-            tokio::pin!(freed);
-            // What comes free after this is heard.
-            freed.as_mut().enable();
-            if self.broken.why().is_some() {
-                return Ok(None);
-            }
-            match self.pool.grant(slot_bytes, image_bytes) {
-                Grant::Slot(slot) => return Ok(Some(slot)),
-                Grant::Make(reserved) => {
-                    let made = tokio::task::spawn_blocking(move || reserved.make()).await;
-                    match made.unwrap_or(Err(CudaError::Ended)) {
-                        Ok(()) => {}
-                        Err(error) if error.kind() == CudaErrorKind::OutOfMemory => {
-                            self.metrics.had_no_memory(self.id);
-                        }
-                        Err(error) => return Err(error),
-                    }
-                    continue;
-                }
-                Grant::Short => {}
-            }
-            if attempts < ATTEMPTS && self.make_way(slot_bytes, class, options.urgency) {
-                attempts += 1;
-                continue;
-            }
-            if options.urgency == Urgency::Prefetch {
-                return Ok(None);
-            }
-            attempts = 0;
-            let now = Instant::now();
-            let asked = self.pool.asks_again().filter(|again| *again > now);
-            let again = asked.unwrap_or(now + LOOK_AGAIN);
-            if timeout_at(options.deadline.min(again), freed).await.is_err()
-                && Instant::now() >= options.deadline
-            {
-                return Ok(None);
-            }
-            // An answer that came as late as the next look: let others run.
-            tokio::task::yield_now().await;
-        }
-    }
-
-    /// Gives up blocks so that a slot of this size comes free; `false` if there is nothing
-    /// to do but wait.
-    fn make_way(&self, slot_bytes: u64, class: &CacheClass, urgency: Urgency) -> bool {
-        let spare = urgency == Urgency::Prefetch;
-        let same_size = |block: &Candidate| block.slot_bytes == slot_bytes && !block.held;
-        if let Some(block) = self.keep.next_to_go(class, spare, same_size)
-            && self.keep.evict([&block]) > 0
-        {
-            return true;
-        }
-        let stays =
-            |block: &Candidate| block.held || (spare && self.keep.guards(&block.class, class));
-        let candidates = self.keep.candidates();
-        let closed: HashSet<u64> =
-            candidates.iter().filter(|block| stays(block)).map(|block| block.slab).collect();
-        let slabs = self.cheapest_slabs(slot_bytes, &candidates, &closed, urgency);
-        self.keep.evict(candidates.iter().filter(|block| slabs.contains(&block.slab))) > 0
-    }
-
-    /// The slabs of other slot sizes whose loss costs least and makes the room. Those that
-    /// workers have mapped come last, for a demand alone: they go when the workers let
-    /// them.
-    fn cheapest_slabs(
-        &self,
-        slot_bytes: u64,
-        candidates: &[Candidate],
-        closed: &HashSet<u64>,
-        urgency: Urgency,
-    ) -> HashSet<u64> {
-        let mut kept: BTreeMap<u64, (u32, u64)> = BTreeMap::new();
-        for block in candidates {
-            let (blocks, bytes) = kept.entry(block.slab).or_default();
-            *blocks += 1;
-            *bytes += block.slot_bytes;
-        }
-        let usage = self.pool.usage();
-        let mut room = usage.capacity.saturating_sub(usage.mapped);
-        if self.pool.asks_again().is_some() {
-            room = 0;
-        }
-        let inside = |slab: &SlabView| kept.get(&slab.id).copied().unwrap_or_default();
-        let mut slabs: Vec<SlabView> = self.pool.slabs();
-        slabs.retain(|slab| {
-            slab.slot_bytes != slot_bytes
-                && !closed.contains(&slab.id)
-                // Slots that are filled or held beyond what is kept do not come free.
-                && slab.slots_used <= inside(slab).0
-                && (!slab.shared || urgency == Urgency::Demand)
-        });
-        slabs.sort_by_key(|slab| (slab.shared, inside(slab).1));
-        let mut chosen = HashSet::new();
-        for slab in slabs {
-            if room >= slot_bytes {
-                break;
-            }
-            room = room.saturating_add(slab.bytes);
-            chosen.insert(slab.id);
-        }
-        if room < slot_bytes { HashSet::new() } else { chosen }
     }
 
     /// A sticky error turns the level off.

@@ -10,7 +10,7 @@ use tpad_manifest::BlockId;
 use tpad_store::{BlockBytes, CacheClass, Health, LevelUsage, ReadOptions, SlabObserver, Tasks};
 
 use crate::budget::Budgets;
-use crate::flights::Boarding;
+use crate::flights::{Boarding, Outcome};
 use crate::keep::Keep;
 use crate::lane::{Broken, Lane};
 use crate::pool::{Common, Pool};
@@ -124,11 +124,12 @@ impl HbmLevel {
     /// A demand takes the place of what its class used longest ago, and waits for a slot
     /// and for the copy until its deadline. A prefetch takes the place of what is used
     /// less often, waits for the copy alone, and is refused where it would have to wait
-    /// for a slot.
+    /// for a slot, or the device has no memory for what the budgets allow.
     ///
     /// Whoever asks at once for the same block gets the same copy. Dropped, the future
-    /// leaves the copy to the others and to the level; its source is kept until it is
-    /// over.
+    /// leaves it to the others. When nobody waits any more, a fill that waits for room is
+    /// given up within a second; a copy that has begun is finished by the level, and its
+    /// source is kept until it is over.
     ///
     /// # Errors
     /// When the level has no such device, or the driver fails. After a sticky error the
@@ -149,17 +150,17 @@ impl HbmLevel {
             let (flight, leads) = match lane.board(id, options) {
                 Boarding::Landed(block) => return Ok(Some(block)),
                 Boarding::Joined(flight) => (flight, false),
-                Boarding::Lead(say, flight) => {
+                Boarding::Lead(lead, flight) => {
                     let (lane, id, class) = (Arc::clone(lane), *id, class.clone());
                     let bytes = bytes.clone();
                     let broken = Arc::clone(&self.broken);
                     let all = self.lanes.clone();
                     self.tasks.spawn(async move {
-                        let filled = lane.lead(id, class, bytes, options).await;
+                        let filled = lane.lead(id, class, bytes, options, &lead).await;
                         if broken.why().is_some() {
                             all.iter().for_each(|lane| lane.keep.clear());
                         }
-                        say.send_replace(Some(filled));
+                        lead.say(filled);
                     });
                     (flight, true)
                 }
@@ -167,12 +168,15 @@ impl HbmLevel {
             let mut outcome = flight.outcome.clone();
             let seen = timeout_at(options.deadline, outcome.wait_for(Option::is_some)).await;
             // Too late; or, without a word, the runtime is shutting down.
-            let Ok(Ok(filled)) = seen else { return Ok(None) };
-            let filled = filled.clone().unwrap_or(Ok(None));
-            if leads || !flight.is_outwaited_by(options) || !matches!(filled, Ok(None)) {
-                return filled;
+            let Ok(Ok(outcome)) = seen else { return Ok(None) };
+            match outcome.clone() {
+                // Refused as somebody's who would wait less.
+                Some(Outcome::Filled(Ok(None))) if !leads && flight.is_outwaited_by(options) => {}
+                // By all who waited before this one came.
+                Some(Outcome::GivenUp) => {}
+                Some(Outcome::Filled(filled)) => return filled,
+                None => return Ok(None),
             }
-            // Refused as somebody's who would wait less.
         }
     }
 
@@ -251,8 +255,10 @@ impl HbmLevel {
         }
     }
 
-    /// Waits for the fills that are under way. Who fills afterwards is not waited for.
+    /// Waits for the copies that are under way. Fills that wait for room are refused, from
+    /// now on. Who fills afterwards is not waited for.
     pub async fn close(&self) {
+        self.lanes.iter().for_each(|lane| lane.close());
         self.tasks.close();
         self.tasks.wait().await;
     }

@@ -51,10 +51,18 @@ pub(crate) struct PoolSlab {
 /// Invariant: of all live `Slot`s, no two have the same slab and index. The pool takes
 /// an index from the slab's free list to make one, and only the drop puts it back.
 pub(crate) struct Slot {
-    pool: Arc<Pool>,
+    // In this order: who gives the slab up when its last slot is free then has the last
+    // reference.
     slab: Arc<PoolSlab>,
-    index: u32,
+    taken: Taken,
     pub(crate) image_bytes: u64,
+}
+
+/// An index that was taken from a slab's free list. Its drop puts it back.
+struct Taken {
+    pool: Arc<Pool>,
+    slab: u64,
+    index: u32,
 }
 
 /// What a pool's memory is used for, in bytes.
@@ -126,7 +134,8 @@ impl Pool {
         }
         match plan {
             Plan::Take(slab, index) => {
-                Grant::Slot(Slot { pool: Arc::clone(self), slab, index, image_bytes })
+                let taken = Taken { pool: Arc::clone(self), slab: slab.id, index };
+                Grant::Slot(Slot { slab, taken, image_bytes })
             }
             Plan::Make { bytes, retired } => {
                 Grant::Make(Reserved { pool: Arc::clone(self), slot_bytes, bytes, retired })
@@ -244,7 +253,7 @@ impl Drop for Reserved {
 
 impl Slot {
     pub(crate) fn pool(&self) -> &Arc<Pool> {
-        &self.pool
+        &self.taken.pool
     }
 
     pub(crate) fn slab(&self) -> &Arc<PoolSlab> {
@@ -254,19 +263,19 @@ impl Slot {
     /// Where in its slab it begins.
     pub(crate) fn offset(&self) -> u64 {
         // In the slab, so it does not overflow.
-        u64::from(self.index) * self.slab.slot_bytes
+        u64::from(self.taken.index) * self.slab.slot_bytes
     }
 }
 
-impl Drop for Slot {
+impl Drop for Taken {
     fn drop(&mut self) {
-        self.pool.free(self.slab.id, self.index);
+        self.pool.free(self.slab, self.index);
     }
 }
 
 impl fmt::Debug for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (slab, index) = (self.slab.id, self.index);
+        let (slab, index) = (self.slab.id, self.taken.index);
         f.debug_struct("Slot").field("slab", &slab).field("index", &index).finish_non_exhaustive()
     }
 }

@@ -4,6 +4,7 @@ mod budgets;
 mod completion;
 mod faults;
 mod fills;
+mod hangups;
 mod processes;
 
 use std::future::Future;
@@ -50,10 +51,15 @@ cases! {
         what_is_held_outlasts_its_eviction
         host_memory_is_registered_as_long_as_it_is_mapped
         blocks_live_on_several_devices;
+    hangups:
+        a_fill_that_nobody_waits_for_does_not_wait_for_room
+        who_joins_what_is_given_up_waits_all_the_same
+        closing_ends_the_waits_for_room;
     budgets:
         no_schedule_takes_more_than_the_capacity_or_mixes_blocks
         a_cold_class_does_not_push_out_a_hot_one
         a_prefetch_does_not_push_out_what_is_used_more_often
+        what_nobody_holds_goes_first
         a_demand_waits_for_a_slot_until_its_deadline_and_a_prefetch_does_not
         more_demands_at_once_than_there_is_room_for_all_arrive
         another_slot_size_gets_the_room_of_what_nobody_holds;

@@ -8,6 +8,9 @@ use tokio::time::Instant;
 
 use super::PoolSlab;
 
+#[cfg(test)]
+mod tests;
+
 /// A slab is at most this large: what another process maps at once.
 const SLAB_BYTES: u64 = 1 << 30;
 /// A slab is at most this part of the capacity, so that giving one up for another slot
@@ -101,9 +104,7 @@ impl State {
         if let Some((slab, index)) = self.take(slot_bytes) {
             return Plan::Take(slab, index);
         }
-        let Some(least) = slot_bytes.checked_next_multiple_of(self.granularity) else {
-            return Plan::Short;
-        };
+        let Some(least) = self.slab_bytes(slot_bytes, 1) else { return Plan::Short };
         let pausing = self.pause.is_some_and(|(until, _)| now < until);
         // While the device has none, there is only what is given back.
         let mut room = if pausing { 0 } else { self.capacity.saturating_sub(self.mapped) };
@@ -137,8 +138,9 @@ impl State {
         let same = self.slabs.values().filter(|entry| entry.slab.slot_bytes == slot_bytes);
         let same: u64 = same.map(Entry::bytes).sum();
         let limit = (self.capacity / SLABS_AT_LEAST).min(SLAB_BYTES);
-        let wish = same.min(limit).min(room);
-        let bytes = (wish - wish % self.granularity).max(least);
+        // Rounded down, so that what is rounded up again stays within the room.
+        let wish = same.min(limit).min(room - room % self.granularity);
+        let bytes = self.slab_bytes(slot_bytes, wish / slot_bytes.max(1)).unwrap_or(least);
         self.mapped += bytes;
         Plan::Make { bytes, retired }
     }
@@ -155,12 +157,22 @@ impl State {
         Some((Arc::clone(&entry.slab), index))
     }
 
-    /// What to ask for after the device did not have `bytes`; `None` if that was for one
-    /// slot.
+    /// What to ask for after the device did not have `bytes`: half the slots, or `None` if
+    /// that was the least that holds one.
     pub(super) fn smaller(&self, slot_bytes: u64, bytes: u64) -> Option<u64> {
-        let least = slot_bytes.checked_next_multiple_of(self.granularity)?;
-        let half = bytes / 2;
-        (bytes > least).then_some((half - half % self.granularity).max(least))
+        let least = self.slab_bytes(slot_bytes, 1)?;
+        if bytes <= least {
+            return None;
+        }
+        // Less than `bytes`, which is more than one unit of the granularity.
+        self.slab_bytes(slot_bytes, bytes / slot_bytes.max(1) / 2)
+    }
+
+    /// The bytes of a slab of so many slots, at least one. What a slab has beyond whole
+    /// slots nobody can use: that is less than the granularity, never a part of a slot
+    /// that is larger. `None` when it overflows.
+    fn slab_bytes(&self, slot_bytes: u64, slots: u64) -> Option<u64> {
+        slot_bytes.checked_mul(slots.max(1))?.checked_next_multiple_of(self.granularity)
     }
 
     /// The device had no memory. Several who ask at once are one question.

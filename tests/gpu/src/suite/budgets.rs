@@ -110,6 +110,24 @@ pub(super) async fn a_prefetch_does_not_push_out_what_is_used_more_often(
     Ok(())
 }
 
+pub(super) async fn what_nobody_holds_goes_first(stage: Stage) -> Result<()> {
+    let scene = Scene::open(&stage.driver, &[0], 16 * MIB, &[("a", 6 * MIB)], 32 * MIB)?;
+    let held = [scene.bring(0, 2 * MIB).await?, scene.bring(1, 2 * MIB).await?];
+    for seed in 2..20 {
+        scene.bring(seed, 2 * MIB).await?;
+    }
+    for (seed, block) in (0..).zip(&held) {
+        ensure!(scene.level.contains(&id(seed), scene.device), "{seed} frees no slot");
+        check(block, seed)?;
+    }
+    drop(held);
+    for seed in 20..23 {
+        scene.bring(seed, 2 * MIB).await?;
+    }
+    ensure!((0..2).all(|seed| !scene.level.contains(&id(seed), scene.device)), "they are oldest");
+    Ok(())
+}
+
 pub(super) async fn a_demand_waits_for_a_slot_until_its_deadline_and_a_prefetch_does_not(
     stage: Stage,
 ) -> Result<()> {

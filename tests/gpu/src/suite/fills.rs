@@ -71,7 +71,8 @@ pub(super) async fn callers_that_hang_up_leave_the_copy_to_the_level(stage: Stag
 }
 
 pub(super) async fn what_is_held_outlasts_its_eviction(stage: Stage) -> Result<()> {
-    let scene = stage.scene(16 * MIB, 32 * MIB)?;
+    // A budget of what is held: it goes last, but it goes.
+    let scene = Scene::open(&stage.driver, &[0], 16 * MIB, &[("a", 4 * MIB)], 32 * MIB)?;
     let held = [scene.bring(0, 2 * MIB).await?, scene.bring(1, 2 * MIB).await?];
     for seed in 2..40 {
         scene.bring(seed, 2 * MIB).await?;
