@@ -50,7 +50,7 @@ pub(crate) struct Server {
     _directory: tempfile::TempDir,
 }
 
-/// The default limits, by way of the configuration.
+/// The default limits, by way of the configuration, with time enough for any machine.
 pub(crate) fn limits() -> Limits {
     let surroundings = Surroundings {
         memory: MemoryLimit { bytes: 8 << 30, source: LimitSource::Host },
@@ -58,7 +58,9 @@ pub(crate) fn limits() -> Limits {
         origin: Origin::default(),
         disk_bytes: tpad::disk_bytes,
     };
-    Config::for_root("/m", None, &surroundings).expect("the defaults are valid").limits
+    let defaults = Config::for_root("/m", None, &surroundings).expect("the defaults are valid");
+    // A slow machine is no client that does not read: only tests that ask for it cut one.
+    Limits { progress_deadline: Duration::from_secs(3600), ..defaults.limits }
 }
 
 /// The default limits with a short time for clients to take their replies.
