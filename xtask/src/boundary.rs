@@ -51,7 +51,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "tpad-hbm",
-        ours: &["tpad-manifest", "tpad-store", "tpad-cuda"],
+        ours: &["tpad-cuda", "tpad-handoff", "tpad-manifest", "tpad-store"],
         unreachable: &["tonic", "prost"],
         unnamed: &["object_store", "cudarc"],
     },

@@ -125,9 +125,14 @@ impl Engine {
             file_reads: Arc::new(Semaphore::new(FILES_AT_ONCE)),
             kept,
         };
-        let levels = Levels { hierarchy: Arc::clone(&hierarchy), nvme, devices, divided };
         let pins = Pins::new(Arc::clone(&hierarchy), shared.metrics.clone());
-        let leases = Leases::new(leases, Arc::clone(&hierarchy), shared.metrics.clone());
+        let leases = Leases::new(
+            leases,
+            Arc::clone(&hierarchy),
+            devices.level().cloned(),
+            shared.metrics.clone(),
+        );
+        let levels = Levels { hierarchy: Arc::clone(&hierarchy), nvme, devices, divided };
         tasks.spawn(Arc::clone(&pins).expire(stop.clone()));
         let loader = Loader {
             enforcement: budget_enforcement,

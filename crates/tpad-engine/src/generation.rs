@@ -34,6 +34,7 @@ use crate::shelf::Shelf;
 use crate::{Bounds, DeviceMemory, EngineError, EngineMetrics, TierReads};
 
 pub(crate) use self::addresses::Addresses;
+pub use self::addresses::Memory;
 pub(crate) use self::index::index_range;
 use self::index::{OpenIndex, SegmentKey, SharedSegment};
 pub use self::pages::{ListedBlock, Page, PageRequest};

@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
-use tpad_hbm::DeviceId;
-use tpad_store::{BlockBytes, Hierarchy, Place};
+use tpad_hbm::{DeviceId, HbmLevel};
+use tpad_store::{BlockBytes, Hierarchy, InSlot as _, Place};
 
 pub use self::acquire::Acquired;
 pub use self::bounds::{LeaseBounds, LeaseHolder};
@@ -54,6 +54,8 @@ pub(crate) struct Leases {
     /// By device, of those that were asked for.
     turns: Mutex<BTreeMap<DeviceId, Arc<DeviceTurns>>>,
     hierarchy: Arc<Hierarchy>,
+    /// GPU memory, if there is any.
+    devices: Option<Arc<HbmLevel>>,
     /// Tells this process from others: what memory is shared under.
     epoch: u64,
     /// What workers held by directories at the last look. Locked alone.
@@ -118,6 +120,7 @@ impl Leases {
     pub(crate) fn new(
         bounds: LeaseBounds,
         hierarchy: Arc<Hierarchy>,
+        devices: Option<Arc<HbmLevel>>,
         metrics: EngineMetrics,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -129,6 +132,7 @@ impl Leases {
             shares: Arc::new(Semaphore::new(pages(bounds.bytes) as usize)),
             turns: Mutex::default(),
             hierarchy,
+            devices,
             epoch: epoch(),
             direct: Mutex::default(),
             shut: AtomicBool::new(false),
@@ -282,18 +286,19 @@ impl WorkerState {
     }
 
     fn status(&self) -> WorkerStatus {
+        let mut on_devices = self.held_on_devices();
         let held = lock(&self.held);
         // Their numbers ascend.
         let oldest = held.leases.first_key_value().map(|(_, lease)| lease.since);
         let oldest_there = held.on_devices.first_key_value().map(|(_, lease)| lease.since);
         let oldest = oldest.into_iter().chain(oldest_there).min();
-        let device_bytes =
-            held.on_devices.values().map(|lease| (lease.place, lease.place.slot_bytes));
-        let device_bytes: BTreeMap<_, u64> = device_bytes.collect();
+        let leased = held.on_devices.values();
+        on_devices
+            .extend(leased.filter_map(|it| Some((it.block.named_place()?, it.place.slot_bytes))));
         WorkerStatus {
             worker: self.name.clone(),
             leases: (held.leases.len() + held.on_devices.len()) as u64,
-            device_bytes: device_bytes.values().sum(),
+            device_bytes: on_devices.values().sum(),
             bytes: held.ledger.bytes(),
             direct_bytes: self.direct_bytes.load(Ordering::Relaxed),
             connected_seconds: self.since.elapsed().as_secs(),

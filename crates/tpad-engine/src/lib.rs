@@ -32,7 +32,9 @@ pub use config::{Bounds, BudgetEnforcement, EngineConfig, ModelConfig, ReadyWhen
 pub use device::DeviceMemory;
 pub use engine::{Engine, Evictions, LoadOutcome, Loaded, Pinned, StartError, Unloaded};
 pub use error::{EngineError, FileProblem, IndexProblem};
-pub use generation::{Block, Generation, ListedBlock, Page, PageRequest, Selected, Selection};
+pub use generation::{
+    Block, Generation, ListedBlock, Memory, Page, PageRequest, Selected, Selection,
+};
 pub use leases::{
     Acquired, DeviceAcquired, DeviceLeased, DirectoryOffer, LeaseBounds, LeaseHolder, LeaseStatus,
     Leased, Worker, WorkerName, WorkerStatus,

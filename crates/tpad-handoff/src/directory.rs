@@ -61,17 +61,6 @@ impl Directory {
         self.word(ordinal).is_ok_and(|word| protocol::unpublish(word, entry))
     }
 
-    /// Takes every entry out, and hands each that it took to `taken`.
-    pub fn clear(&self, mut taken: impl FnMut(u32, Entry)) {
-        for ordinal in 0..self.count {
-            if let Some(entry) = self.get(ordinal)
-                && self.unpublish(ordinal, entry)
-            {
-                taken(ordinal, entry);
-            }
-        }
-    }
-
     fn word(&self, ordinal: u32) -> Result<&AtomicU64, Error> {
         let count = self.count;
         let word = (ordinal < count).then(|| index(ordinal));
@@ -174,19 +163,6 @@ mod tests {
         assert_eq!(view(&directory).get(3), None);
         let empty = Directory::create(0, 0).expect("memory");
         assert_eq!(view(&empty).get(0), None);
-    }
-
-    #[test]
-    fn a_cleared_directory_tells_what_it_held() {
-        let directory = Directory::create(2000, 0).expect("memory");
-        for ordinal in [0, 7, 1999] {
-            directory.publish(ordinal, entry(9, ordinal)).expect("it exists");
-        }
-        let mut taken = Vec::new();
-        directory.clear(|ordinal, entry| taken.push((ordinal, entry.place().slot())));
-        assert_eq!(taken, [(0, 0), (7, 7), (1999, 1999)]);
-        let view = view(&directory);
-        assert!((0..2000).all(|ordinal| view.get(ordinal).is_none()));
     }
 
     #[test]

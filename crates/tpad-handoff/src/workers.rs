@@ -41,6 +41,14 @@ impl Workers {
         Ok(Worker { workers: Arc::clone(self), page })
     }
 
+    /// Has the hazards of a connection looked at here, too: for memory of another kind, of
+    /// which its worker has no directory yet.
+    pub fn admit_too(self: &Arc<Self>, worker: &Worker) -> Worker {
+        let page = Arc::clone(&worker.page);
+        self.pages.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&page));
+        Worker { workers: Arc::clone(self), page }
+    }
+
     /// Which slots are being read, of those that every directory had unpublished
     /// when this was called; takes some microseconds for each worker. A slot that
     /// is not named, and whose entries are out of all directories, is free.

@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tokio::time::Instant;
 use tpad_cuda::{CudaError, DeviceUuid};
+use tpad_handoff::{Named, Place};
+use tpad_store::{InSlot, Readers};
 
 use crate::pool::{Pool, PoolSlab, Slot};
 
@@ -34,14 +36,19 @@ pub struct DeviceBlock {
     _nudge: NudgeOnDrop,
 }
 
-/// Has whoever waits for a slot look again: a block that is not held any more can be
-/// given up.
+/// Has whoever waits for a slot look again when a block is not held any more but by who
+/// keeps it: then it can be given up.
 #[derive(Clone)]
-struct NudgeOnDrop(Arc<Pool>);
+struct NudgeOnDrop {
+    slot: Weak<Slot>,
+    pool: Arc<Pool>,
+}
 
 impl Drop for NudgeOnDrop {
     fn drop(&mut self) {
-        self.0.nudge();
+        if self.slot.strong_count() <= 1 {
+            self.pool.nudge();
+        }
     }
 }
 
@@ -61,8 +68,9 @@ pub struct DevicePlace {
 
 impl DeviceBlock {
     pub(crate) fn new(slot: Slot) -> Self {
-        let nudge = NudgeOnDrop(Arc::clone(slot.pool()));
-        Self { slot: Arc::new(slot), _nudge: nudge }
+        let (pool, slot) = (Arc::clone(slot.pool()), Arc::new(slot));
+        let nudge = NudgeOnDrop { slot: Arc::downgrade(&slot), pool };
+        Self { slot, _nudge: nudge }
     }
 
     /// The image's size.
@@ -104,9 +112,24 @@ impl DeviceBlock {
         self.slot.slab().memory.read(self.slot.offset() + offset, into)
     }
 
-    /// Whether someone else has a clone.
-    pub(crate) fn is_held(&self) -> bool {
-        Arc::strong_count(&self.slot) > 1
+    /// Whether someone else has a clone, or a worker of these reads it.
+    pub(crate) fn is_held(&self, named: &Named) -> bool {
+        let read = || self.named_place().is_some_and(|place| named.contains(place));
+        Arc::strong_count(&self.slot) > 1 || self.slot.was_published() && read()
+    }
+}
+
+impl InSlot for DeviceBlock {
+    fn readers(&self) -> &Arc<Readers> {
+        self.slot.pool().readers()
+    }
+
+    fn named_place(&self) -> Option<Place> {
+        self.slot.named_place()
+    }
+
+    fn set_published(&self) {
+        self.slot.set_published();
     }
 }
 

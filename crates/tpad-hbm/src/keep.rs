@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use moka::notification::RemovalCause;
 use moka::sync::Cache;
 use tpad_manifest::BlockId;
-use tpad_store::{CacheClass, ClassUsage, LevelUsage, Urgency};
+use tpad_store::{CacheClass, ClassUsage, LevelUsage, Readers, Urgency};
 
 use self::table::Table;
 use crate::budget::Budgets;
@@ -39,6 +39,8 @@ pub(crate) struct Keep {
 struct Shared {
     table: Mutex<Table>,
     metrics: HbmMetrics,
+    /// Who reads blocks by directories.
+    readers: Arc<Readers>,
 }
 
 struct Policy {
@@ -66,8 +68,9 @@ pub(crate) enum Reservation {
 }
 
 impl Keep {
-    pub(crate) fn new(budgets: Budgets, metrics: HbmMetrics) -> Self {
-        let shared = Arc::new(Shared { table: Mutex::default(), metrics });
+    pub(crate) fn new(budgets: Budgets, metrics: HbmMetrics, readers: &Arc<Readers>) -> Self {
+        let readers = Arc::clone(readers);
+        let shared = Arc::new(Shared { table: Mutex::default(), metrics, readers });
         let policy = RwLock::new(Policy::new(budgets, &shared));
         Self { shared, policy }
     }
@@ -153,7 +156,7 @@ impl Keep {
 
     /// Forgets everything.
     pub(crate) fn clear(&self) {
-        let all = self.shared.table().by_age();
+        let all = self.candidates();
         for block in all {
             self.remove(&block.id);
         }
@@ -164,7 +167,7 @@ impl Keep {
     pub(crate) fn set_budgets(&self, budgets: Budgets) {
         let mut current = self.policy.write().unwrap_or_else(PoisonError::into_inner);
         let policy = Policy::new(budgets, &self.shared);
-        let kept = self.shared.table().by_age();
+        let kept = self.candidates();
         let coming = self.shared.table().on_their_way();
         let kept =
             kept.into_iter().map(|kept| (kept.id, kept.class, kept.generation, kept.slot_bytes));
@@ -189,20 +192,22 @@ impl Keep {
         may_go: impl Fn(&Candidate) -> bool,
     ) -> Option<Candidate> {
         let policy = self.policy();
+        let named = self.shared.readers.named();
         let table = self.shared.table();
         let shares = |other: &CacheClass| policy.budgets.own(other).is_none();
         let oldest = table
-            .oldest(|other| other == class, &may_go)
-            .or_else(|| table.oldest(|other| other != class && shares(other), &may_go));
+            .oldest(&named, |other| other == class, &may_go)
+            .or_else(|| table.oldest(&named, |other| other != class && shares(other), &may_go));
         if oldest.is_some() || spare {
             return oldest;
         }
-        table.oldest(|other| other != class && !shares(other), &may_go)
+        table.oldest(&named, |other| other != class && !shares(other), &may_go)
     }
 
     /// What may be given up, the one used longest ago first.
     pub(crate) fn candidates(&self) -> Vec<Candidate> {
-        self.shared.table().by_age()
+        let named = self.shared.readers.named();
+        self.shared.table().by_age(&named)
     }
 
     pub(crate) fn usage(&self) -> LevelUsage {
@@ -328,11 +333,12 @@ impl Policy {
     fn make_room(&self, class: &CacheClass, more: u64, shared: &Shared) {
         let same = |other: &CacheClass| self.budgets.share(class, other);
         while self.is_over(class, more, shared) {
+            let named = shared.readers.named();
             let oldest = {
                 // Let go of before the block goes.
                 let table = shared.table();
-                let spare = table.oldest(same, |block| !block.held);
-                spare.or_else(|| table.oldest(same, |_| true))
+                let spare = table.oldest(&named, same, |block| !block.held);
+                spare.or_else(|| table.oldest(&named, same, |_| true))
             };
             let Some(block) = oldest else { return };
             if shared.give_up(&block.id, Some(block.generation)).is_some() {

@@ -91,6 +91,12 @@ impl Lane {
         self.pool.nudge();
     }
 
+    /// The level is off: nothing is kept any more, and no worker finds anything.
+    pub(crate) fn end(&self) {
+        self.pool.readers().set_closed(true);
+        self.keep.clear();
+    }
+
     /// Brings the block here for all who joined the flight, and ends it.
     pub(crate) async fn lead(
         &self,

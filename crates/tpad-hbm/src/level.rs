@@ -6,8 +6,11 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::time::timeout_at;
 use tpad_cuda::{DeviceFacts, DeviceName, Driver, DriverKind};
+use tpad_handoff::{Named, Place, Workers};
 use tpad_manifest::BlockId;
-use tpad_store::{BlockBytes, CacheClass, Health, LevelUsage, ReadOptions, SlabObserver, Tasks};
+use tpad_store::{
+    BlockBytes, CacheClass, Health, LevelUsage, ReadOptions, Readers, SlabObserver, Tasks,
+};
 
 use crate::budget::Budgets;
 use crate::flights::{Boarding, Outcome};
@@ -24,6 +27,8 @@ pub struct HbmLevel {
     driver: Arc<dyn Driver>,
     lanes: Vec<Arc<Lane>>,
     common: Arc<Common>,
+    /// Who may read its blocks by directories.
+    workers: Arc<Workers>,
     broken: Arc<Broken>,
     metrics: HbmMetrics,
     tasks: Tasks,
@@ -41,7 +46,7 @@ impl HbmLevel {
         config: &HbmConfig,
         metrics: HbmMetrics,
     ) -> Result<Self, HbmError> {
-        let (common, broken) = (Common::new(), Arc::<Broken>::default());
+        let (common, broken, workers) = (Common::new(), Arc::<Broken>::default(), Workers::new());
         let mut lanes: Vec<Arc<Lane>> = Vec::new();
         for budget in &config.devices {
             let named = || budget.device.clone();
@@ -59,13 +64,13 @@ impl HbmLevel {
                 return Err(HbmError::Capacity { device: named(), capacity, total });
             }
             let budgets = Budgets::of(capacity, &config.class_budgets)?;
-            let pool = Pool::new(Arc::clone(&device), capacity, &common);
-            let keep = Keep::new(budgets, metrics.clone());
+            let pool = Pool::new(Arc::clone(&device), capacity, &common, &workers);
+            let keep = Keep::new(budgets, metrics.clone(), pool.readers());
             let lane = Lane::new(device, pool, keep, config.streams, &broken, &metrics);
             lanes.push(lane.map_err(failed)?);
         }
         let (driver, tasks) = (Arc::clone(driver), Tasks::new());
-        Ok(Self { driver, lanes, common, broken, metrics, tasks })
+        Ok(Self { driver, lanes, common, workers, broken, metrics, tasks })
     }
 
     /// What drives its devices.
@@ -101,6 +106,44 @@ impl HbmLevel {
         let found = lane.keep.get(id);
         self.metrics.looked_up(device, found.is_some());
         found
+    }
+
+    /// A worker used the block without a word, so many times.
+    pub fn used(&self, id: &BlockId, device: DeviceId, times: u32) {
+        if let Some(lane) = self.lane(device) {
+            for _ in 0..times {
+                lane.keep.get(id);
+            }
+        }
+    }
+
+    /// Who may read its blocks by directories.
+    #[must_use]
+    pub fn workers(&self) -> &Arc<Workers> {
+        &self.workers
+    }
+
+    /// Who reads blocks of the device by directories; `None` if the level does not have it.
+    #[must_use]
+    pub fn readers(&self, device: DeviceId) -> Option<&Arc<Readers>> {
+        Some(self.lane(device)?.pool.readers())
+    }
+
+    /// Frees slots that nobody but workers had, and none has any more. To be called now
+    /// and then: workers do not tell.
+    pub fn free_what_nobody_reads(&self) {
+        self.lanes.iter().for_each(|lane| lane.pool.free_what_nobody_reads());
+    }
+
+    /// What the slots take that are named here, of those of the level's devices.
+    #[must_use]
+    pub fn bytes_of(&self, named: &Named) -> BTreeMap<Place, u64> {
+        let places = named.places().iter();
+        let bytes = |place: &Place| {
+            let of = |lane: &Arc<Lane>| lane.pool.slot_bytes(*place);
+            Some((*place, self.lanes.iter().find_map(of)?))
+        };
+        places.filter_map(bytes).collect()
     }
 
     /// Whether the block is on the device. Without side effects.
@@ -158,7 +201,7 @@ impl HbmLevel {
                     self.tasks.spawn(async move {
                         let filled = lane.lead(id, class, bytes, options, &lead).await;
                         if broken.why().is_some() {
-                            all.iter().for_each(|lane| lane.keep.clear());
+                            all.iter().for_each(|lane| lane.end());
                         }
                         lead.say(filled);
                     });

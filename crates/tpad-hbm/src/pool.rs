@@ -7,13 +7,15 @@
 mod state;
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tpad_cuda::{CudaError, CudaErrorKind, Device, DeviceUuid, Slab};
+use tpad_handoff::{Place, Workers};
+use tpad_store::{DEVICE_SLABS, Readers};
 
 use self::state::{Plan, State};
 use crate::DeviceId;
@@ -26,6 +28,8 @@ pub(crate) struct Pool {
     capacity: u64,
     common: Arc<Common>,
     state: Mutex<State>,
+    /// Who reads slots by directories.
+    readers: Arc<Readers>,
     freed: Notify,
 }
 
@@ -58,11 +62,15 @@ pub(crate) struct Slot {
     pub(crate) image_bytes: u64,
 }
 
-/// An index that was taken from a slab's free list. Its drop puts it back.
+/// An index that was taken from a slab's free list. Its drop puts it back, or leaves that
+/// to the pool if workers still read there.
 struct Taken {
     pool: Arc<Pool>,
     slab: u64,
+    slot_bytes: u64,
     index: u32,
+    /// Whether a directory has named it: workers may read it without a word.
+    published: AtomicBool,
 }
 
 /// What a pool's memory is used for, in bytes.
@@ -97,7 +105,9 @@ pub(crate) struct Reserved {
 
 impl Common {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { last_slab: AtomicU64::new(0), wanted: watch::Sender::new(0) })
+        // Numbers of host memory's are below: workers name both in the same cells.
+        let last_slab = AtomicU64::new(u64::from(DEVICE_SLABS));
+        Arc::new(Self { last_slab, wanted: watch::Sender::new(0) })
     }
 
     pub(crate) fn watch_wanted(&self) -> watch::Receiver<u64> {
@@ -107,10 +117,20 @@ impl Common {
 
 impl Pool {
     /// Memory of `device` of at most `capacity` bytes, and none yet.
-    pub(crate) fn new(device: Arc<dyn Device>, capacity: u64, common: &Arc<Common>) -> Arc<Self> {
-        let state = Mutex::new(State::new(capacity, device.facts().granularity_bytes));
-        let common = Arc::clone(common);
-        Arc::new(Self { device, capacity, common, state, freed: Notify::new() })
+    pub(crate) fn new(
+        device: Arc<dyn Device>,
+        capacity: u64,
+        common: &Arc<Common>,
+        workers: &Arc<Workers>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            capacity,
+            common: Arc::clone(common),
+            state: Mutex::new(State::new(capacity, device.facts().granularity_bytes)),
+            readers: Readers::new(workers),
+            freed: Notify::new(),
+            device,
+        })
     }
 
     pub(crate) fn uuid(&self) -> DeviceUuid {
@@ -134,7 +154,9 @@ impl Pool {
         }
         match plan {
             Plan::Take(slab, index) => {
-                let taken = Taken { pool: Arc::clone(self), slab: slab.id, index };
+                let pool = Arc::clone(self);
+                let (id, published) = (slab.id, AtomicBool::new(false));
+                let taken = Taken { pool, slab: id, slot_bytes, index, published };
                 Grant::Slot(Slot { slab, taken, image_bytes })
             }
             Plan::Make { bytes, retired } => {
@@ -148,6 +170,23 @@ impl Pool {
     /// enabled.
     pub(crate) fn slot_freed(&self) -> Notified<'_> {
         self.freed.notified()
+    }
+
+    /// Who reads its slots by directories.
+    pub(crate) fn readers(&self) -> &Arc<Readers> {
+        &self.readers
+    }
+
+    /// Frees slots that nobody but workers had, and none has any more.
+    pub(crate) fn free_what_nobody_reads(&self) {
+        for place in self.readers.freed() {
+            self.free(u64::from(place.slab()), place.slot());
+        }
+    }
+
+    /// What a slot of its slabs takes; `None` if it has no such slot.
+    pub(crate) fn slot_bytes(&self, place: Place) -> Option<u64> {
+        self.lock().slot_bytes(u64::from(place.slab()), place.slot())
     }
 
     /// When the device is asked for memory again, after it had none.
@@ -175,7 +214,7 @@ impl Pool {
 
     pub(crate) fn unshare(&self, slab: u64) {
         self.lock().unshare(slab);
-        self.freed.notify_waiters();
+        self.nudge();
     }
 
     /// Something may be had now that could not before.
@@ -185,7 +224,7 @@ impl Pool {
 
     fn free(&self, slab: u64, index: u32) {
         self.lock().free(slab, index);
-        self.freed.notify_waiters();
+        self.nudge();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -260,6 +299,21 @@ impl Slot {
         &self.slab
     }
 
+    /// As directories name it; `None` beyond what they can.
+    pub(crate) fn named_place(&self) -> Option<Place> {
+        Place::new(u32::try_from(self.taken.slab).ok()?, self.taken.index)
+    }
+
+    /// A directory is about to name it.
+    pub(crate) fn set_published(&self) {
+        self.taken.published.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a directory has named it once.
+    pub(crate) fn was_published(&self) -> bool {
+        self.taken.published.load(Ordering::Relaxed)
+    }
+
     /// Where in its slab it begins.
     pub(crate) fn offset(&self) -> u64 {
         // In the slab, so it does not overflow.
@@ -269,7 +323,13 @@ impl Slot {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        self.pool.free(self.slab, self.index);
+        let published = *self.published.get_mut();
+        let slab = u32::try_from(self.slab).ok().filter(|_| published);
+        // What was published has a place.
+        let named = slab.and_then(|slab| Place::new(slab, self.index));
+        if named.is_none_or(|place| self.pool.readers.retire(place, self.slot_bytes)) {
+            self.pool.free(self.slab, self.index);
+        }
     }
 }
 

@@ -21,15 +21,15 @@ use tokio::sync::{Notify, watch};
 
 pub use observer::SlabObserver;
 pub(crate) use part::SlotPart;
-pub use readers::{SlotDirectory, SlotReader};
+pub use readers::{DEVICE_SLABS, SlotReader};
 pub use slot::{BlockBytes, Place, SharedSlab, SlotMut};
 pub(crate) use state::SlabView;
 pub use state::slot_bytes;
 
 use self::mapping::Mapping;
-use self::readers::Readers;
 use self::slot::Slab;
 use self::state::{Plan, State};
+use crate::Readers;
 
 /// Host memory for blocks.
 pub struct Arena {
@@ -41,7 +41,7 @@ pub struct Arena {
     /// Counts how often slabs were found to be in the way that other processes have.
     wanted: watch::Sender<u64>,
     /// Who reads slots by directories.
-    readers: Readers,
+    readers: Arc<Readers>,
     observer: OnceLock<Arc<dyn SlabObserver>>,
 }
 
@@ -86,7 +86,7 @@ impl Arena {
             freed: Notify::new(),
             awaited: AtomicBool::new(false),
             wanted: watch::Sender::new(0),
-            readers: Readers::default(),
+            readers: Arc::default(),
             observer: OnceLock::new(),
         })
     }

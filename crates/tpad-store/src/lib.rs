@@ -22,12 +22,13 @@ pub mod memory;
 mod metrics;
 mod nvme;
 mod origin;
+mod readers;
 mod tasks;
 #[cfg(feature = "testing")]
 pub mod testing;
 
 pub use arena::{
-    Arena, ArenaUsage, BlockBytes, Place, SharedSlab, SlabObserver, SlotDirectory, SlotMut,
+    Arena, ArenaUsage, BlockBytes, DEVICE_SLABS, Place, SharedSlab, SlabObserver, SlotMut,
     SlotReader, slot_bytes,
 };
 pub use arrival::Intake;
@@ -45,4 +46,5 @@ pub use nvme::{DocumentCache, NvmeConfig, NvmeIo, NvmeLevel};
 pub use origin::{
     Created, Listing, ObjectEntry, ObjectOrigin, Origin, OriginError, OriginOptions, install_tls,
 };
+pub use readers::{InSlot, Readers, SlotDirectory};
 pub use tasks::Tasks;

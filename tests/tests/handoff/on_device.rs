@@ -37,6 +37,19 @@ async fn hold(handoff: &Handoff, gpu: &Gpu, keys: &[BlockKey]) -> Vec<HeldDevice
     blocks.into_iter().map(|block| block.expect("there is room")).collect()
 }
 
+/// Waits until the only worker has so many leases: it tells late of those that are over.
+async fn leases_come_to(stage: &Stage, leases: usize) -> serde_json::Value {
+    let began = Instant::now();
+    loop {
+        let worker = stage.status().await["leases"]["workers"][0].clone();
+        if worker["leases"] == leases {
+            return worker;
+        }
+        assert!(began.elapsed() < SOON, "{worker:#}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[test]
 fn every_expert_is_read_on_a_device_to_the_byte_and_given_back() {
     play(async |scene| {
@@ -63,8 +76,7 @@ fn every_expert_is_read_on_a_device_to_the_byte_and_given_back() {
         let status = stage.status().await;
         assert_eq!(status["hbm"]["mode"], "stand_in");
         assert_eq!(status["hbm"]["devices"][0]["blocks"], keys.len());
-        let worker = &status["leases"]["workers"][0];
-        assert_eq!(worker["leases"], keys.len(), "{worker}");
+        let worker = leases_come_to(&stage, keys.len()).await;
         assert!(worker["device_bytes"].as_u64() > Some(0));
         let shown = tpactl().args(["--addr", &stage.daemon.address(), "status"]).output();
         let shown = said(&shown.expect("tpactl runs"));
@@ -76,9 +88,14 @@ fn every_expert_is_read_on_a_device_to_the_byte_and_given_back() {
         let evicted = evict.args(["--tier", "base", "--level", "hbm"]).output().expect("it runs");
         assert!(said(&evicted).contains(&format!("{} blocks", keys.len())), "{}", said(&evicted));
         assert!(held.iter().all(is_right));
-        let again = hold(&handoff, &gpu, &keys[..4]).await;
-        assert!(held.iter().zip(&again).all(|(one, two)| one.address() != two.address()));
-        drop((held, again, handoff));
+        // Who has not leased them gets them anew, beside those.
+        let other = Handoff::connect(&stage.daemon.address()).await.expect("this user may");
+        let again = hold(&other, &gpu, &keys[..4]).await;
+        assert!(again.iter().all(is_right));
+        let device = stage.status().await["hbm"]["devices"][0].clone();
+        assert_eq!(device["blocks"], 4, "{device}");
+        assert!(device["held_bytes"].as_u64() > device["kept_bytes"].as_u64(), "{device}");
+        drop((held, again, handoff, other));
         stage.free().await;
         let began = Instant::now();
         while stage.status().await["hbm"]["devices"][0]["held_bytes"]
@@ -87,6 +104,45 @@ fn every_expert_is_read_on_a_device_to_the_byte_and_given_back() {
             assert!(began.elapsed() < SOON, "{:#}", stage.status().await["hbm"]);
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    });
+}
+
+#[test]
+fn a_block_on_a_device_is_found_and_held_without_a_message() {
+    play(async |scene| {
+        let (machine, lines) = level(scene.directory(), 32 * MIB);
+        let stage = Stage::fixture(scene, &lines).await;
+        let keys = keys(&stage.daemon.address()).await;
+        let gpu = gpu(&machine, 32 * MIB);
+        let handoff = Handoff::connect(&stage.daemon.address()).await.expect("this user may");
+        let find = |key| handoff.hold_on(&gpu, "mixtral", key);
+        assert!(find(&keys[0]).is_none(), "it was not acquired yet");
+        let leased = hold(&handoff, &gpu, &keys).await;
+        assert!(handoff.hold("mixtral", &keys[0]).is_none(), "host memory is another");
+        let held: Vec<HeldDeviceBlock> =
+            keys.iter().map(|key| find(key).expect("it lies there")).collect();
+        for (held, leased) in held.iter().zip(&leased) {
+            assert_eq!((held.key(), held.address()), (leased.key(), leased.address()));
+        }
+        drop(leased);
+        gpu.drain();
+        let worker = leases_come_to(&stage, 0).await;
+        let bytes = worker["device_bytes"].as_u64().expect("a number");
+        assert!(bytes >= held.iter().map(|block| block.image_bytes() as u64).sum(), "{worker}");
+
+        // Evicted, they are there as long as they are held, and nobody finds them.
+        let mut evict = tpactl();
+        evict.args(["--addr", &stage.daemon.address(), "evict", "--model", "mixtral"]);
+        let evicted = evict.args(["--tier", "base", "--level", "hbm"]).output().expect("it runs");
+        assert!(said(&evicted).contains(&format!("{} blocks", keys.len())), "{}", said(&evicted));
+        assert!(keys.iter().all(|key| find(key).is_none()));
+        let again = hold(&handoff, &gpu, &keys).await;
+        assert!(held.iter().chain(&again).all(is_right));
+        assert!(held.iter().zip(&again).all(|(one, two)| one.address() != two.address()));
+        stage.daemon.signal("KILL");
+        assert!(held.iter().chain(&again).all(is_right), "what is held can be read to the end");
+        drop((held, again));
+        gpu.drain();
     });
 }
 

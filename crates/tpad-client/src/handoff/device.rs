@@ -12,6 +12,8 @@ use tpad_manifest::{BlockId, BlockKey, Dtype, GateUp, Orientation, Role, Source}
 
 pub(super) use self::arrival::Arrival;
 pub(super) use self::slabs::{DeviceSlab, DeviceSlabs};
+use super::directories::Cell;
+use super::held::lies_within;
 use super::link::{Answer, Lease};
 use super::{AcquireOptions, Acquired, Handoff, as_asked};
 use crate::{Error, Gpu, PlacedBlock};
@@ -59,9 +61,18 @@ struct Inner {
 /// What is given up together, when the device's work is done.
 struct Kept {
     // First: a slab that is forgotten has no leases, as the daemon counts them.
-    _lease: Lease,
+    _guard: Guard,
     memory: Arc<dyn Memory>,
     _slab: Arc<DeviceSlab>,
+}
+
+/// What keeps a slot as it is.
+#[expect(dead_code, reason = "a guard is there to be dropped")]
+enum Guard {
+    /// The daemon's word.
+    Lease(Lease),
+    /// This worker's own.
+    Cell(Cell),
 }
 
 /// One tensor of a block in a GPU's memory.
@@ -93,8 +104,9 @@ pub struct DeviceTensor<'a> {
 
 impl Handoff {
     /// Acquires blocks of a model in the memory of a GPU: each is brought there if it is
-    /// not, and leased as by [`Handoff::acquire`], within the same bounds. The daemon is
-    /// asked each time. Dropped, the future leaves no lease behind.
+    /// not, and leased as by [`Handoff::acquire`]. Where all of them can be held as by
+    /// [`Handoff::hold_on`], they are, and the daemon is not asked. Dropped, the future
+    /// leaves no lease behind.
     ///
     /// What cannot be had on the device can be had in host memory: fall back to
     /// [`Handoff::acquire`] when this fails, or one of its blocks does, for another reason
@@ -135,6 +147,11 @@ impl Handoff {
         options: AcquireOptions,
     ) -> Result<AcquiredOn, Error> {
         self.admit(keys)?;
+        let generation = options.generation;
+        // All or none: nothing is held while others are waited for.
+        if let Some(held) = self.directories.hold_on(&self.link, gpu, model, keys, generation) {
+            return Ok(held);
+        }
         if !self.devices.iter().any(|device| device == gpu.uuid()) {
             let there = match &*self.devices {
                 [] => "no GPU".to_owned(),
@@ -148,7 +165,49 @@ impl Handoff {
     }
 }
 
+impl Handoff {
+    /// A block that lies in the memory of a GPU and that this handle or a clone of it has
+    /// acquired there before: found and held without a message, in well under a
+    /// microsecond, however large it is. `None` when it is to be acquired, as for
+    /// [`Handoff::hold`].
+    #[must_use]
+    pub fn hold_on(&self, gpu: &Gpu, model: &str, key: &BlockKey) -> Option<HeldDeviceBlock> {
+        let keys = std::slice::from_ref(key);
+        let held = self.directories.hold_on(&self.link, gpu, model, keys, None)?;
+        held.blocks.into_iter().next()?.ok()
+    }
+}
+
 impl HeldDeviceBlock {
+    /// The block, whose image begins at `start` of a slab that is mapped and lies within it
+    /// with all its tensors; `None` if it does not.
+    fn new(
+        gpu: &Gpu,
+        block: Arc<PlacedBlock>,
+        start: usize,
+        (slab, memory): (Arc<DeviceSlab>, Arc<dyn Memory>),
+        guard: Guard,
+    ) -> Option<Self> {
+        let slab_bytes = usize::try_from(slab.bytes()).unwrap_or(usize::MAX);
+        lies_within(&block, start, slab_bytes).then(|| {
+            let kept = Arc::new(Kept { _guard: guard, memory, _slab: slab });
+            Self(Arc::new(Inner { block, start, kept, gpu: gpu.clone() }))
+        })
+    }
+
+    /// A block that is held by a cell; `None` if this process has not mapped its slab.
+    pub(super) fn by_cell(
+        gpu: &Gpu,
+        block: Arc<PlacedBlock>,
+        slab: Arc<DeviceSlab>,
+        slot: u32,
+        cell: Cell,
+    ) -> Option<Self> {
+        let memory = Arc::clone(slab.memory().filter(|_| slab.device() == gpu.uuid())?);
+        let start = slab.slot(slot)?;
+        Self::new(gpu, block, start, (slab, memory), Guard::Cell(cell))
+    }
+
     /// What it is.
     #[must_use]
     pub fn key(&self) -> &BlockKey {

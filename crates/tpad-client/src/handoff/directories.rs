@@ -1,5 +1,5 @@
 //! Blocks that are held without a word to the daemon: by the directory of their
-//! generation, which lies in memory that both have.
+//! generation and memory, which lies in memory that both have.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -9,25 +9,32 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use tpad_handoff::{DirectoryView, Hazards, Held, Uses};
 use tpad_manifest::BlockKey;
 
-use super::Acquired;
+use super::device::DeviceSlabs;
 use super::held::{Guard, HeldBlock};
 use super::link::Link;
 use super::slabs::Slabs;
-use crate::{Medium, PlacedBlock};
+use super::{Acquired, AcquiredOn, HeldDeviceBlock};
+use crate::{Gpu, Medium, PlacedBlock};
 
 /// What this worker may hold blocks by.
 #[derive(Debug)]
 pub(super) struct Directories {
     slabs: Arc<Slabs>,
+    device_slabs: Arc<DeviceSlabs>,
     /// The worker's cells, once the daemon has sent them.
     hazards: OnceLock<Arc<Hazards>>,
-    /// By model, of the generation that was sent last.
-    models: RwLock<HashMap<String, Watched>>,
+    /// Of host memory.
+    host: Models,
+    /// Of devices, by UUID.
+    devices: RwLock<HashMap<String, Arc<Models>>>,
     /// Bytes of slots that are held, by cells and by leases, each as often as it is.
     held: Arc<AtomicU64>,
     /// What they may be, as the daemon says when it welcomes; it looks, too.
     most: AtomicU64,
 }
+
+/// By model, of the generation that was sent last.
+type Models = RwLock<HashMap<String, Watched>>;
 
 /// A generation of a model.
 #[derive(Debug)]
@@ -51,7 +58,8 @@ struct Known {
 pub(super) struct Cell {
     // First: the connection keeps it true.
     _held: Held<Arc<Hazards>>,
-    _counted: Counted,
+    /// Of host memory alone, where blocks that are held are bounded.
+    _counted: Option<Counted>,
     _link: Arc<Link>,
 }
 
@@ -64,11 +72,13 @@ pub(super) struct Counted {
 
 impl Directories {
     /// Nothing, and nothing may be held.
-    pub(super) fn new(slabs: &Arc<Slabs>) -> Arc<Self> {
+    pub(super) fn new(slabs: &Arc<Slabs>, device_slabs: &Arc<DeviceSlabs>) -> Arc<Self> {
         Arc::new(Self {
             slabs: Arc::clone(slabs),
+            device_slabs: Arc::clone(device_slabs),
             hazards: OnceLock::new(),
-            models: RwLock::default(),
+            host: RwLock::default(),
+            devices: RwLock::default(),
             held: Arc::default(),
             most: AtomicU64::new(0),
         })
@@ -79,10 +89,11 @@ impl Directories {
         self.most.store(bytes, Ordering::Relaxed);
     }
 
-    /// Takes over the cells and a generation's directory. What cannot be mapped is done
-    /// without: blocks are asked for then.
+    /// Takes over the cells and a generation's directory, of host memory or a device's. What
+    /// cannot be mapped is done without: blocks are asked for then.
     pub(super) fn watch(
         &self,
+        device: &str,
         model: &str,
         (revision, generation): (u64, u64),
         cells: Option<OwnedFd>,
@@ -94,23 +105,35 @@ impl Directories {
         }
         let (directory, uses) = (DirectoryView::receive(directory), Uses::receive(uses));
         let (Ok(directory), Ok(uses)) = (directory, uses) else { return };
-        let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
-        // An answer of a generation that is not served any more may come late.
-        if models.get(model).is_none_or(|watched| watched.generation < generation) {
-            let known = HashMap::new();
-            let watched = Watched { revision, generation, directory, uses, known };
-            models.insert(model.to_owned(), watched);
+        let watch = |models: &Models| {
+            let mut models = models.write().unwrap_or_else(PoisonError::into_inner);
+            // An answer of a generation that is not served any more may come late.
+            if models.get(model).is_none_or(|watched| watched.generation < generation) {
+                let known = HashMap::new();
+                let watched = Watched { revision, generation, directory, uses, known };
+                models.insert(model.to_owned(), watched);
+            }
+        };
+        if device.is_empty() {
+            watch(&self.host);
+        } else {
+            let mut devices = self.devices.write().unwrap_or_else(PoisonError::into_inner);
+            watch(devices.entry(device.to_owned()).or_default());
         }
     }
 
-    /// Remembers blocks that were acquired.
+    /// Remembers blocks that were acquired, in host memory or a device's.
     pub(super) fn learn(
         &self,
+        device: &str,
         model: &str,
         generation: u64,
-        blocks: impl Iterator<Item = (u32, Arc<PlacedBlock>)>,
+        blocks: Vec<(u32, Arc<PlacedBlock>)>,
     ) {
-        let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
+        let on_device = if device.is_empty() { None } else { self.on(device) };
+        let models = if device.is_empty() { Some(&self.host) } else { on_device.as_deref() };
+        let Some(models) = models else { return };
+        let mut models = models.write().unwrap_or_else(PoisonError::into_inner);
         let watched = models.get_mut(model).filter(|watched| watched.generation == generation);
         let Some(watched) = watched else { return };
         for (ordinal, block) in blocks {
@@ -118,7 +141,8 @@ impl Directories {
         }
     }
 
-    /// All of these blocks where they lie, or nothing, if one is to be asked for.
+    /// All of these blocks where they lie in host memory, or nothing, if one is to be asked
+    /// for.
     pub(super) fn hold(
         &self,
         link: &Arc<Link>,
@@ -126,41 +150,52 @@ impl Directories {
         keys: &[BlockKey],
         generation: Option<u64>,
     ) -> Option<Acquired> {
-        if link.shared.is_over() {
-            // The directory is what the daemon left behind.
-            return None;
-        }
-        let hazards = self.hazards.get()?;
-        let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
-        let watched = models.get(model)?;
-        if generation.is_some_and(|generation| generation != watched.generation) {
-            return None;
-        }
-        let mut blocks = Vec::with_capacity(keys.len());
-        for key in keys {
-            blocks.push(Ok(self.hold_one(hazards, watched, link, key)?));
-        }
-        let Watched { revision, generation, .. } = *watched;
-        Some(Acquired { revision, generation, blocks })
+        hold_all(&self.host, link, (model, generation), keys, |watched, key| {
+            let (Known { block, .. }, held) = self.name(watched, key)?;
+            let place = held.entry().place();
+            // One that this process was not sent, or gave back, comes with an answer.
+            let slab = self.slabs.get(u64::from(place.slab()))?;
+            let start = slab.slot(place.slot())?;
+            let counted = Some(self.count(slab.slot_bytes())?);
+            let cell = Cell { _held: held, _counted: counted, _link: Arc::clone(link) };
+            HeldBlock::new(Arc::clone(block), start, slab, Medium::Dram, Guard::Cell(cell))
+        })
     }
 
-    fn hold_one(
+    /// All of these blocks where they lie on a device, or nothing, if one is to be asked for.
+    pub(super) fn hold_on(
         &self,
-        hazards: &Arc<Hazards>,
-        watched: &Watched,
         link: &Arc<Link>,
+        gpu: &Gpu,
+        model: &str,
+        keys: &[BlockKey],
+        generation: Option<u64>,
+    ) -> Option<AcquiredOn> {
+        let models = self.on(gpu.uuid())?;
+        hold_all(&models, link, (model, generation), keys, |watched, key| {
+            let (Known { block, .. }, held) = self.name(watched, key)?;
+            let place = held.entry().place();
+            let slab = self.device_slabs.get(u64::from(place.slab()))?;
+            let cell = Cell { _held: held, _counted: None, _link: Arc::clone(link) };
+            HeldDeviceBlock::by_cell(gpu, Arc::clone(block), slab, place.slot(), cell)
+        })
+    }
+
+    /// Names the slot of a block that this worker acquired once, if it is in the directory.
+    fn name<'a>(
+        &self,
+        watched: &'a Watched,
         key: &BlockKey,
-    ) -> Option<HeldBlock> {
-        let Known { ordinal, block } = watched.known.get(key)?;
-        let held = Hazards::hold(Arc::clone(hazards), &watched.directory, *ordinal).ok()?;
-        let place = held.entry().place();
-        // One that this process was not sent, or gave back, comes with an answer.
-        let slab = self.slabs.get(u64::from(place.slab()))?;
-        let start = slab.slot(place.slot())?;
-        let counted = self.count(slab.slot_bytes())?;
-        watched.uses.count(*ordinal);
-        let cell = Cell { _held: held, _counted: counted, _link: Arc::clone(link) };
-        HeldBlock::new(Arc::clone(block), start, slab, Medium::Dram, Guard::Cell(cell))
+    ) -> Option<(&'a Known, Held<Arc<Hazards>>)> {
+        let hazards = Arc::clone(self.hazards.get()?);
+        let known = watched.known.get(key)?;
+        let held = Hazards::hold(hazards, &watched.directory, known.ordinal).ok()?;
+        Some((known, held))
+    }
+
+    fn on(&self, device: &str) -> Option<Arc<Models>> {
+        let devices = self.devices.read().unwrap_or_else(PoisonError::into_inner);
+        devices.get(device).cloned()
     }
 
     /// Counts the slot of a block that the daemon has leased.
@@ -171,7 +206,8 @@ impl Directories {
 
     /// Forgets everything: the connection is over.
     pub(super) fn clear(&self) {
-        self.models.write().unwrap_or_else(PoisonError::into_inner).clear();
+        self.host.write().unwrap_or_else(PoisonError::into_inner).clear();
+        self.devices.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Counts bytes, if there may be so many.
@@ -181,6 +217,34 @@ impl Directories {
         let counted = Counted { bytes, held: Arc::clone(&self.held) };
         (before.saturating_add(bytes) <= self.most.load(Ordering::Relaxed)).then_some(counted)
     }
+}
+
+/// All of these blocks, or nothing. Those that were found count as used.
+fn hold_all<B>(
+    models: &Models,
+    link: &Arc<Link>,
+    (model, generation): (&str, Option<u64>),
+    keys: &[BlockKey],
+    hold: impl Fn(&Watched, &BlockKey) -> Option<B>,
+) -> Option<Acquired<B>> {
+    if link.shared.is_over() {
+        // The directory is what the daemon left behind.
+        return None;
+    }
+    let models = models.read().unwrap_or_else(PoisonError::into_inner);
+    let watched = models.get(model)?;
+    if generation.is_some_and(|generation| generation != watched.generation) {
+        return None;
+    }
+    let mut blocks = Vec::with_capacity(keys.len());
+    for key in keys {
+        blocks.push(Ok(hold(watched, key)?));
+        if let Some(Known { ordinal, .. }) = watched.known.get(key) {
+            watched.uses.count(*ordinal);
+        }
+    }
+    let Watched { revision, generation, .. } = *watched;
+    Some(Acquired { revision, generation, blocks })
 }
 
 impl Drop for Counted {

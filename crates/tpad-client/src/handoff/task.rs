@@ -18,7 +18,7 @@ use tpad_proto::handoff::v1::{self as wire, daemon_message, worker_message};
 use tpad_proto::handoff::{FrameError, FrameReader, FrameWriter, PROTOCOL};
 
 pub(super) use self::answer::Granted;
-use super::device::DeviceSlabs;
+use super::device::{DeviceSlab, DeviceSlabs};
 use super::directories::Directories;
 use super::link::{Ask, Link, Over, Shared};
 use super::slabs::Slabs;
@@ -40,7 +40,7 @@ struct Task {
     reader: FrameReader,
     writer: FrameWriter,
     slabs: Arc<Slabs>,
-    device_slabs: DeviceSlabs,
+    device_slabs: Arc<DeviceSlabs>,
     directories: Arc<Directories>,
     shared: Arc<Shared>,
     asks: mpsc::Receiver<Ask>,
@@ -58,6 +58,7 @@ struct Task {
 struct Ended {
     shared: Arc<Shared>,
     slabs: Arc<Slabs>,
+    device_slabs: Arc<DeviceSlabs>,
     directories: Arc<Directories>,
 }
 
@@ -67,6 +68,8 @@ impl Drop for Ended {
         self.shared.set_over(Over::Lost("the runtime of this handoff has ended".to_owned()));
         self.directories.clear();
         self.slabs.clear();
+        // Left by now, unless the runtime ends, too.
+        drop(self.device_slabs.clear());
     }
 }
 
@@ -86,10 +89,12 @@ pub(super) async fn connect(
     let kept = socket.as_fd().try_clone_to_owned().map_err(failed)?;
     let shared = Shared::new(address);
     let slabs = Slabs::new(&shared);
-    let directories = Directories::new(&slabs);
+    let device_slabs = DeviceSlabs::new(&shared);
+    let directories = Directories::new(&slabs, &device_slabs);
     let ended = Ended {
         shared: Arc::clone(&shared),
         slabs: Arc::clone(&slabs),
+        device_slabs: Arc::clone(&device_slabs),
         directories: Arc::clone(&directories),
     };
     let mut task = Task {
@@ -97,7 +102,7 @@ pub(super) async fn connect(
         reader: FrameReader::of_daemon(),
         writer: FrameWriter::to_daemon(),
         slabs,
-        device_slabs: DeviceSlabs::new(&shared),
+        device_slabs,
         directories: Arc::clone(&directories),
         shared: Arc::clone(&shared),
         asks: received,
@@ -141,7 +146,7 @@ impl Task {
     async fn run(self) {
         let (mut mapping, slabs) = self.serve().await;
         while mapping.join_next().await.is_some() {}
-        if slabs.has_mapped() {
+        if slabs.iter().any(|slab| slab.is_mapped()) {
             // Unless the runtime ends, too, and they are dropped with it.
             let _unmapped = spawn_blocking(move || drop(slabs)).await;
         }
@@ -149,7 +154,7 @@ impl Task {
 
     /// Serves calls; what is left at the end is the driver's work. Calls that come later
     /// find nobody.
-    async fn serve(mut self) -> (JoinSet<()>, DeviceSlabs) {
+    async fn serve(mut self) -> (JoinSet<()>, Vec<Arc<DeviceSlab>>) {
         while let Some(turn) = self.turn().await {
             if let Err(error) = turn {
                 // What is held stays valid: nothing is unmapped that is still read, and the
@@ -158,7 +163,7 @@ impl Task {
                 break;
             }
         }
-        (self.mapping, self.device_slabs)
+        (self.mapping, self.device_slabs.clear())
     }
 
     /// One event; `None` when nobody holds the connection any more.

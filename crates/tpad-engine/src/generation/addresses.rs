@@ -1,23 +1,36 @@
 //! Where the blocks of a generation lie, for workers that ask nobody.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tpad_hbm::DeviceId;
 use tpad_manifest::{BlockId, BlockKey, Catalog, IndexHeader};
-use tpad_store::{Arena, SlotDirectory};
+use tpad_store::{Arena, InSlot, Readers, SlotDirectory};
 
-use super::{Block, Generation};
+use super::Generation;
+use crate::DeviceMemory;
 
-/// A directory of the generation's blocks, with the ordinals that they have in it. A
-/// block gets one when a worker acquires it first.
+/// Directories of the generation's blocks, one for each memory, with the ordinals that
+/// blocks have in all of them. A block gets one when a worker acquires it first.
 pub(crate) struct Addresses {
-    directory: SlotDirectory,
+    directories: BTreeMap<Memory, SlotDirectory>,
     /// How many ordinals there can be.
     count: u32,
     ordinals: Mutex<Ordinals>,
+    closed: AtomicBool,
+}
+
+/// Whose memory blocks lie in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Memory {
+    /// The host's.
+    Host,
+    /// A device's.
+    Device(DeviceId),
 }
 
 #[derive(Default)]
@@ -28,28 +41,53 @@ struct Ordinals {
 }
 
 impl Addresses {
-    fn create(arena: &Arc<Arena>, catalog: &Catalog, epoch: u64) -> io::Result<Self> {
+    fn create(
+        arena: &Arena,
+        devices: &DeviceMemory,
+        catalog: &Catalog,
+        epoch: u64,
+    ) -> io::Result<Self> {
         let count = blocks(catalog);
-        let directory = SlotDirectory::create(arena, count, epoch).map_err(io::Error::other)?;
-        Ok(Self { directory, count, ordinals: Mutex::default() })
+        let create = |(memory, readers): (Memory, &Arc<Readers>)| {
+            let directory = SlotDirectory::create(readers, count, epoch);
+            Ok((memory, directory.map_err(io::Error::other)?))
+        };
+        let of = |device: DeviceId, level: &'_ Arc<tpad_hbm::HbmLevel>| {
+            Some((Memory::Device(device), Arc::clone(level.readers(device)?)))
+        };
+        let level = devices.level();
+        let devices = level.into_iter().flat_map(|level| {
+            crate::device::ids(level).filter_map(move |device| of(device, level))
+        });
+        let host = (Memory::Host, Arc::clone(arena.readers()));
+        let memories: Vec<(Memory, Arc<Readers>)> = std::iter::once(host).chain(devices).collect();
+        let directories = memories.iter().map(|(memory, readers)| create((*memory, readers)));
+        let directories = directories.collect::<io::Result<_>>()?;
+        Ok(Self { directories, count, ordinals: Mutex::default(), closed: AtomicBool::new(false) })
     }
 
-    /// How many blocks it is for.
+    /// How many blocks each is for.
     pub(crate) fn count(&self) -> u32 {
         self.count
     }
 
-    /// To be sent to workers.
-    pub(crate) fn descriptor(&self) -> io::Result<OwnedFd> {
-        self.directory.descriptor()
+    /// To be sent to workers; `None` for a device that there is not.
+    pub(crate) fn descriptor(&self, memory: Memory) -> Option<io::Result<OwnedFd>> {
+        Some(self.directories.get(&memory)?.descriptor())
     }
 
     /// Lets workers find a block where it lies; its ordinal. `None` when there is none
     /// left, which a catalog that counts its blocks right does not come to.
-    pub(crate) fn publish(&self, block: &Block) -> Option<u32> {
-        let ordinal = self.lock().ordinal(block, self.count)?;
+    pub(crate) fn publish(
+        &self,
+        memory: Memory,
+        (key, id): (&BlockKey, &BlockId),
+        block: &impl InSlot,
+    ) -> Option<u32> {
+        let directory = self.directories.get(&memory)?;
+        let ordinal = self.lock().ordinal(key, id, self.count)?;
         // It may be refused: then workers go on asking.
-        self.directory.publish(ordinal, &block.served.bytes);
+        directory.publish(ordinal, block);
         Some(ordinal)
     }
 
@@ -62,12 +100,13 @@ impl Addresses {
 
     /// Whether no worker finds anything here any more.
     pub(crate) fn is_closed(&self) -> bool {
-        self.directory.is_closed()
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// No worker finds anything here any more.
     pub(super) fn close(&self) {
-        self.directory.close();
+        self.closed.store(true, Ordering::Relaxed);
+        self.directories.values().for_each(SlotDirectory::close);
     }
 
     fn lock(&self) -> MutexGuard<'_, Ordinals> {
@@ -77,19 +116,19 @@ impl Addresses {
 }
 
 impl Ordinals {
-    fn ordinal(&mut self, block: &Block, count: u32) -> Option<u32> {
-        if let Some(ordinal) = self.of.get(&block.key) {
+    fn ordinal(&mut self, key: &BlockKey, id: &BlockId, count: u32) -> Option<u32> {
+        if let Some(ordinal) = self.of.get(key) {
             return Some(*ordinal);
         }
         let ordinal = u32::try_from(self.ids.len()).ok().filter(|ordinal| *ordinal < count)?;
-        self.ids.push(block.record.id);
-        self.of.insert(block.key.clone(), ordinal);
+        self.ids.push(*id);
+        self.of.insert(key.clone(), ordinal);
         Some(ordinal)
     }
 }
 
 impl Generation {
-    /// The directory of its blocks, made when it is first asked for; `None` when
+    /// The directories of its blocks, made when they are first asked for; `None` when
     /// another generation is served by now.
     ///
     /// # Errors
@@ -103,8 +142,8 @@ impl Generation {
         if let Some(addresses) = &*addresses {
             return Ok(Some(Arc::clone(addresses)));
         }
-        let arena = self.shared.hierarchy.dram().arena();
-        let made = Arc::new(Addresses::create(arena, &self.catalog, epoch)?);
+        let (arena, devices) = (self.shared.hierarchy.dram().arena(), &self.shared.devices);
+        let made = Arc::new(Addresses::create(arena, devices, &self.catalog, epoch)?);
         *addresses = Some(Arc::clone(&made));
         Ok(Some(made))
     }

@@ -10,7 +10,7 @@ use tpad_manifest::{BlockId, BlockKey};
 use tpad_store::{ErrorKind, Medium, ReadOptions, Served};
 
 use super::{LeaseHolder, Leased, Worker, pages};
-use crate::{Block, EngineError, Generation};
+use crate::{Block, EngineError, Generation, Memory};
 
 /// What became of each key.
 pub type Acquired = Vec<Result<Leased, EngineError>>;
@@ -119,7 +119,9 @@ impl Worker {
         let mut outcomes: Acquired = outcomes.into_iter().filter_map(outcome).collect();
         for leased in outcomes.iter_mut().flatten() {
             generation.count(&leased.block);
-            leased.ordinal = self.state.publish(generation, &leased.block);
+            let Block { key, record, served } = &leased.block;
+            let named = (key, &record.id);
+            leased.ordinal = self.state.publish(generation, Memory::Host, named, &served.bytes);
         }
         Ok(outcomes)
     }

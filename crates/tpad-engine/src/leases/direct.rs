@@ -1,17 +1,18 @@
 //! Blocks that workers hold by directories, without a word to this process.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use tpad_handoff::UsesView;
-use tpad_store::{Level as _, Place, SlotReader};
+use tpad_handoff::{Place as Slot, UsesView};
+use tpad_manifest::{BlockId, BlockKey};
+use tpad_store::{InSlot, Level as _, Place, SlotReader};
 
 use super::{Leases, Worker, WorkerState, lock};
 use crate::generation::Addresses;
-use crate::{Block, Generation};
+use crate::{Generation, Memory};
 
 /// What a block's uses count for at most, of one worker between two looks: the policy
 /// tells no more apart, and a worker writes what it likes.
@@ -27,7 +28,7 @@ const LOOKS_OVER: u32 = 3;
 /// Of its bound, what all workers may hold before directories open again.
 const REOPEN: (u64, u64) = (7, 8);
 
-/// What a worker is sent of one generation.
+/// What a worker is sent of one generation in one memory.
 #[derive(Debug)]
 pub struct DirectoryOffer {
     /// The worker's cells; `None` if it has them.
@@ -45,7 +46,7 @@ pub struct DirectoryOffer {
 pub(super) struct Direct {
     /// Its cells, once it has them.
     cells: Option<SlotReader>,
-    /// Generations whose directory it has.
+    /// Generations whose directory it has, and of which memory.
     watched: Vec<Watched>,
     /// How often in a row it held more than it may.
     over: u32,
@@ -56,42 +57,53 @@ struct Watched {
     /// The generation's number and model.
     number: u64,
     model: Arc<str>,
+    memory: Memory,
     addresses: Arc<Addresses>,
     uses: UsesView,
 }
 
 impl Worker {
-    /// What the worker needs to hold blocks of this generation without a message, the
-    /// first time; `None` if it has it, wants none, or another generation is served.
+    /// What the worker needs to hold blocks of this generation in this memory without a
+    /// message, the first time; `None` if it has it, wants none, or another generation is
+    /// served.
     ///
     /// # Errors
     /// When the kernel gives no memory or no descriptor. The worker goes on by asking.
-    pub fn offer(&self, generation: &Generation) -> io::Result<Option<DirectoryOffer>> {
+    pub fn offer(
+        &self,
+        generation: &Generation,
+        memory: Memory,
+    ) -> io::Result<Option<DirectoryOffer>> {
         let all = &self.state.all;
         let mut direct = lock(&self.state.direct);
         let number = generation.number();
-        if !self.state.directories || direct.watched.iter().any(|it| it.number == number) {
+        let has = |it: &Watched| it.number == number && it.memory == memory;
+        if !self.state.directories || direct.watched.iter().any(has) {
             return Ok(None);
         }
         let Some(addresses) = generation.addresses(all.epoch)? else { return Ok(None) };
+        let Some(directory) = addresses.descriptor(memory) else { return Ok(None) };
+        let directory = directory?;
         let blocks = addresses.count();
         let uses = UsesView::create(blocks, all.epoch).map_err(io::Error::other)?;
-        let directory = addresses.descriptor()?;
         let sent_uses = uses.descriptor().as_fd().try_clone_to_owned()?;
         let cells = match direct.cells {
             Some(_) => None,
             None => {
                 let arena = all.hierarchy.dram().arena();
-                let cells = SlotReader::admit(arena, all.epoch).map_err(io::Error::other)?;
+                let others = all.devices.as_ref().map(|level| Arc::clone(level.workers()));
+                let others = others.as_slice();
+                let cells =
+                    SlotReader::admit(arena, others, all.epoch).map_err(io::Error::other)?;
                 let sent = cells.descriptor()?;
                 direct.cells = Some(cells);
                 Some(sent)
             }
         };
         // One generation of a model is served at a time.
-        direct.watched.retain(|it| *it.model != *generation.model());
+        direct.watched.retain(|it| *it.model != *generation.model() || it.number == number);
         let model = generation.model().into();
-        direct.watched.push(Watched { number, model, addresses, uses });
+        direct.watched.push(Watched { number, model, memory, addresses, uses });
         Ok(Some(DirectoryOffer { cells, directory, uses: sent_uses, blocks }))
     }
 
@@ -102,14 +114,28 @@ impl Worker {
 }
 
 impl WorkerState {
-    /// Lets the worker find a block that it leased by itself.
-    pub(super) fn publish(&self, generation: &Generation, block: &Block) -> Option<u32> {
+    /// Lets the worker find a block that it leased in this memory by itself.
+    pub(super) fn publish(
+        &self,
+        generation: &Generation,
+        memory: Memory,
+        named: (&BlockKey, &BlockId),
+        block: &impl InSlot,
+    ) -> Option<u32> {
         if !self.directories {
             return None;
         }
         // Without a directory, blocks are asked for.
         let addresses = generation.addresses(self.all.epoch).ok()??;
-        addresses.publish(block)
+        addresses.publish(memory, named, block)
+    }
+
+    /// Slots of devices that it holds by its cells, with their bytes.
+    pub(super) fn held_on_devices(&self) -> BTreeMap<Slot, u64> {
+        let Some(level) = &self.all.devices else { return BTreeMap::new() };
+        let direct = lock(&self.direct);
+        let named = direct.cells.as_ref().and_then(SlotReader::named);
+        named.map(|named| level.bytes_of(&named)).unwrap_or_default()
     }
 
     /// Slots that it holds by its cells.
@@ -127,19 +153,24 @@ impl WorkerState {
             for watched in &direct.watched {
                 let mut counted = Vec::new();
                 watched.uses.drain(|ordinal, count| counted.push((ordinal, count)));
-                used.extend(watched.addresses.blocks_of(counted));
+                let blocks = watched.addresses.blocks_of(counted);
+                used.extend(blocks.into_iter().map(|(id, count)| (watched.memory, id, count)));
             }
         }
         let dram = all.hierarchy.dram();
         let mut told = 0;
-        for (id, count) in &used {
+        for (memory, id, count) in &used {
             let count = (*count).min(USES_COUNTED).min(USES_TOLD - told);
             told += count;
-            for _ in 0..count {
-                dram.settle(id);
+            match (memory, &all.devices) {
+                (Memory::Host, _) => (0..count).for_each(|_| {
+                    dram.settle(id);
+                }),
+                (Memory::Device(device), Some(level)) => level.used(id, *device, count),
+                (Memory::Device(_), None) => {}
             }
         }
-        used.iter().map(|(_, count)| u64::from(*count)).sum()
+        used.iter().map(|(_, _, count)| u64::from(*count)).sum()
     }
 
     /// Bytes of slots that it holds by its cells and no lease names.
@@ -167,6 +198,14 @@ impl Leases {
         *lock(&self.direct) = places.into_iter().collect();
     }
 
+    /// Slots of all memories.
+    fn free_what_nobody_reads(&self) {
+        self.hierarchy.dram().arena().free_what_nobody_reads();
+        if let Some(level) = &self.devices {
+            level.free_what_nobody_reads();
+        }
+    }
+
     fn present(&self) -> Vec<Arc<WorkerState>> {
         lock(&self.workers).values().filter_map(std::sync::Weak::upgrade).collect()
     }
@@ -177,7 +216,7 @@ impl Leases {
     pub(crate) fn tend(&self) {
         let workers = self.present();
         let uses = workers.iter().map(|worker| worker.take_uses(self)).sum();
-        self.hierarchy.dram().arena().free_what_nobody_reads();
+        self.free_what_nobody_reads();
         let mut places = HashSet::new();
         for worker in &workers {
             let (bytes, held) = worker.look();

@@ -11,7 +11,7 @@ use tpad_manifest::{BlockKey, BlockRecord};
 use tpad_store::{BlockBytes, BlockFetch, CacheClass, Medium, ReadOptions, Urgency, slot_bytes};
 
 use super::{WORKER_LEASES, Worker, lock};
-use crate::{EngineError, Generation};
+use crate::{EngineError, Generation, Memory};
 
 /// Blocks on their way to a device at a time: twice what keeps a bus busy with blocks of
 /// 1 MiB.
@@ -32,6 +32,8 @@ pub struct DeviceLeased {
     pub medium: Medium,
     /// Its memory.
     pub block: DeviceBlock,
+    /// Its number in the generation's directory, for workers that want it.
+    pub ordinal: Option<u32>,
 }
 
 /// What became of each key.
@@ -43,7 +45,7 @@ pub(super) struct DeviceLease {
     pub(super) place: DevicePlace,
     pub(super) since: Instant,
     /// What keeps it.
-    _block: DeviceBlock,
+    pub(super) block: DeviceBlock,
 }
 
 /// Who waits for a device.
@@ -145,7 +147,13 @@ impl Worker {
                 found.medium = medium;
             }
         }
-        self.lease_on(generation, keys, found)
+        let mut acquired = self.lease_on(generation, keys, found)?;
+        for leased in acquired.iter_mut().flatten() {
+            let named = (&leased.key, &leased.record.id);
+            let memory = Memory::Device(id);
+            leased.ordinal = self.state.publish(generation, memory, named, &leased.block);
+        }
+        Ok(acquired)
     }
 
     /// Takes what is on the device now, of what is not known yet.
@@ -184,10 +192,11 @@ impl Worker {
                 let Found { record, medium, block } = found;
                 let lease = all.next_lease.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 let place = block.place();
-                let kept = DeviceLease { place, since, _block: block.clone() };
+                let kept = DeviceLease { place, since, block: block.clone() };
                 held.on_devices.insert(lease, kept);
                 generation.count_found(key, medium, block.bytes());
-                DeviceLeased { lease, place, key: key.clone(), record, medium, block }
+                let key = key.clone();
+                DeviceLeased { lease, place, key, record, medium, block, ordinal: None }
             }));
         }
         Ok(acquired)

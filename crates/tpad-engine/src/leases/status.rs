@@ -25,7 +25,7 @@ pub struct WorkerStatus {
     pub bytes: u64,
     /// Bytes of further slots, which it holds by directories.
     pub direct_bytes: u64,
-    /// Bytes of slots on devices that its leases name, each once.
+    /// Bytes of slots on devices that its leases name or it holds by directories, each once.
     pub device_bytes: u64,
     /// How long it is connected.
     pub connected_seconds: u64,

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use tpad_handoff::Named;
 use tpad_manifest::BlockId;
 use tpad_store::CacheClass;
 
@@ -150,20 +151,21 @@ impl Table {
     /// Of the classes that are `ours`, the block used longest ago that `may_go`.
     pub(super) fn oldest(
         &self,
+        named: &Named,
         ours: impl Fn(&CacheClass) -> bool,
         may_go: impl Fn(&Candidate) -> bool,
     ) -> Option<Candidate> {
         let classes = self.classes.iter().filter(|(class, _)| ours(class));
         let of_each = classes.filter_map(|(_, ledger)| {
-            ledger.order.values().filter_map(|id| self.candidate(id)).find(&may_go)
+            ledger.order.values().filter_map(|id| self.candidate(id, named)).find(&may_go)
         });
         of_each.min_by_key(|candidate| candidate.used)
     }
 
     /// All blocks that have arrived, the one used longest ago first.
-    pub(super) fn by_age(&self) -> Vec<Candidate> {
+    pub(super) fn by_age(&self, named: &Named) -> Vec<Candidate> {
         let mut blocks: Vec<Candidate> =
-            self.blocks.keys().filter_map(|id| self.candidate(id)).collect();
+            self.blocks.keys().filter_map(|id| self.candidate(id, named)).collect();
         blocks.sort_unstable_by_key(|block| block.used);
         blocks
     }
@@ -174,7 +176,7 @@ impl Table {
         coming.map(|(id, k)| (*id, k.class.clone(), k.generation, k.slot_bytes)).collect()
     }
 
-    fn candidate(&self, id: &BlockId) -> Option<Candidate> {
+    fn candidate(&self, id: &BlockId, named: &Named) -> Option<Candidate> {
         let kept = self.blocks.get(id)?;
         let block = kept.block.as_ref()?;
         Some(Candidate {
@@ -184,7 +186,7 @@ impl Table {
             slab: block.place().slab,
             slot_bytes: kept.slot_bytes,
             used: kept.used,
-            held: block.is_held(),
+            held: block.is_held(named),
         })
     }
 }

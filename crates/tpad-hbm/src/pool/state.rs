@@ -218,6 +218,12 @@ impl State {
         }
     }
 
+    /// What a slot takes; `None` if the slab has no such slot.
+    pub(super) fn slot_bytes(&self, slab: u64, index: u32) -> Option<u64> {
+        let entry = self.slabs.get(&slab).filter(|entry| index < entry.slots)?;
+        Some(entry.slab.slot_bytes)
+    }
+
     /// A worker gets the slab.
     pub(super) fn share(&mut self, slab: u64) {
         if let Some(entry) = self.slabs.get_mut(&slab) {

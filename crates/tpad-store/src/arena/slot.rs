@@ -15,6 +15,7 @@ use tpad_handoff::Named;
 use super::Arena;
 use super::mapping::Mapping;
 use super::readers::place;
+use crate::{InSlot, Readers};
 
 /// A mapping cut into slots of one size.
 #[derive(Debug)]
@@ -145,7 +146,10 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let (slab, index, slot_bytes) = (self.slab.id, self.index, self.slab.slot_bytes as u64);
-        if !*self.published.get_mut() || self.arena.readers.retire(slab, index, slot_bytes) {
+        let published = *self.published.get_mut();
+        // What was published has a place.
+        let named = place(slab, index).filter(|_| published);
+        if named.is_none_or(|place| self.arena.readers.retire(place, slot_bytes)) {
             self.arena.free(slab, index);
         }
     }
@@ -260,16 +264,6 @@ impl BlockBytes {
         }
     }
 
-    /// Its slot as directories name it; `None` beyond what they can.
-    pub(super) fn slot_place(&self) -> Option<tpad_handoff::Place> {
-        place(self.slot.slab.id, self.slot.index)
-    }
-
-    /// A directory is about to name its slot.
-    pub(super) fn set_published(&self) {
-        self.slot.published.store(true, Ordering::Relaxed);
-    }
-
     /// The slab that it lies in, to be mapped by another process.
     #[must_use]
     pub fn shared_slab(&self) -> SharedSlab {
@@ -287,8 +281,22 @@ impl BlockBytes {
     /// Whether someone else has a clone, or a worker of these reads it.
     pub(crate) fn is_shared(&self, named: &Named) -> bool {
         let published = self.slot.published.load(Ordering::Relaxed);
-        let read = || self.slot_place().is_some_and(|place| named.contains(place));
+        let read = || self.named_place().is_some_and(|place| named.contains(place));
         Arc::strong_count(&self.slot) > 1 || published && read()
+    }
+}
+
+impl InSlot for BlockBytes {
+    fn readers(&self) -> &Arc<Readers> {
+        &self.slot.arena.readers
+    }
+
+    fn named_place(&self) -> Option<tpad_handoff::Place> {
+        place(self.slot.slab.id, self.slot.index)
+    }
+
+    fn set_published(&self) {
+        self.slot.published.store(true, Ordering::Relaxed);
     }
 }
 

@@ -164,7 +164,7 @@ fn outcome_on_device(result: &Result<DeviceLeased, EngineError>) -> Result<wire:
                 slab: leased.place.slab,
                 offset: leased.place.offset,
                 block: Some(described),
-                ordinal: None,
+                ordinal: leased.ordinal,
             })
         }
     };

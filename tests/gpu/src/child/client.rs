@@ -2,11 +2,12 @@
 
 use std::ffi::OsString;
 use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
-use tpad_client::{AcquireOptions, Client, Gpu, Handoff, HeldDeviceBlock};
+use tpad_client::{AcquireOptions, Client, Gpu, Handoff, HandoffOptions, HeldDeviceBlock};
 use tpad_cuda::fault::checksum;
 use tpad_manifest::{BlockId, BlockKey};
 
@@ -18,10 +19,14 @@ use crate::stage::Machine;
 pub enum Ask {
     /// Acquire every expert of the model and hold it.
     Hold,
+    /// Hold all of it by the directory alone.
+    HoldDirectly,
     /// Acquire a block that is there and let go of it, so often.
     Acquire {
         /// How often.
         times: u32,
+        /// Whether by the directory, or by a call.
+        directly: bool,
     },
     /// Compare what it holds with the blocks' digests.
     Check,
@@ -85,7 +90,9 @@ pub(super) fn play(arguments: &mut impl Iterator<Item = OsString>) -> Result<()>
     while let Some((ask, _)) = receive::<Ask>(stdin.as_fd())? {
         let answer = match ask {
             Ask::Hold => runtime.block_on(worker.hold(ready))?,
-            Ask::Acquire { times } => runtime.block_on(worker.acquire(times))?,
+            Ask::HoldDirectly => worker.hold_directly()?,
+            Ask::Acquire { times, directly: false } => runtime.block_on(worker.acquire(times))?,
+            Ask::Acquire { times, directly: true } => worker.find(times)?,
             Ask::Check => worker.check()?,
             Ask::ReadLate { delay_ms } => worker.read_late(Duration::from_millis(delay_ms))?,
             Ask::Late => worker.late()?,
@@ -114,14 +121,49 @@ impl Worker {
                 self.held.push(block?);
             }
         }
-        let millis = ready.elapsed().as_secs_f64() * 1e3;
         self.handoff = Some(handoff);
+        Ok(self.holds(ready))
+    }
+
+    fn holds(&self, since: Instant) -> Answer {
+        let millis = since.elapsed().as_secs_f64() * 1e3;
         let bytes = self.held.iter().map(|block| block.image_bytes() as u64).sum();
-        Ok(Answer::Held { millis, blocks: self.held.len() as u64, bytes })
+        Answer::Held { millis, blocks: self.held.len() as u64, bytes }
+    }
+
+    fn hold_directly(&mut self) -> Result<Answer> {
+        let handoff = self.handoff.as_ref().context("it holds nothing yet")?;
+        let began = Instant::now();
+        let held = |key| handoff.hold_on(&self.gpu, &self.model, key);
+        let held = self.keys.iter().map(held).collect::<Option<Vec<_>>>();
+        let leased = std::mem::replace(&mut self.held, held.context("the directory lacks one")?);
+        let answer = self.holds(began);
+        drop(leased);
+        self.gpu.drain();
+        Ok(answer)
+    }
+
+    fn find(&self, times: u32) -> Result<Answer> {
+        let handoff = self.handoff.as_ref().context("it holds nothing yet")?;
+        let mut took = Vec::new();
+        for key in self.keys.iter().cycle().take(times as usize) {
+            let began = Instant::now();
+            let block = handoff.hold_on(&self.gpu, &self.model, key);
+            took.push(began.elapsed().as_secs_f64() * 1e6);
+            drop(block.context("the directory lacks one")?);
+            if self.gpu.pending() > 1000 {
+                // Each keeps a cell until the device's work is done.
+                self.gpu.drain();
+            }
+        }
+        Ok(quantiles(took))
     }
 
     async fn acquire(&mut self, times: u32) -> Result<Answer> {
-        let handoff = self.handoff.as_ref().context("it holds nothing yet")?;
+        let options = HandoffOptions { directories: false, ..HandoffOptions::default() };
+        let address = self.address.trim_start_matches("unix://");
+        let socket = tpad_client::handoff_socket(Path::new(address));
+        let handoff = Handoff::connect_with(&socket, options).await?;
         let mut took = Vec::new();
         for key in self.keys.iter().cycle().take(times as usize) {
             let keys = std::slice::from_ref(key);
@@ -132,9 +174,7 @@ impl Worker {
             took.push(began.elapsed().as_secs_f64() * 1e6);
             drop(block);
         }
-        took.sort_by(f64::total_cmp);
-        let at = |part: usize| took.get(took.len() * part / 100).copied().unwrap_or(f64::NAN);
-        Ok(Answer::Took { median: at(50), p99: at(99) })
+        Ok(quantiles(took))
     }
 
     fn check(&self) -> Result<Answer> {
@@ -165,4 +205,10 @@ impl Worker {
         let Some((late, expected)) = self.late.take() else { bail!("nothing was launched") };
         Ok(Answer::Right(late.checksum()? == expected))
     }
+}
+
+fn quantiles(mut took: Vec<f64>) -> Answer {
+    took.sort_by(f64::total_cmp);
+    let at = |part: usize| took.get(took.len() * part / 100).copied().unwrap_or(f64::NAN);
+    Answer::Took { median: at(50), p99: at(99) }
 }

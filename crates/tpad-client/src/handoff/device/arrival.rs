@@ -5,9 +5,8 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tpad_cuda::CudaError;
 
-use super::{AcquiredOn, DeviceSlab, HeldDeviceBlock, Inner, Kept};
+use super::{AcquiredOn, DeviceSlab, Guard, HeldDeviceBlock};
 use crate::handoff::Acquired;
-use crate::handoff::held::lies_within;
 use crate::handoff::task::Granted;
 use crate::{Error, Gpu};
 
@@ -61,13 +60,9 @@ fn held(gpu: &Gpu, acquired: Acquired<OnSlab>) -> Result<AcquiredOn, CudaError> 
             Ok((granted, slab)) => {
                 let memory = slab.map(&**gpu.device())?;
                 let Granted { lease, start, block, .. } = granted;
-                let slab_bytes = usize::try_from(slab.bytes()).unwrap_or(usize::MAX);
-                if lies_within(&block, start, slab_bytes) {
-                    let kept = Arc::new(Kept { memory, _slab: slab, _lease: lease });
-                    Ok(HeldDeviceBlock(Arc::new(Inner { block, start, kept, gpu: gpu.clone() })))
-                } else {
-                    Err(Error::protocol("handoff", "a lease beyond the end of its slab"))
-                }
+                let guard = Guard::Lease(lease);
+                let held = HeldDeviceBlock::new(gpu, block, start, (slab, memory), guard);
+                held.ok_or_else(|| Error::protocol("handoff", "a lease beyond the end of its slab"))
             }
             Err(error) => Err(error),
         });

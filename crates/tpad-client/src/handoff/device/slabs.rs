@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 
 use tpad_cuda::{CudaError, Device, Memory};
 use tpad_proto::handoff::v1 as wire;
@@ -10,12 +10,11 @@ use tpad_proto::handoff::v1 as wire;
 use crate::handoff::link::Shared;
 use crate::handoff::slabs::Gone;
 
-/// Slabs of all devices, which are numbered together and apart from those of host memory;
-/// and those that the daemon asked for and something still uses.
+/// Slabs of all devices, and those that the daemon asked for and something still uses.
 #[derive(Debug)]
 pub(in crate::handoff) struct DeviceSlabs {
-    sent: BTreeMap<u64, Arc<DeviceSlab>>,
-    leaving: Vec<(u64, Weak<Gone>)>,
+    sent: RwLock<BTreeMap<u64, Arc<DeviceSlab>>>,
+    leaving: Mutex<Vec<(u64, Weak<Gone>)>>,
     shared: Arc<Shared>,
 }
 
@@ -24,6 +23,7 @@ pub(in crate::handoff) struct DeviceSlabs {
 pub(in crate::handoff) struct DeviceSlab {
     device: String,
     bytes: u64,
+    slot_bytes: u64,
     memory: OnceLock<Arc<dyn Memory>>,
     /// What it is mapped from, until it is. Held while it is being mapped.
     file: Mutex<Option<OwnedFd>>,
@@ -32,45 +32,56 @@ pub(in crate::handoff) struct DeviceSlab {
 }
 
 impl DeviceSlabs {
-    pub(in crate::handoff) fn new(shared: &Arc<Shared>) -> Self {
-        Self { sent: BTreeMap::new(), leaving: Vec::new(), shared: Arc::clone(shared) }
+    pub(in crate::handoff) fn new(shared: &Arc<Shared>) -> Arc<Self> {
+        let (sent, leaving) = (RwLock::default(), Mutex::default());
+        Arc::new(Self { sent, leaving, shared: Arc::clone(shared) })
     }
 
     /// Takes over a slab. It is not mapped yet: that takes a while.
-    pub(in crate::handoff) fn add(&mut self, slab: wire::Slab, file: OwnedFd) {
-        let wire::Slab { slab, bytes, device, .. } = slab;
+    pub(in crate::handoff) fn add(&self, slab: wire::Slab, file: OwnedFd) {
+        let wire::Slab { slab, bytes, slot_bytes, device } = slab;
         let (memory, file) = (OnceLock::new(), Mutex::new(Some(file)));
         let gone = Arc::new(Gone(Arc::clone(&self.shared)));
+        let made = Arc::new(DeviceSlab { device, bytes, slot_bytes, memory, file, gone });
+        let mut sent = self.sent.write().unwrap_or_else(PoisonError::into_inner);
         // One that is sent again takes the place of what its number was.
-        self.sent.insert(slab, Arc::new(DeviceSlab { device, bytes, memory, file, gone }));
+        let replaced = sent.insert(slab, made);
+        drop(sent);
+        drop(replaced);
     }
 
     pub(in crate::handoff) fn get(&self, slab: u64) -> Option<Arc<DeviceSlab>> {
-        self.sent.get(&slab).cloned()
+        self.sent.read().unwrap_or_else(PoisonError::into_inner).get(&slab).cloned()
     }
 
-    /// Whether the end of this has the driver unmap something.
-    pub(in crate::handoff) fn has_mapped(&self) -> bool {
-        self.sent.values().any(|slab| slab.is_mapped())
+    /// Lets go of all of them: the connection is over. What is left of them is to be
+    /// dropped where the driver may take its time.
+    pub(in crate::handoff) fn clear(&self) -> Vec<Arc<DeviceSlab>> {
+        let mut sent = self.sent.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *sent).into_values().collect()
     }
 
     /// Lets go of slabs: what is left of them is to be dropped where the driver may take
     /// its time.
-    pub(in crate::handoff) fn forget(&mut self, slabs: &[u64]) -> Vec<Arc<DeviceSlab>> {
+    pub(in crate::handoff) fn forget(&self, slabs: &[u64]) -> Vec<Arc<DeviceSlab>> {
         let mut left = Vec::new();
         for id in slabs {
-            let slab = self.sent.remove(id);
+            let slab = self.sent.write().unwrap_or_else(PoisonError::into_inner).remove(id);
             let gone = slab.as_ref().map(|slab| Arc::downgrade(&slab.gone));
-            self.leaving.push((*id, gone.unwrap_or_default()));
+            self.leaving().push((*id, gone.unwrap_or_default()));
             left.extend(slab);
         }
         left
     }
 
     /// Those of them that are unmapped by now.
-    pub(in crate::handoff) fn forgotten(&mut self) -> Vec<u64> {
+    pub(in crate::handoff) fn forgotten(&self) -> Vec<u64> {
         let gone = |(_, gone): &mut (u64, Weak<Gone>)| gone.strong_count() == 0;
-        self.leaving.extract_if(.., gone).map(|(id, _)| id).collect()
+        self.leaving().extract_if(.., gone).map(|(id, _)| id).collect()
+    }
+
+    fn leaving(&self) -> MutexGuard<'_, Vec<(u64, Weak<Gone>)>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -82,6 +93,18 @@ impl DeviceSlab {
 
     pub(in crate::handoff) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Its memory, if it is mapped.
+    pub(in crate::handoff) fn memory(&self) -> Option<&Arc<dyn Memory>> {
+        self.memory.get()
+    }
+
+    /// Where a slot begins; `None` if it is none of the slab's.
+    pub(in crate::handoff) fn slot(&self, slot: u32) -> Option<usize> {
+        let start = u64::from(slot).checked_mul(self.slot_bytes)?;
+        let end = start.checked_add(self.slot_bytes)?;
+        usize::try_from(start).ok().filter(|_| end <= self.bytes)
     }
 
     pub(in crate::handoff) fn is_mapped(&self) -> bool {

@@ -49,19 +49,22 @@ impl Task {
             let cells = if cells { descriptors.next() } else { None };
             if let (Some(directory), Some(uses)) = (descriptors.next(), descriptors.next()) {
                 let of = (revision, generation);
-                self.directories.watch(&model, of, cells, [directory, uses]);
+                self.directories.watch(answer.device(), &model, of, cells, [directory, uses]);
             }
         }
         if let Some(failure) = failure {
             answer.fail(Error::Refused(Box::new(refusal(Some(failure)))));
             return Ok(());
         }
-        let granted = outcomes.into_iter().map(|outcome| Granted::new(outcome, &link));
+        let granted: Vec<Result<Granted, Error>> =
+            outcomes.into_iter().map(|outcome| Granted::new(outcome, &link)).collect();
+        let known = granted.iter().flatten();
+        let known = known.filter_map(|it| Some((it.ordinal?, Arc::clone(&it.block))));
+        self.directories.learn(answer.device(), &model, generation, known.collect());
+        let granted = granted.into_iter();
         match answer {
             Answer::Host(answer) => {
-                let mut known = Vec::new();
-                let blocks = granted.map(|granted| self.block(granted?, &mut known)).collect();
-                self.directories.learn(&model, generation, known.into_iter());
+                let blocks = granted.map(|granted| self.block(granted?)).collect();
                 // Who asked may have gone: then the blocks are dropped here.
                 let _ = answer.send(Ok(Acquired { revision, generation, blocks }));
             }
@@ -79,19 +82,13 @@ impl Task {
     }
 
     /// A block of host memory.
-    fn block(
-        &self,
-        granted: Granted,
-        known: &mut Vec<(u32, Arc<PlacedBlock>)>,
-    ) -> Result<HeldBlock, Error> {
-        let Granted { lease, slab, start, block, ordinal } = granted;
+    fn block(&self, granted: Granted) -> Result<HeldBlock, Error> {
+        let Granted { lease, slab, start, block, .. } = granted;
         let slab = self.slabs.get(slab).ok_or_else(|| wrong("a lease in no slab"))?;
         let guard = Guard::Lease(lease, self.directories.count_lease(slab.slot_bytes()));
         let medium = block.medium;
-        let held = HeldBlock::new(Arc::clone(&block), start, slab, medium, guard)
-            .ok_or_else(|| wrong("a lease beyond the end of its slab"))?;
-        known.extend(ordinal.map(|ordinal| (ordinal, block)));
-        Ok(held)
+        HeldBlock::new(block, start, slab, medium, guard)
+            .ok_or_else(|| wrong("a lease beyond the end of its slab"))
     }
 
     /// A block of a device's memory, which may have to be mapped first.

@@ -3,6 +3,7 @@
 use tpad_handoff::{DirectoryView, Hazards, Held, NotHeld, Uses};
 
 use super::*;
+use crate::Memory;
 
 /// What a worker's process has.
 struct Reader {
@@ -21,8 +22,9 @@ impl Scene {
         let acquired = acquired.expect("within the bounds");
         let ordinal = |leased: &Leased| leased.ordinal.expect("the worker wants it");
         let ordinals = acquired.iter().flatten().map(ordinal).collect();
-        let offer = worker.offer(&self.generation).expect("memory").expect("it has none yet");
-        assert!(worker.offer(&self.generation).expect("memory").is_none(), "once");
+        let offer =
+            worker.offer(&self.generation, Memory::Host).expect("memory").expect("it has none yet");
+        assert!(worker.offer(&self.generation, Memory::Host).expect("memory").is_none(), "once");
         worker.release(&numbers(&acquired));
         Reader {
             worker,
@@ -162,7 +164,7 @@ async fn a_generation_that_is_not_served_any_more_has_no_directory() {
     let late = scene.engine.worker(WorkerName::default(), true);
     let leased = late.acquire(&scene.generation, &keys(0..1), soon()).await.expect("it may");
     assert_eq!(leased[0].as_ref().expect("it is there").ordinal, None);
-    assert!(late.offer(&scene.generation).expect("nothing is made").is_none());
+    assert!(late.offer(&scene.generation, Memory::Host).expect("nothing is made").is_none());
     drop((held, leased, late));
     drop(reader);
     scene.engine.tend_workers();

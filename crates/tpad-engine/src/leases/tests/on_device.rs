@@ -2,11 +2,13 @@
 
 use tempfile::TempDir;
 use tpad_cuda::{DeviceName, StandIn};
+use tpad_handoff::{DirectoryView, Hazards, Uses};
 use tpad_hbm::{DeviceBudget, HbmConfig, HbmLevel, HbmMetrics};
 use tpad_manifest::Placement;
 use tpad_store::Medium;
 
 use super::*;
+use crate::Memory;
 
 const MIB: u64 = 1 << 20;
 
@@ -91,6 +93,81 @@ async fn blocks_are_copied_to_a_device_once_and_leased_there() {
     assert_eq!(mixed[1].as_ref().expect_err("no layer 77").reason(), "LAYER_NOT_FOUND");
     drop(worker);
     assert_eq!(scene.engine.status().leases.workers.len(), 0);
+    scene.engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_block_on_a_device_is_held_by_the_directory_until_it_is_let_go_of() {
+    let (_directory, devices) = devices(2, 16 * MIB);
+    let scene = on_devices(2, Placement::ObjectStore, devices.clone()).await;
+    let level = devices.level().expect("it is on");
+    let worker = scene.engine.worker(WorkerName::default(), true);
+    let acquired = worker.acquire_on("0", &scene.generation, &keys(0..2), soon()).await;
+    let acquired = acquired.expect("it is there");
+    let leased = acquired[1].as_ref().expect("there is room");
+    let (ordinal, place, id) =
+        (leased.ordinal.expect("it wants it"), leased.place, leased.record.id);
+    let memory = Memory::Device(place.device);
+    let offer = worker.offer(&scene.generation, memory).expect("memory").expect("its first");
+    assert!(worker.offer(&scene.generation, memory).expect("memory").is_none(), "once");
+    let hazards = Hazards::receive(offer.cells.expect("its first")).expect("cells");
+    let directory = DirectoryView::receive(offer.directory).expect("a directory");
+    let uses = Uses::receive(offer.uses).expect("counters");
+    // Each memory has its own, and the worker's cells are for all of them.
+    let host = worker.offer(&scene.generation, Memory::Host).expect("memory").expect("it is new");
+    let host = DirectoryView::receive(host.directory).expect("a directory");
+    assert!(host.get(ordinal).is_none(), "it was not leased in host memory");
+    let other = Memory::Device(tpad_hbm::DeviceId(1));
+    let other = worker.offer(&scene.generation, other).expect("memory").expect("it is new");
+    assert!(other.cells.is_none());
+    assert!(DirectoryView::receive(other.directory).expect("a directory").get(ordinal).is_none());
+
+    worker.release(&leases_of(&acquired));
+    drop(acquired);
+    let held = Hazards::hold(&hazards, &directory, ordinal).expect("it is there");
+    assert_eq!(u64::from(held.entry().place().slab()), place.slab);
+    assert_eq!(u64::from(held.entry().place().slot()) * place.slot_bytes, place.offset);
+    (0..5).for_each(|_| uses.count(ordinal));
+    scene.engine.tend_workers();
+    let status = scene.engine.status().leases;
+    assert_eq!((status.workers[0].leases, status.workers[0].device_bytes), (0, MIB));
+    assert_eq!((status.bytes, status.direct_bytes), (0, 0), "it takes no host memory");
+
+    // Evicted, nobody finds it, and nothing else comes to lie there.
+    assert!(level.remove(&id, place.device));
+    assert!(directory.get(ordinal).is_none());
+    scene.engine.tend_workers();
+    assert_eq!(level.status().devices[0].held_bytes, 2 * MIB);
+    drop(held);
+    scene.engine.tend_workers();
+    assert_eq!(level.status().devices[0].held_bytes, MIB);
+    // A worker that is gone holds nothing.
+    let again = worker.acquire_on("0", &scene.generation, &keys(1..2), soon()).await;
+    drop(again.expect("it is there"));
+    let held = Hazards::hold(&hazards, &directory, ordinal).expect("it is there again");
+    assert!(level.remove(&id, place.device));
+    drop(worker);
+    scene.engine.tend_workers();
+    assert_eq!(level.status().devices[0].held_bytes, MIB, "of the other block");
+    drop(held);
+    scene.engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_directory_of_a_device_is_empty_when_its_level_is_off_or_its_generation_over() {
+    let (_directory, devices) = devices(1, 16 * MIB);
+    let scene = on_devices(1, Placement::ObjectStore, devices.clone()).await;
+    let worker = scene.engine.worker(WorkerName::default(), true);
+    let acquired = worker.acquire_on("0", &scene.generation, &keys(0..1), soon()).await;
+    let acquired = acquired.expect("it is there");
+    let leased = acquired[0].as_ref().expect("there is room");
+    let ordinal = leased.ordinal.expect("it wants it");
+    let memory = Memory::Device(leased.place.device);
+    let offer = worker.offer(&scene.generation, memory).expect("memory").expect("its first");
+    let directory = DirectoryView::receive(offer.directory).expect("a directory");
+    assert!(directory.get(ordinal).is_some());
+    scene.generation.retire();
+    assert!(directory.get(ordinal).is_none());
     scene.engine.shutdown().await;
 }
 

@@ -1,6 +1,10 @@
+use std::collections::HashMap;
+use std::sync::Mutex;
+
 use tpad_handoff::{DirectoryView, Hazards, NotHeld};
 
 use super::*;
+use crate::{BlockBytes, SlotDirectory};
 
 const SLOT: usize = 4096;
 
@@ -12,7 +16,7 @@ struct Reader {
 }
 
 fn reader(arena: &Arc<Arena>, directory: &SlotDirectory) -> Reader {
-    let admitted = SlotReader::admit(arena, 1).expect("memory");
+    let admitted = SlotReader::admit(arena, &[], 1).expect("memory");
     let hazards = Hazards::receive(admitted.descriptor().expect("a descriptor")).expect("cells");
     let view = DirectoryView::receive(directory.descriptor().expect("a descriptor"));
     Reader { hazards, view: view.expect("a directory"), admitted }
@@ -25,7 +29,7 @@ fn block(arena: &Arc<Arena>) -> Option<BlockBytes> {
 #[test]
 fn a_slot_that_a_worker_reads_is_free_when_it_reads_no_more() {
     let arena = Arena::new(SLOT as u64);
-    let directory = SlotDirectory::create(&arena, 4, 1).expect("memory");
+    let directory = SlotDirectory::create(arena.readers(), 4, 1).expect("memory");
     let worker = reader(&arena, &directory);
     let bytes = block(&arena).expect("room");
     let place = bytes.place();
@@ -50,8 +54,8 @@ fn a_slot_that_a_worker_reads_is_free_when_it_reads_no_more() {
 #[test]
 fn what_nobody_reads_is_free_at_once_and_out_of_every_directory() {
     let arena = Arena::new(SLOT as u64);
-    let one = SlotDirectory::create(&arena, 4, 1).expect("memory");
-    let two = SlotDirectory::create(&arena, 4, 1).expect("memory");
+    let one = SlotDirectory::create(arena.readers(), 4, 1).expect("memory");
+    let two = SlotDirectory::create(arena.readers(), 4, 1).expect("memory");
     let worker = reader(&arena, &one);
     let bytes = block(&arena).expect("room");
     assert!(one.publish(0, &bytes) && one.publish(3, &bytes) && two.publish(1, &bytes));
@@ -65,7 +69,7 @@ fn what_nobody_reads_is_free_at_once_and_out_of_every_directory() {
 #[test]
 fn a_worker_that_is_gone_reads_nothing() {
     let arena = Arena::new(SLOT as u64);
-    let directory = SlotDirectory::create(&arena, 4, 1).expect("memory");
+    let directory = SlotDirectory::create(arena.readers(), 4, 1).expect("memory");
     let worker = reader(&arena, &directory);
     let bytes = block(&arena).expect("room");
     assert!(directory.publish(0, &bytes));
@@ -79,7 +83,7 @@ fn a_worker_that_is_gone_reads_nothing() {
 #[test]
 fn a_block_that_came_back_elsewhere_is_published_there() {
     let arena = Arena::new(2 * SLOT as u64);
-    let directory = SlotDirectory::create(&arena, 1, 1).expect("memory");
+    let directory = SlotDirectory::create(arena.readers(), 1, 1).expect("memory");
     let worker = reader(&arena, &directory);
     let (old, new) = (block(&arena).expect("room"), block(&arena).expect("room"));
     assert!(directory.publish(0, &old));
@@ -99,8 +103,8 @@ fn a_block_that_came_back_elsewhere_is_published_there() {
 #[test]
 fn a_closed_directory_is_empty_for_good_and_its_blocks_stay_where_they_are_read() {
     let arena = Arena::new(SLOT as u64);
-    let directory = SlotDirectory::create(&arena, 4, 1).expect("memory");
-    let other = SlotDirectory::create(&arena, 4, 1).expect("memory");
+    let directory = SlotDirectory::create(arena.readers(), 4, 1).expect("memory");
+    let other = SlotDirectory::create(arena.readers(), 4, 1).expect("memory");
     let worker = reader(&arena, &directory);
     let bytes = block(&arena).expect("room");
     assert!(directory.publish(0, &bytes) && other.publish(0, &bytes));
@@ -117,7 +121,7 @@ fn a_closed_directory_is_empty_for_good_and_its_blocks_stay_where_they_are_read(
 #[test]
 fn while_directories_are_shut_nothing_is_found_in_them() {
     let arena = Arena::new(SLOT as u64);
-    let directory = SlotDirectory::create(&arena, 4, 1).expect("memory");
+    let directory = SlotDirectory::create(arena.readers(), 4, 1).expect("memory");
     let worker = reader(&arena, &directory);
     let bytes = block(&arena).expect("room");
     assert!(directory.publish(0, &bytes));
@@ -136,7 +140,7 @@ fn while_directories_are_shut_nothing_is_found_in_them() {
 #[test]
 fn blocks_of_another_arena_are_not_published() {
     let (arena, other) = (Arena::new(SLOT as u64), Arena::new(SLOT as u64));
-    let directory = SlotDirectory::create(&arena, 4, 1).expect("memory");
+    let directory = SlotDirectory::create(arena.readers(), 4, 1).expect("memory");
     assert!(!directory.publish(0, &block(&other).expect("room")));
     assert!(!directory.publish(4, &block(&arena).expect("room")), "there is no ordinal 4");
 }
@@ -148,7 +152,7 @@ fn a_held_slot_keeps_its_bytes_whatever_comes_and_goes() {
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     const ORDINALS: u32 = 8;
     let arena = Arena::new(12 * SLOT as u64);
-    let directory = SlotDirectory::create(&arena, ORDINALS, 1).expect("memory");
+    let directory = SlotDirectory::create(arena.readers(), ORDINALS, 1).expect("memory");
     let (stop, held) = (AtomicBool::new(false), AtomicU64::new(0));
     /// Tells the daemon's thread of a reader's panic.
     struct Ends<'a>(&'a AtomicBool);

@@ -1,13 +1,16 @@
 //! A worker's `Acquire`s, from the message to the answer.
 
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message as _;
 use tokio::time::Instant;
 use tonic::Code;
-use tpad_engine::{Acquired, DeviceAcquired, DirectoryOffer, EngineError, Generation, Worker};
+use tpad_engine::{
+    Acquired, DeviceAcquired, DirectoryOffer, EngineError, Generation, Memory, Worker,
+};
 use tpad_manifest::BlockKey;
 use tpad_proto::handoff::v1::{self as wire, Failure, daemon_message};
 
@@ -111,22 +114,36 @@ impl Connection {
                 descriptors.push(descriptor);
             }
         }
-        let granted = acquired.iter().any(Result::is_ok);
-        if granted && let Some(offer) = self.offer(&generation) {
+        let counts = counts(&acquired);
+        self.answer(answer, descriptors, &generation, Memory::Host, counts)
+    }
+
+    /// Sends an answer with its slabs, and with what the worker needs to hold the blocks
+    /// by itself from then on, once.
+    pub(super) fn answer(
+        &mut self,
+        mut answer: wire::Acquired,
+        mut descriptors: Vec<OwnedFd>,
+        generation: &Generation,
+        memory: Memory,
+        (leases, failures): (usize, usize),
+    ) -> Result<(), End> {
+        if leases > 0
+            && let Some(offer) = self.offer(generation, memory)
+        {
             let DirectoryOffer { cells, directory, uses, blocks } = offer;
             answer.directory = Some(wire::Directory { cells: cells.is_some(), blocks });
             descriptors.extend(cells.into_iter().chain([directory, uses]));
         }
-        let leases = acquired.iter().flatten().count();
-        self.shared.metrics.acquired(leases, acquired.len() - leases);
+        self.shared.metrics.acquired(leases, failures);
         self.send(daemon_message::Message::Acquired(answer), descriptors)?;
         self.flush()
     }
 
     /// What the worker needs to hold blocks of this generation by itself, once. Without
     /// it, it goes on by asking, and the next answer tries again.
-    fn offer(&self, generation: &Generation) -> Option<DirectoryOffer> {
-        let offer = self.worker.get()?.offer(generation);
+    fn offer(&self, generation: &Generation, memory: Memory) -> Option<DirectoryOffer> {
+        let offer = self.worker.get()?.offer(generation, memory);
         offer.unwrap_or_else(|error| {
             tracing::debug!(%error, peer = %self.peer, "no directory for a worker");
             None
@@ -147,6 +164,12 @@ impl Connection {
         self.send(daemon_message::Message::Acquired(acquired), Vec::new())?;
         self.flush()
     }
+}
+
+/// How many leases an answer has, and how many failures.
+pub(super) fn counts<L>(acquired: &[Result<L, EngineError>]) -> (usize, usize) {
+    let leases = acquired.iter().flatten().count();
+    (leases, acquired.len() - leases)
 }
 
 impl Shared {

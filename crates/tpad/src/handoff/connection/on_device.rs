@@ -1,8 +1,8 @@
 //! Answers to calls for blocks on a device.
 
-use tpad_engine::{DeviceAcquired, Generation};
-use tpad_proto::handoff::v1::daemon_message;
+use tpad_engine::{DeviceAcquired, Generation, Memory};
 
+use super::calls::counts;
 use super::{Connection, End};
 use crate::handoff::answer;
 
@@ -40,9 +40,9 @@ impl Connection {
                 }
             }
         }
-        let leases = acquired.iter().flatten().count();
-        self.shared.metrics.acquired(leases, acquired.len() - leases);
-        self.send(daemon_message::Message::Acquired(answer), descriptors)?;
-        self.flush()
+        // They are all on one.
+        let device = acquired.iter().flatten().map(|leased| leased.place.device).next();
+        let memory = device.map_or(Memory::Host, Memory::Device);
+        self.answer(answer, descriptors, generation, memory, counts(acquired))
     }
 }
