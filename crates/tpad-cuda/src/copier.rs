@@ -57,20 +57,19 @@ impl Copier {
 
     /// Has the copy made. `done` is called with the outcome when the host has seen it:
     /// from then on the bytes are there for every stream and process. It is called on a
-    /// thread of the copier and may not block.
-    ///
-    /// # Errors
-    /// When too many copies wait. `done` was not called then, and never will be.
-    pub fn copy(
-        &self,
-        copy: HostCopy,
-        done: impl FnOnce(Result<(), CudaError>) + Send + 'static,
-    ) -> Result<(), CudaError> {
-        let jobs = self.jobs.as_ref().ok_or(CudaError::Ended)?;
-        jobs.try_send(Job { copy, done: Box::new(done) }).map_err(|error| match error {
-            TrySendError::Full(_) => CudaError::Busy,
-            TrySendError::Disconnected(_) => CudaError::Ended,
-        })
+    /// thread of the copier and may not block, nor drop the copier; or at once, on this
+    /// one, with [`CudaError::Busy`] when too many copies wait.
+    pub fn copy(&self, copy: HostCopy, done: impl FnOnce(Result<(), CudaError>) + Send + 'static) {
+        let job = Job { copy, done: Box::new(done) };
+        let refused = match &self.jobs {
+            Some(jobs) => jobs.try_send(job),
+            None => Err(TrySendError::Disconnected(job)),
+        };
+        match refused {
+            Ok(()) => {}
+            Err(TrySendError::Full(job)) => (job.done)(Err(CudaError::Busy)),
+            Err(TrySendError::Disconnected(job)) => (job.done)(Err(CudaError::Ended)),
+        }
     }
 
     fn start(

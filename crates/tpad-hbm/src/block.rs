@@ -1,6 +1,7 @@
 //! Blocks on devices, and where they lie.
 
 use std::fmt;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 
@@ -172,9 +173,10 @@ impl SharedDeviceSlab {
     /// for workers of the level's trust domain alone.
     ///
     /// # Errors
-    /// When the driver or the system gives none.
-    pub fn descriptor(&self) -> Result<OwnedFd, CudaError> {
-        self.slab.as_ref().ok_or(CudaError::Ended)?.memory.descriptor()
+    /// When the system gives none.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        let slab = self.slab.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        slab.descriptor.try_clone()
     }
 
     /// The bytes of each of its slots, the first of which begins it.

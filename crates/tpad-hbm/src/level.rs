@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 use tokio::time::timeout_at;
-use tpad_cuda::{DeviceFacts, DeviceName, Driver, DriverKind};
+use tpad_cuda::{Copier, DeviceFacts, DeviceName, Driver, DriverKind};
 use tpad_handoff::{Named, Place, Workers};
 use tpad_manifest::BlockId;
 use tpad_store::{
@@ -15,7 +15,7 @@ use tpad_store::{
 use crate::budget::Budgets;
 use crate::flights::{Boarding, Outcome};
 use crate::keep::Keep;
-use crate::lane::{Broken, Lane};
+use crate::lane::{Broken, Filling, Lane};
 use crate::pool::{Common, Pool};
 use crate::{
     DeviceBlock, DeviceId, HbmConfig, HbmDeviceStatus, HbmError, HbmMetrics, HbmStatus, HostMemory,
@@ -25,7 +25,8 @@ use crate::{
 #[derive(Debug)]
 pub struct HbmLevel {
     driver: Arc<dyn Driver>,
-    lanes: Vec<Arc<Lane>>,
+    /// Each with what copies to it.
+    lanes: Vec<(Arc<Lane>, Arc<Copier>)>,
     common: Arc<Common>,
     /// Who may read its blocks by directories.
     workers: Arc<Workers>,
@@ -47,14 +48,14 @@ impl HbmLevel {
         metrics: HbmMetrics,
     ) -> Result<Self, HbmError> {
         let (common, broken, workers) = (Common::new(), Arc::<Broken>::default(), Workers::new());
-        let mut lanes: Vec<Arc<Lane>> = Vec::new();
+        let mut lanes: Vec<(Arc<Lane>, Arc<Copier>)> = Vec::new();
         for budget in &config.devices {
             let named = || budget.device.clone();
             let failed = |source| HbmError::Open { device: named(), source };
             let device = driver.open(&budget.device).map_err(failed)?;
             let facts = device.facts();
             let (capacity, total) = (budget.capacity_bytes, facts.total_bytes);
-            if lanes.iter().any(|lane| lane.id.0 == facts.index) {
+            if lanes.iter().any(|(lane, _)| lane.id.0 == facts.index) {
                 return Err(HbmError::Twice { device: named() });
             }
             if !facts.exports {
@@ -66,9 +67,10 @@ impl HbmLevel {
             let budgets = Budgets::of(capacity, &config.class_budgets)?;
             let pool = Pool::new(Arc::clone(&device), capacity, &common, &workers);
             let keep = Keep::new(budgets, metrics.clone(), pool.readers());
-            let lane = Lane::new(device, pool, keep, config.streams, &broken, &metrics);
-            lanes.push(lane.map_err(failed)?);
+            let copier = Copier::new(&device, config.streams).map_err(failed)?;
+            lanes.push((Lane::new(device, pool, keep, &broken, &metrics), Arc::new(copier)));
         }
+        broken.concerns(lanes.iter().map(|(lane, _)| lane));
         let (driver, tasks) = (Arc::clone(driver), Tasks::new());
         Ok(Self { driver, lanes, common, workers, broken, metrics, tasks })
     }
@@ -81,7 +83,7 @@ impl HbmLevel {
 
     /// Its devices.
     pub fn devices(&self) -> impl Iterator<Item = &DeviceFacts> {
-        self.lanes.iter().map(|lane| lane.device.facts())
+        self.lanes().map(|lane| lane.device.facts())
     }
 
     /// The device of this name, if the level has it. Workers name it by its identity.
@@ -94,7 +96,7 @@ impl HbmLevel {
     /// [`Arena::observe`](tpad_store::Arena::observe). `None` without devices.
     #[must_use]
     pub fn host_memory(&self) -> Option<Arc<dyn SlabObserver>> {
-        let lane = self.lanes.first()?;
+        let lane = self.lanes().next()?;
         let host = HostMemory::new(Arc::clone(&lane.device), self.metrics.clone());
         Some(Arc::new(host))
     }
@@ -132,7 +134,7 @@ impl HbmLevel {
     /// Frees slots that nobody but workers had, and none has any more. To be called now
     /// and then: workers do not tell.
     pub fn free_what_nobody_reads(&self) {
-        self.lanes.iter().for_each(|lane| lane.pool.free_what_nobody_reads());
+        self.lanes().for_each(|lane| lane.pool.free_what_nobody_reads());
     }
 
     /// What the slots take that are named here, of those of the level's devices.
@@ -141,7 +143,7 @@ impl HbmLevel {
         let places = named.places().iter();
         let bytes = |place: &Place| {
             let of = |lane: &Arc<Lane>| lane.pool.slot_bytes(*place);
-            Some((*place, self.lanes.iter().find_map(of)?))
+            Some((*place, self.lanes().find_map(of)?))
         };
         places.filter_map(bytes).collect()
     }
@@ -155,7 +157,7 @@ impl HbmLevel {
     /// The devices that have the block. Without side effects.
     #[must_use]
     pub fn holders(&self, id: &BlockId) -> Vec<DeviceId> {
-        let holders = self.lanes.iter().filter(|lane| self.contains(id, lane.id));
+        let holders = self.lanes().filter(|lane| self.contains(id, lane.id));
         holders.map(|lane| lane.id).collect()
     }
 
@@ -185,7 +187,9 @@ impl HbmLevel {
         device: DeviceId,
         options: ReadOptions,
     ) -> Result<Option<DeviceBlock>, HbmError> {
-        let lane = self.lane(device).ok_or(HbmError::NoDevice { device })?;
+        let of = |(lane, _): &&(Arc<Lane>, Arc<Copier>)| lane.id == device;
+        let found = self.lanes.iter().find(of).ok_or(HbmError::NoDevice { device })?;
+        let (lane, copier) = found;
         loop {
             if !self.works() {
                 return Ok(None);
@@ -194,16 +198,11 @@ impl HbmLevel {
                 Boarding::Landed(block) => return Ok(Some(block)),
                 Boarding::Joined(flight) => (flight, false),
                 Boarding::Lead(lead, flight) => {
-                    let (lane, id, class) = (Arc::clone(lane), *id, class.clone());
-                    let bytes = bytes.clone();
-                    let broken = Arc::clone(&self.broken);
-                    let all = self.lanes.clone();
+                    let filling = Filling::new(lane, *id, lead, self.tasks.token());
+                    let (class, bytes) = (class.clone(), bytes.clone());
+                    let copier = Arc::clone(copier);
                     self.tasks.spawn(async move {
-                        let filled = lane.lead(id, class, bytes, options, &lead).await;
-                        if broken.why().is_some() {
-                            all.iter().for_each(|lane| lane.end());
-                        }
-                        lead.say(filled);
+                        filling.run(&copier, class, bytes, options).await;
                     });
                     (flight, true)
                 }
@@ -233,7 +232,7 @@ impl HbmLevel {
     /// # Errors
     /// When the budgets exceed a capacity; nothing changes then.
     pub fn set_budgets(&self, classes: &BTreeMap<String, u64>) -> Result<(), HbmError> {
-        let budgets = self.lanes.iter().map(|lane| {
+        let budgets = self.lanes().map(|lane| {
             let budgets = Budgets::of(lane.pool.usage().capacity, classes)?;
             Ok((lane, budgets))
         });
@@ -260,6 +259,11 @@ impl HbmLevel {
     #[must_use]
     pub fn health(&self) -> Health {
         self.broken.why().map_or(Health::Ok, |why| Health::Broken(why.to_owned()))
+    }
+
+    /// Completes when it is broken.
+    pub async fn broke(&self) {
+        self.broken.broke().await;
     }
 
     /// Tells when a slab that a worker has mapped is wanted for something else: see
@@ -294,16 +298,20 @@ impl HbmLevel {
             mode: self.kind().into(),
             driver: self.driver.version(),
             health: self.health(),
-            devices: self.lanes.iter().map(device).collect(),
+            devices: self.lanes().map(device).collect(),
         }
     }
 
     /// Waits for the copies that are under way. Fills that wait for room are refused, from
     /// now on. Who fills afterwards is not waited for.
     pub async fn close(&self) {
-        self.lanes.iter().for_each(|lane| lane.close());
+        self.lanes().for_each(|lane| lane.close());
         self.tasks.close();
         self.tasks.wait().await;
+    }
+
+    fn lanes(&self) -> impl Iterator<Item = &Arc<Lane>> {
+        self.lanes.iter().map(|(lane, _)| lane)
     }
 
     fn works(&self) -> bool {
@@ -311,6 +319,6 @@ impl HbmLevel {
     }
 
     fn lane(&self, device: DeviceId) -> Option<&Arc<Lane>> {
-        self.lanes.iter().find(|lane| lane.id == device)
+        self.lanes().find(|lane| lane.id == device)
     }
 }

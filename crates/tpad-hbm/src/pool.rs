@@ -7,6 +7,7 @@
 mod state;
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -48,6 +49,8 @@ pub(crate) struct PoolSlab {
     pub(crate) id: u64,
     pub(crate) slot_bytes: u64,
     pub(crate) memory: Arc<dyn Slab>,
+    /// For other processes: the driver takes most of a millisecond to make one.
+    pub(crate) descriptor: OwnedFd,
 }
 
 /// A slot that is in use. Its drop makes it free.
@@ -262,8 +265,10 @@ impl Reserved {
             }
         };
         debug_assert_eq!(memory.bytes(), self.bytes, "it is a multiple of the granularity");
+        let descriptor = memory.descriptor()?;
         let id = self.pool.common.last_slab.fetch_add(1, Ordering::Relaxed) + 1;
-        self.pool.lock().add(Arc::new(PoolSlab { id, slot_bytes: self.slot_bytes, memory }));
+        let slot_bytes = self.slot_bytes;
+        self.pool.lock().add(Arc::new(PoolSlab { id, slot_bytes, memory, descriptor }));
         // Nothing is reserved any more: the bytes belong to the slab.
         self.bytes = 0;
         self.pool.nudge();

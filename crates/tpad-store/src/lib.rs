@@ -47,4 +47,4 @@ pub use origin::{
     Created, Listing, ObjectEntry, ObjectOrigin, Origin, OriginError, OriginOptions, install_tls,
 };
 pub use readers::{InSlot, Readers, SlotDirectory};
-pub use tasks::Tasks;
+pub use tasks::{TaskToken, Tasks};

@@ -5,6 +5,7 @@ use std::future::Future;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
+pub use tokio_util::task::task_tracker::TaskTrackerToken as TaskToken;
 
 /// The tasks of one owner, on the runtime that it was made in.
 ///
@@ -34,6 +35,11 @@ impl Tasks {
             Some(home) => self.tracker.spawn_on(task, home),
             None => self.tracker.spawn(task),
         }
+    }
+
+    /// What counts as a task as long as it is there: for what goes on elsewhere.
+    pub fn token(&self) -> TaskToken {
+        self.tracker.token()
     }
 
     /// From here on [`Tasks::wait`] ends when the last task has.

@@ -1,12 +1,14 @@
 //! `tpad-gpu`: what must hold of GPU memory, on a machine with a GPU.
 //!
 //! ```text
-//! tpad-gpu [--stand-in DIRECTORY] [--log FILE] [--kills N] [--programs DIRECTORY] [PART...]
+//! tpad-gpu [--stand-in DIRECTORY] [--log FILE] [--kills N] [--streams N]
+//!          [--programs DIRECTORY] [PART...]
 //! ```
 //!
-//! Parts are `probe`, `suite` (or one case by its name), `handoff`, `rates`, and `served`,
-//! which starts the `tpad` and `tpactl` of a directory; without any, all of them. It ends with 1 if something does not hold, and with 2 if there is no
-//! GPU.
+//! Parts are `probe`, `suite` (or one case by its name), `handoff`, `rates` (`rates:1` for
+//! blocks of 1 MiB alone), and `served`, which starts the `tpad` and `tpactl` of a
+//! directory; without any, all of them. `--streams` has the level copy on so many. It ends
+//! with 1 if something does not hold, and with 2 if there is no GPU.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -20,6 +22,7 @@ use tpad_gpu::log::Log;
 use tpad_gpu::parts::{handoff, probe, rates, served};
 use tpad_gpu::stage::{MIB, Machine, Stage};
 use tpad_gpu::suite::CASES;
+use tpad_hbm::HbmConfig;
 
 /// How often processes are killed in each case unless it is said.
 const KILLS: u32 = 50;
@@ -30,6 +33,7 @@ struct Arguments {
     machine: Machine,
     log: Option<PathBuf>,
     kills: u32,
+    streams: usize,
     /// Where `tpad` and `tpactl` are.
     programs: Option<PathBuf>,
     parts: Vec<String>,
@@ -56,12 +60,12 @@ fn run() -> Result<ExitCode> {
         child::play(&role, &mut arguments)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let Arguments { machine, log, kills, programs, parts } = Arguments::parse(arguments)?;
+    let Arguments { machine, log, kills, streams, programs, parts } = Arguments::parse(arguments)?;
     let driver = machine.driver()?;
     let name = driver.devices()?.first().map_or(String::new(), |facts| facts.name.clone());
     let log = Log::new(format!("{}, {name}", driver.version()), log.as_deref())?;
     let program = std::env::current_exe()?;
-    let stage = Stage { driver, machine, program, kills };
+    let stage = Stage { driver, machine, program, kills, streams };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let mut holds = true;
     for part in &parts {
@@ -73,12 +77,15 @@ fn run() -> Result<ExitCode> {
                 .map(|case| case.name)
                 .fold(true, |holds, name| holds & run_case(&stage, &log, &runtime, name)),
             "handoff" => runtime.block_on(handoff::run(&stage, &log)).map(|()| true)?,
-            "rates" => runtime.block_on(rates::run(&stage, &log))?,
+            "rates" => runtime.block_on(rates::run(&stage, &log, None))?,
             "served" => {
                 let programs = programs.as_deref().context("--programs DIRECTORY is missing")?;
                 runtime.block_on(served::run(&stage, &log, programs))?
             }
-            case => run_case(&stage, &log, &runtime, case),
+            part => match part.strip_prefix("rates:") {
+                Some(mib) => runtime.block_on(rates::run(&stage, &log, Some(mib.parse()?)))?,
+                None => run_case(&stage, &log, &runtime, part),
+            },
         };
     }
     let verdict = if holds { "all of it holds" } else { "something does NOT hold" };
@@ -112,6 +119,7 @@ impl Arguments {
     fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Self> {
         let (mut machine, mut log, mut kills) = (Machine::Cuda, None, KILLS);
         let (mut programs, mut parts) = (None, Vec::new());
+        let mut streams = HbmConfig::STREAMS;
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().context("a value is missing");
             match argument.to_str() {
@@ -121,6 +129,7 @@ impl Arguments {
                 }
                 Some("--log") => log = Some(value()?.into()),
                 Some("--programs") => programs = Some(value()?.into()),
+                Some("--streams") => streams = value()?.to_string_lossy().parse()?,
                 Some("--kills") => kills = value()?.to_string_lossy().parse()?,
                 Some(part) if !part.starts_with('-') => parts.push(part.to_owned()),
                 _ => bail!("{} is not known", argument.display()),
@@ -130,6 +139,6 @@ impl Arguments {
             parts = ["probe", "suite", "handoff", "rates"].map(str::to_owned).to_vec();
             parts.extend(programs.is_some().then(|| "served".to_owned()));
         }
-        Ok(Self { machine, log, kills, programs, parts })
+        Ok(Self { machine, log, kills, streams, programs, parts })
     }
 }

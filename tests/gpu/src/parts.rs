@@ -4,6 +4,7 @@ pub mod handoff;
 pub mod probe;
 pub mod rates;
 pub mod served;
+mod threads;
 
 use serde_json::{Value, json};
 

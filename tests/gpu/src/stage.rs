@@ -27,6 +27,8 @@ pub struct Stage {
     pub program: PathBuf,
     /// How often processes are killed.
     pub kills: u32,
+    /// Streams that a level copies on.
+    pub streams: usize,
 }
 
 /// How a process comes to its devices.
@@ -111,7 +113,8 @@ impl Stage {
     /// # Errors
     /// When it cannot be opened.
     pub fn scene(&self, capacity_bytes: u64, host_bytes: u64) -> Result<Scene> {
-        Scene::open(&self.driver, &[0], capacity_bytes, &[], host_bytes)
+        let streams = self.streams;
+        Scene::with_streams(&self.driver, &[0], capacity_bytes, &[], host_bytes, streams)
     }
 
     /// The first device, opened again.
@@ -165,17 +168,30 @@ impl Scene {
         budgets: &[(&str, u64)],
         host_bytes: u64,
     ) -> Result<Self> {
+        let streams = HbmConfig::STREAMS;
+        Self::with_streams(driver, devices, capacity_bytes, budgets, host_bytes, streams)
+    }
+
+    /// The same with so many streams.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn with_streams(
+        driver: &Arc<dyn Driver>,
+        devices: &[u32],
+        capacity_bytes: u64,
+        budgets: &[(&str, u64)],
+        host_bytes: u64,
+        streams: usize,
+    ) -> Result<Self> {
         let device = |index: &u32| DeviceBudget {
             device: tpad_cuda::DeviceName::Index(*index),
             capacity_bytes,
         };
         let class_budgets: BTreeMap<String, u64> =
             budgets.iter().map(|(class, bytes)| ((*class).to_owned(), *bytes)).collect();
-        let config = HbmConfig {
-            devices: devices.iter().map(device).collect(),
-            class_budgets,
-            streams: HbmConfig::STREAMS,
-        };
+        let config =
+            HbmConfig { devices: devices.iter().map(device).collect(), class_budgets, streams };
         let metrics = HbmMetrics::default();
         let level = HbmLevel::open(driver, &config, metrics.clone())?;
         let arena = Arena::new(host_bytes);

@@ -18,7 +18,8 @@ fn run(name: &str) {
     let machine = Machine::StandIn { directory: directory_path, devices: 2, bytes: 128 * MIB };
     let driver = machine.driver().expect("the stand-in is always there");
     let program = env!("CARGO_BIN_EXE_tpad-gpu").into();
-    let stage = Stage { driver, machine, program, kills: KILLS };
+    let streams = tpad_hbm::HbmConfig::STREAMS;
+    let stage = Stage { driver, machine, program, kills: KILLS, streams };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let outcome = runtime.expect("a runtime").block_on(case.run(stage));

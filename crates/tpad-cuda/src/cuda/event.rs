@@ -2,12 +2,12 @@
 
 use std::ffi::c_uint;
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{CUevent, CUstream};
 
 use super::call::check;
-use super::context::Context;
+use super::context::{Context, Entered};
 use crate::{Completion, CudaError};
 
 /// `CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING`: who waits sleeps, and
@@ -43,8 +43,7 @@ impl Event {
     }
 
     /// Marks the end of what the stream was given so far.
-    pub(super) fn record(&self, stream: CUstream) -> Result<(), CudaError> {
-        let _entered = self.context.enter()?;
+    pub(super) fn record(&self, _entered: &Entered<'_>, stream: CUstream) -> Result<(), CudaError> {
         // SAFETY: the event lives, and the caller's stream is one of the same context.
         let code = unsafe { (self.context.calls.event_record)(self.raw, stream) };
         check("cuEventRecord", code)
@@ -73,6 +72,30 @@ impl Drop for Event {
         // SAFETY: the event is this one's own; one that is not over is kept by the driver
         // until it is.
         let _code = unsafe { (self.context.calls.event_destroy)(self.raw) };
+    }
+}
+
+/// Events to be used again: a driver takes longer to make one than to record it.
+#[derive(Debug)]
+pub(super) struct Events {
+    context: Arc<Context>,
+    spare: Mutex<Vec<Event>>,
+}
+
+impl Events {
+    pub(super) fn new(context: &Arc<Context>) -> Arc<Self> {
+        Arc::new(Self { context: Arc::clone(context), spare: Mutex::default() })
+    }
+
+    /// One that nobody waits for.
+    pub(super) fn take(&self) -> Result<Event, CudaError> {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        spare.map_or_else(|| Event::new(&self.context), Ok)
+    }
+
+    /// Takes back one that is over.
+    pub(super) fn give_back(&self, event: Event) {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(event);
     }
 }
 

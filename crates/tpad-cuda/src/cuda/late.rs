@@ -148,12 +148,12 @@ pub(super) fn launch(
             ptr::null_mut(),
         )
     };
-    drop(entered);
     check("cuLaunchKernel", code)?;
-    if let Err(error) = event.record(stream.raw()) {
+    if let Err(error) = event.record(&entered, stream.raw()) {
         let _over = stream.wait();
         return Err(error);
     }
+    drop(entered);
     let memory = Arc::clone(memory);
     let seen = Mutex::default();
     Ok(Box::new(Late { event, stream, _module: module, sum, seen, _memory: memory }))

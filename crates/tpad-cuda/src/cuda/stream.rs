@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use cudarc::driver::sys::CUstream;
 
 use super::call::check;
-use super::context::Context;
-use super::event::Event;
+use super::context::{Context, Entered};
+use super::event::{Event, Events};
 use crate::driver::span;
 use crate::{Completion, CudaError, HostCopy, Stream};
 
@@ -20,6 +20,7 @@ const NON_BLOCKING: c_uint = 1;
 #[derive(Debug)]
 pub(super) struct CudaStream {
     context: Arc<Context>,
+    events: Arc<Events>,
     raw: CUstream,
 }
 
@@ -31,7 +32,9 @@ unsafe impl Sync for CudaStream {}
 /// A copy to the device that is under way.
 #[derive(Debug)]
 struct Flight {
-    event: Event,
+    /// `None` only while this is dropped.
+    event: Option<Event>,
+    events: Arc<Events>,
     /// Whether the event was seen: nothing touches the copy's memory any more.
     seen: AtomicBool,
     /// Read until then, and written.
@@ -45,7 +48,7 @@ impl CudaStream {
         // SAFETY: the pointer is to a live handle.
         let code = unsafe { (context.calls.stream_create)(&raw mut raw, NON_BLOCKING) };
         check("cuStreamCreate", code)?;
-        Ok(Self { context: Arc::clone(context), raw })
+        Ok(Self { context: Arc::clone(context), events: Events::new(context), raw })
     }
 
     #[cfg(feature = "testing")]
@@ -75,12 +78,11 @@ impl CudaStream {
 
     /// Copies to the device's `address` and waits.
     pub(super) fn write(&self, address: u64, from: &[u8]) -> Result<(), CudaError> {
-        self.begin(address, from)?;
+        self.begin(&self.context.enter()?, address, from)?;
         self.wait()
     }
 
-    fn begin(&self, address: u64, from: &[u8]) -> Result<(), CudaError> {
-        let _entered = self.context.enter()?;
+    fn begin(&self, _entered: &Entered<'_>, address: u64, from: &[u8]) -> Result<(), CudaError> {
         let start = from.as_ptr().cast::<c_void>();
         // SAFETY: both callers keep the slice and the device's span until the copy is
         // done: one waits for it, the other moves them into the flight.
@@ -102,36 +104,46 @@ impl Drop for CudaStream {
 impl Stream for CudaStream {
     fn copy(&self, copy: HostCopy) -> Result<Box<dyn Completion>, CudaError> {
         span(copy.offset, copy.from.len(), copy.to.bytes())?;
-        let event = Event::new(&self.context)?;
-        self.begin(copy.to.address() + copy.offset, &copy.from)?;
-        if let Err(error) = event.record(self.raw) {
+        let event = self.events.take()?;
+        // Once for all calls: each entering is four of the driver's own.
+        let entered = self.context.enter()?;
+        self.begin(&entered, copy.to.address() + copy.offset, &copy.from)?;
+        if let Err(error) = event.record(&entered, self.raw) {
             // Nobody would learn when it is over: it has to be before anyone goes on.
             let _over = self.wait();
             return Err(error);
         }
-        Ok(Box::new(Flight { event, seen: AtomicBool::new(false), _copy: copy }))
+        let (event, events) = (Some(event), Arc::clone(&self.events));
+        Ok(Box::new(Flight { event, events, seen: AtomicBool::new(false), _copy: copy }))
     }
 }
 
 impl Completion for Flight {
     fn is_done(&self) -> Result<bool, CudaError> {
-        let done = self.event.is_done()?;
+        let done = self.event()?.is_done()?;
         self.seen.fetch_or(done, Ordering::Relaxed);
         Ok(done)
     }
 
     fn wait(&self) -> Result<(), CudaError> {
-        self.event.wait()?;
+        self.event()?.wait()?;
         self.seen.store(true, Ordering::Relaxed);
         Ok(())
     }
 }
 
+impl Flight {
+    fn event(&self) -> Result<&Event, CudaError> {
+        self.event.as_ref().ok_or(CudaError::Ended)
+    }
+}
+
 impl Drop for Flight {
     fn drop(&mut self) {
-        if !*self.seen.get_mut() {
-            // An error means that the context is dead and copies nothing any more.
-            let _over = self.event.wait();
+        let Some(event) = self.event.take() else { return };
+        // An error means that the context is dead and copies nothing any more.
+        if *self.seen.get_mut() || event.wait().is_ok() {
+            self.events.give_back(event);
         }
     }
 }

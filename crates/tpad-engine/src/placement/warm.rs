@@ -8,6 +8,7 @@ use futures::stream::{self, StreamExt as _};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tpad_hbm::HbmLevel;
 use tpad_manifest::{BlockKey, Placement};
 use tpad_store::{BlockFetch, CacheClass, Claim, Medium, NvmeLevel, Staged, slot_bytes};
 
@@ -30,7 +31,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Places the engine's models, and again whenever one is loaded, about to be
-/// replaced or unloaded. Ends with the engine.
+/// replaced or unloaded, or GPU memory breaks. Ends with the engine.
 pub(crate) async fn keep_placing(
     engine: Weak<Engine>,
     levels: Levels,
@@ -41,6 +42,8 @@ pub(crate) async fn keep_placing(
         changes.mark_unchanged();
         let Some(generations) = serving(&engine) else { return };
         let numbers: Vec<u64> = generations.iter().map(|g| g.number()).collect();
+        // Before the plan counts on it.
+        let devices = levels.devices.working().cloned();
         let plan = Plan::of(&generations, &levels);
         drop(generations);
         plan.apply(&levels);
@@ -54,7 +57,16 @@ pub(crate) async fn keep_placing(
             () = stop.cancelled() => return,
             () = work => {}
             () = others(&engine, &mut changes, &numbers) => {}
+            () = broke(devices) => {}
         }
+    }
+}
+
+/// Returns when GPU memory that worked does not any more.
+async fn broke(devices: Option<Arc<HbmLevel>>) {
+    match devices {
+        Some(level) => level.broke().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -4,10 +4,11 @@
 //! block: a wait keeps the source in host memory.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::SemaphorePermit;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use tpad_cuda::{CudaError, CudaErrorKind};
 use tpad_manifest::BlockId;
@@ -35,12 +36,13 @@ impl Lane {
         &self,
         options: ReadOptions,
         lead: &Lead,
-    ) -> Option<SemaphorePermit<'_>> {
+    ) -> Option<OwnedSemaphorePermit> {
+        let fills = Arc::clone(&self.fills);
         if options.urgency == Urgency::Prefetch {
-            return self.fills.try_acquire().ok();
+            return fills.try_acquire_owned().ok();
         }
         // One for all looks: it keeps its place in the queue.
-        let turn = self.fills.acquire();
+        let turn = fills.acquire_owned();
         tokio::pin!(turn);
         loop {
             let again = options.deadline.min(Instant::now() + LOOK_AGAIN);

@@ -139,8 +139,8 @@ impl Shared for SharedDeviceSlab {
 
     fn described(&self) -> io::Result<(Slab, OwnedFd)> {
         let (slab, bytes, slot_bytes) = (Self::id(self), self.bytes(), self.slot_bytes());
-        let descriptor = self.descriptor().map_err(io::Error::other)?;
-        Ok((Slab { slab, bytes, slot_bytes, device: self.uuid().to_string() }, descriptor))
+        let device = self.uuid().to_string();
+        Ok((Slab { slab, bytes, slot_bytes, device }, self.descriptor()?))
     }
 }
 

@@ -8,7 +8,7 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use serde_json::json;
 use tpad_store::BlockBytes;
 
-use super::{Spread, judge};
+use super::{Spread, judge, threads};
 use crate::log::Log;
 use crate::stage::{MIB, Scene, Stage, demand, id};
 
@@ -24,15 +24,16 @@ const SIZES: &[(u64, u64, usize, f64)] = &[
     (256 * MIB, 6144 * MIB, 4, 0.95),
 ];
 
-/// Measures. On a stand-in everything is smaller, and shows only that it runs.
+/// Measures, blocks of one size alone if one is given. On a stand-in everything is smaller,
+/// and shows only that it runs.
 ///
 /// # Errors
 /// When a fill fails or is refused.
-pub async fn run(stage: &Stage, log: &Log) -> Result<bool> {
+pub async fn run(stage: &Stage, log: &Log, only_mib: Option<u64>) -> Result<bool> {
     let part = if stage.is_gpu() { 1 } else { 64 };
     let mut met = true;
     for &(bytes, total, at_once, goal) in SIZES {
-        if !stage.is_gpu() && bytes > 4 * MIB {
+        if !stage.is_gpu() && bytes > 4 * MIB || only_mib.is_some_and(|mib| mib * MIB != bytes) {
             continue;
         }
         let total = total / part;
@@ -45,13 +46,16 @@ pub async fn run(stage: &Stage, log: &Log) -> Result<bool> {
         let count = total / bytes;
         let (mut plain, mut fills, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         let mut number = 0;
+        let mut busy = Vec::new();
         for round in 0..=ROUNDS {
             let before = rate(total, device.plain_copies(bytes, count)?);
             if round == 0 {
                 // Until there is a slab for every byte of the capacity.
                 fill(&scene, &sources, &mut number, capacity / bytes, at_once).await?;
             }
+            let threads = threads::spent();
             let took = fill(&scene, &sources, &mut number, count, at_once).await?;
+            busy.push(threads::each(&threads, count));
             let filled = rate(total, took);
             let after = rate(total, device.plain_copies(bytes, count)?);
             if round > 0 {
@@ -78,8 +82,16 @@ pub async fn run(stage: &Stage, log: &Log) -> Result<bool> {
         let values = json!({
             "block_bytes": bytes, "at_once": at_once, "bytes_per_round": total, "rounds": ROUNDS,
             "fill_gb_per_s": fills.json(), "plain_gb_per_s": plain.json(), "ratio": ratios.json(),
+            "thread_us_per_fill": busy.last(),
         });
         log.say(&line, "rate", &values);
+        let busy = busy.last().into_iter().flatten();
+        let busy: Vec<String> = busy.map(|(name, us)| format!("{name} {us:.1}")).collect();
+        log.say(
+            &format!("  us of each thread for a fill: {}", busy.join(", ")),
+            "threads",
+            &json!({}),
+        );
         if goal > 0.0 {
             let what = format!("{mib} MiB at {goal} of a plain pinned copy");
             met &= judge(log, stage.is_gpu(), &what, ratios.median >= goal);

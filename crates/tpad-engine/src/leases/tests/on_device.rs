@@ -1,6 +1,7 @@
 //! Blocks that are leased on a device, of the stand-in: host memory, no GPU.
 
 use tempfile::TempDir;
+use tpad_cuda::fault::{Faults, Faulty};
 use tpad_cuda::{DeviceName, StandIn};
 use tpad_handoff::{DirectoryView, Hazards, Uses};
 use tpad_hbm::{DeviceBudget, HbmConfig, HbmLevel, HbmMetrics};
@@ -14,8 +15,17 @@ const MIB: u64 = 1 << 20;
 
 /// A level of so many devices, each of so much.
 fn devices(count: u32, capacity_bytes: u64) -> (TempDir, DeviceMemory) {
+    faulty_devices(count, capacity_bytes, &Arc::default())
+}
+
+fn faulty_devices(
+    count: u32,
+    capacity_bytes: u64,
+    faults: &Arc<Faults>,
+) -> (TempDir, DeviceMemory) {
     let directory = tempfile::tempdir().expect("a directory");
     let driver = StandIn::on(directory.path(), count, 2 * capacity_bytes);
+    let driver = Faulty::over(driver, faults);
     let device = |index| DeviceBudget { device: DeviceName::Index(index), capacity_bytes };
     let config = HbmConfig {
         devices: (0..count).map(device).collect(),
@@ -155,20 +165,29 @@ async fn a_block_on_a_device_is_held_by_the_directory_until_it_is_let_go_of() {
 
 #[tokio::test]
 async fn a_directory_of_a_device_is_empty_when_its_level_is_off_or_its_generation_over() {
-    let (_directory, devices) = devices(1, 16 * MIB);
-    let scene = on_devices(1, Placement::ObjectStore, devices.clone()).await;
-    let worker = scene.engine.worker(WorkerName::default(), true);
-    let acquired = worker.acquire_on("0", &scene.generation, &keys(0..1), soon()).await;
-    let acquired = acquired.expect("it is there");
-    let leased = acquired[0].as_ref().expect("there is room");
-    let ordinal = leased.ordinal.expect("it wants it");
-    let memory = Memory::Device(leased.place.device);
-    let offer = worker.offer(&scene.generation, memory).expect("memory").expect("its first");
-    let directory = DirectoryView::receive(offer.directory).expect("a directory");
-    assert!(directory.get(ordinal).is_some());
-    scene.generation.retire();
-    assert!(directory.get(ordinal).is_none());
-    scene.engine.shutdown().await;
+    for breaks in [false, true] {
+        let faults = Arc::<Faults>::default();
+        let (_directory, devices) = faulty_devices(1, 16 * MIB, &faults);
+        let scene = on_devices(2, Placement::ObjectStore, devices.clone()).await;
+        let worker = scene.engine.worker(WorkerName::default(), true);
+        let acquired = worker.acquire_on("0", &scene.generation, &keys(0..1), soon()).await;
+        let acquired = acquired.expect("it is there");
+        let leased = acquired[0].as_ref().expect("there is room");
+        let ordinal = leased.ordinal.expect("it wants it");
+        let memory = Memory::Device(leased.place.device);
+        let offer = worker.offer(&scene.generation, memory).expect("memory").expect("its first");
+        let directory = DirectoryView::receive(offer.directory).expect("a directory");
+        assert!(directory.get(ordinal).is_some());
+        if breaks {
+            faults.copies_to_death.store(1, Ordering::SeqCst);
+            let last = worker.acquire_on("0", &scene.generation, &keys(1..2), soon()).await;
+            assert!(last.expect("it is there")[0].is_err(), "the context dies");
+        } else {
+            scene.generation.retire();
+        }
+        assert!(directory.get(ordinal).is_none(), "{breaks}");
+        scene.engine.shutdown().await;
+    }
 }
 
 #[tokio::test]
@@ -276,5 +295,36 @@ async fn a_tier_at_home_on_devices_is_brought_to_each() {
     let usage = level.status().devices[0].classes.clone();
     let own = usage.iter().find(|usage| usage.class.as_deref() == Some("t")).expect("a budget");
     assert_eq!((own.blocks, own.bytes), (6, 6 * MIB));
+    scene.engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_tier_comes_home_to_host_memory_when_its_device_breaks() {
+    let faults = Arc::<Faults>::default();
+    let (_directory, devices) = faulty_devices(1, 16 * MIB, &faults);
+    let scene = on_devices(6, Placement::Hbm, devices).await;
+    let home = async |medium| {
+        let home = async {
+            loop {
+                let tier = scene.engine.status().models[0].tiers[0].clone();
+                if tier.warm.state == crate::WarmState::Warm && tier.home == medium {
+                    return tier;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), home).await.expect("it fits")
+    };
+    home(Medium::Hbm).await;
+    let id = scene.generation.record(&key(0), soon()).await.expect("it exists").id;
+    let level = scene.engine.device_memory().level().expect("it is on").clone();
+    assert!(level.remove(&id, tpad_hbm::DeviceId(0)));
+    faults.copies_to_death.store(1, Ordering::SeqCst);
+    let worker = scene.worker();
+    let last = worker.acquire_on("0", &scene.generation, &keys(0..1), soon()).await;
+    assert!(last.expect("it is there")[0].is_err(), "the context dies");
+    let tier = home(Medium::Dram).await;
+    assert!(tier.home_reason.is_some(), "{tier:?}");
+    assert_eq!((tier.missing_bytes, tier.resident_bytes.dram), (0, 6 * MIB));
     scene.engine.shutdown().await;
 }
