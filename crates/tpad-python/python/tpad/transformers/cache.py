@@ -20,14 +20,16 @@ from .errors import BudgetTooSmall
 class Held(Protocol):
     """A block that a source gave: readable until it is released."""
 
+    nbytes: int
+
     def release(self) -> None: ...
 
 
 class Source(Protocol):
     """Where blocks come from."""
 
-    def nbytes(self, key: Hashable) -> int:
-        """What holding the block takes, before it is there."""
+    def nbytes(self, key: Hashable) -> int | None:
+        """What holding the block takes; None while no block like it was seen."""
 
     def fetch(self, keys: Sequence[Hashable]) -> list[Held]:
         """The blocks, in the order asked; all or an exception."""
@@ -159,7 +161,7 @@ class ExpertCache:
             for key in keys:
                 entry = there.get(key)
                 if entry is None:
-                    entry = self._reserve(key, guess=False)
+                    entry = None if window and self._is_new(key) else self._reserve(key, guess=False)
                     if entry is None:
                         break
                     entry.pins += 1
@@ -193,13 +195,16 @@ class ExpertCache:
                     self.counters.guesses_used += 1
         return window, missing
 
+    def _is_new(self, key: Hashable) -> bool:
+        """Whether no block like it was seen, so that its size is not known."""
+        return self.source.nbytes(key) is None
+
     def _reserve(self, key: Hashable, *, guess: bool) -> _Entry | None:
         nbytes = self.source.nbytes(key)
+        if nbytes is None:
+            return None if guess else self._reserve_all(key)
         if nbytes > self.budget:
-            raise BudgetTooSmall(
-                f"one expert takes {nbytes} bytes and expert_budget is {self.budget}: raise it to "
-                "a few experts at least"
-            )
+            raise self._too_small(nbytes)
         victims, room = [], self.budget - self.bytes
         if room < nbytes:
             for entry in self._entries.values():
@@ -216,8 +221,24 @@ class ExpertCache:
             self.counters.evictions += 1
         entry = self._entries[key] = _Entry(key, nbytes, guess)
         self.bytes += nbytes
-        self.counters.peak_bytes = max(self.counters.peak_bytes, self.bytes)
         return entry
+
+    def _reserve_all(self, key: Hashable) -> _Entry | None:
+        """The whole budget, for a block of a size that nobody knows yet."""
+        if any(entry.pins or entry.held is None for entry in self._entries.values()):
+            return None
+        for entry in list(self._entries.values()):
+            self._drop(entry)
+            self.counters.evictions += 1
+        entry = self._entries[key] = _Entry(key, self.budget, guess=False)
+        self.bytes += self.budget
+        return entry
+
+    def _too_small(self, nbytes: int) -> BudgetTooSmall:
+        return BudgetTooSmall(
+            f"one expert takes {nbytes} bytes and expert_budget is {self.budget}: raise it to a "
+            "few experts at least"
+        )
 
     def _drop(self, entry: _Entry) -> None:
         del self._entries[entry.key]
@@ -244,9 +265,17 @@ class ExpertCache:
         with self._changed:
             for entry, held in zip(entries, blocks, strict=True):
                 entry.held = held
+                self.bytes += held.nbytes - entry.nbytes
+                entry.nbytes = held.nbytes
                 self.counters.fetched.add(entry.key)
                 self.counters.fetches += 1
                 self.counters.fetched_bytes += entry.nbytes
+            self.counters.peak_bytes = max(self.counters.peak_bytes, self.bytes)
+            if self.bytes > self.budget and len(entries) == 1:
+                for entry in pinned:
+                    entry.pins -= 1
+                self._drop(entries[0])
+                raise self._too_small(entries[0].nbytes)
             self._changed.notify_all()
 
     def _fill_ahead(self, entries: list[_Entry]) -> None:

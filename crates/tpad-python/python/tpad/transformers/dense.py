@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -57,16 +57,13 @@ def wanted(model: PreTrainedModel, family: Family) -> list[str]:
         for part in (block.experts, getattr(block, family.router)):
             inside.update(map(id, part.parameters()))
             inside.update(map(id, part.buffers()))
-    every = model.state_dict(keep_vars=True)
-    return [name for name, tensor in every.items() if id(tensor) not in inside]
-
-
-def names_to_fetch(wanted: Iterable[str], published: Iterable[str]) -> list[str]:
-    """Which of the published dense tensors the model needs, scales with their weights."""
-    wanted = set(wanted)
-    return [
-        name for name in published if name in wanted or name.removesuffix(SCALE) in wanted
-    ]
+    names = []
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        # What is tied is one tensor by two names.
+        if id(tensor) not in inside:
+            inside.add(id(tensor))
+            names.append(name)
+    return names
 
 
 class Assign:
@@ -86,8 +83,19 @@ class Assign:
         self.exact = kept_exact(model, dtype)
         self.bytes = 0
 
+    def own(
+        self, name: str, tensor: torch.Tensor, scale: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """A copy on the device in the type that belongs there; what is given may be another's."""
+        dtype = torch.float32 if self.exact and self.exact.search(name) else self.dtype
+        own = tensor.to(self.device)
+        if scale is not None:
+            own = scaled(own, scale.to(self.device), dtype, self.block_size)
+        own = own.to(dtype)
+        return own.clone() if own.data_ptr() == tensor.data_ptr() else own
+
     def put(self, name: str, tensor: torch.Tensor, scale: torch.Tensor | None = None) -> None:
-        """An own copy on the device: what is given may be another's memory."""
+        """A copy in the place that has this name."""
         at, _, last = name.rpartition(".")
         module = self.model.get_submodule(at)
         place = getattr(module, last)
@@ -96,16 +104,8 @@ class Assign:
                 f"{name} is published as {tuple(tensor.shape)} and the configuration makes it "
                 f"{tuple(place.shape)}: config.json and the weights are not of one model"
             )
-        dtype = torch.float32 if self.exact and self.exact.search(name) else self.dtype
-        own = tensor.to(self.device)
-        if scale is not None:
-            own = scaled(own, scale.to(self.device), dtype, self.block_size)
-        own = own.to(dtype)
-        if own.data_ptr() == tensor.data_ptr():
-            own = own.clone()
-        if isinstance(place, nn.Parameter):
-            own = nn.Parameter(own, requires_grad=False)
-        setattr(module, last, own)
+        own = self.own(name, tensor, scale)
+        put(module, last, own)
         self.bytes += own.nbytes
 
     def put_all(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -113,6 +113,13 @@ class Assign:
         for name, tensor in tensors.items():
             if not name.endswith(SCALE):
                 self.put(name, tensor, tensors.get(name + SCALE))
+
+
+def put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Gives a module a tensor in the place of the one that has this name, whatever its shape."""
+    if isinstance(getattr(module, name), nn.Parameter):
+        tensor = nn.Parameter(tensor, requires_grad=False)
+    setattr(module, name, tensor)
 
 
 def finish(model: PreTrainedModel, device: torch.device) -> None:

@@ -27,35 +27,7 @@ class ExpertWeights:
     down_bias: torch.Tensor | None = None
 
 
-#: How checkpoints call the parts of an expert, by the end of what follows the expert's
-#: place in a tensor's name.
-PARTS = {
-    "w1": "gate",
-    "w2": "down",
-    "w3": "up",
-    "gate_proj": "gate",
-    "up_proj": "up",
-    "down_proj": "down",
-    "gate_up_proj": "gate_up",
-}
-SUFFIXES = ("weight_scale_inv", "weight", "blocks", "scales", "bias")
-
-
-def part_of(name: str) -> tuple[str, str]:
-    """The part of an expert that a tensor is, and what of it: ``("gate", "weight")``."""
-    for suffix in SUFFIXES:
-        for joint in (".", "_"):
-            if name.endswith(joint + suffix):
-                part = name[: -len(suffix) - 1].rsplit(".", 1)[-1]
-                if part in PARTS:
-                    return PARTS[part], suffix
-    last = name.rsplit(".", 1)[-1]
-    if last in PARTS:
-        return PARTS[last], "weight"
-    raise UnsupportedWeights(
-        f"tensor {name!r} is no part of an expert that is understood here: "
-        f"{', '.join(sorted(PARTS))}, with {', '.join(SUFFIXES)} or without"
-    )
+ROLES = ("gate", "up", "down", "gate_up")
 
 
 class Unpack:
@@ -65,37 +37,44 @@ class Unpack:
         self.dtype = dtype
         self.block_size = block_size
 
-    def __call__(self, tensors: Mapping[str, torch.Tensor]) -> ExpertWeights:
-        """``tensors`` are a block's, by name."""
-        parts: dict[str, dict[str, torch.Tensor]] = {}
-        for name, tensor in tensors.items():
-            part, what = part_of(name)
-            parts.setdefault(part, {})[what] = tensor
-        made = {part: self.matrix(part, stored) for part, stored in parts.items()}
-        made |= {
-            f"{part}_bias": stored["bias"].to(self.dtype)
-            for part, stored in parts.items()
-            if "bias" in stored
-        }
+    def __call__(self, tensors: Mapping[tuple[str, str], torch.Tensor]) -> ExpertWeights:
+        """``tensors`` are a block's, by role and part."""
+        made = {}
+        for (role, part), tensor in tensors.items():
+            if role not in ROLES or part not in ("weight", "scale", "bias"):
+                raise UnsupportedWeights(
+                    f"an expert has a tensor of role {role!r}, part {part!r}; what is understood "
+                    f"are weights, scales and biases of {', '.join(ROLES)}"
+                )
+            if part == "weight":
+                made[role] = self.matrix(role, tensor, tensors.get((role, "scale")))
+            elif part == "bias":
+                made[f"{role}_bias"] = tensor.to(self.dtype)
         return ExpertWeights(**made)
 
-    def matrix(self, part: str, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The matrix that a part's tensors stand for; the tensor itself where it is one."""
-        if "blocks" in stored:
+    def matrix(
+        self, role: str, weight: torch.Tensor, scale: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The matrix that a weight stands for; the weight itself where it is one."""
+        if scale is None and weight.is_floating_point() and weight.dtype.itemsize > 1:
+            return weight.to(self.dtype)
+        if scale is not None and weight.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+            return scaled(weight, scale, self.dtype, self.block_size)
+        if scale is not None and weight.dtype == torch.uint8 and weight.dim() == 3:
             # Only checkpoints with packed weights need it.
             from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-            blocks, scales = stored["blocks"][None], stored["scales"][None]
-            return convert_moe_packed_tensors(blocks, scales, dtype=self.dtype)[0]
-        weight = stored["weight"]
-        if "weight_scale_inv" in stored:
-            return scaled(weight, stored["weight_scale_inv"], self.dtype, self.block_size)
-        if weight.dtype.itemsize < 2:
-            raise UnsupportedWeights(
-                f"an expert's {part} is stored as {weight.dtype} without weight_scale_inv; "
-                "supported are float types, FP8 with block scales and MXFP4"
-            )
-        return weight.to(self.dtype)
+            return convert_moe_packed_tensors(weight[None], scale[None], dtype=self.dtype)[0]
+        raise UnsupportedWeights(
+            f"an expert's {role} is stored as {weight.dtype}, {tuple(weight.shape)}, "
+            f"{'with' if scale is not None else 'without'} scales; understood are float types, "
+            "FP8 with scales of blocks, and MXFP4 as gpt-oss has it"
+        )
+
+
+def is_plain(tensors: Mapping[tuple[str, str], torch.Tensor], dtype: torch.dtype) -> bool:
+    """Whether nothing is computed when these are unpacked."""
+    return all(tensor.dtype == dtype for tensor in tensors.values())
 
 
 def scaled(
