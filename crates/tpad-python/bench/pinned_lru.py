@@ -52,7 +52,7 @@ class PinnedExperts:
 
 def read_experts(file, name: str, memory: torch.Tensor) -> None:
     """Copies a layer's experts out of a shard, w1, w2, w3 of each one behind the other."""
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as whole:
         start = 8 + int.from_bytes(whole[:8], "little")
         header = json.loads(whole[8:start])
         for expert in range(memory.shape[0]):

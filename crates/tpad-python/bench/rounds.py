@@ -39,7 +39,7 @@ class System:
         if self.cache is None:
             self.cache = DynamicCache(config=self.model.config)
         with torch.no_grad():
-            out = self.model(input_ids=token.view(1, 1), past_key_values=self.cache, use_cache=True)
+            out = self.model(input_ids=token.view(1, 1), cache=self.cache, use_cache=True)
         return out.logits[0, -1]
 
     def run(self, tokens: torch.Tensor, device: torch.device, *, timed: bool) -> torch.Tensor:
@@ -88,7 +88,7 @@ def interleaved(
     """Runs every system in every round on the same tokens, each in another order.
 
     Returns the copy rates that were measured before each round, and how far each system's
-    first logits are from those of the first system.
+    first logits are from those of the first system, as a part of the largest.
     """
     draw = torch.Generator().manual_seed(7)
     rates, first = [], {}
@@ -103,12 +103,16 @@ def interleaved(
         for system in systems[turn:] + systems[:turn]:
             if system.error:
                 continue
-            count = min(system.tokens, warm) if number < 0 else system.tokens
             try:
-                logits = system.run(tokens[:count], device, timed=number >= 0)
-                if number < 0:
-                    lead = logits.float() if lead is None else lead
-                    first[system.name] = float((logits.float() - lead).abs().max())
+                if number >= 0:
+                    system.run(tokens[: system.tokens], device, timed=True)
+                    continue
+                # All of them after the same tokens; the rest is to fill their caches.
+                logits = system.run(tokens[:2], device, timed=False).float()
+                lead = logits if lead is None else lead
+                first[system.name] = float((logits - lead).abs().max() / lead.abs().max())
+                if system.tokens > 2:
+                    system.run(tokens[2 : min(system.tokens, warm)], device, timed=False)
             except Exception as error:
                 system.error = f"{type(error).__name__}: {error}"
     return rates, first

@@ -16,7 +16,7 @@ from checkpoints import greedy, prompt, unmodified, write
 from serving import FIXTURES, Daemon, import_checkpoint
 from transformers import FineGrainedFP8Config
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 FAMILIES = ["mixtral", "qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss"]
 
