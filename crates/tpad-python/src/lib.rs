@@ -10,6 +10,8 @@ mod keys;
 mod lease;
 mod mask;
 mod prefetch;
+mod publish;
+mod router;
 mod runtime;
 mod source;
 mod tensor;
@@ -29,6 +31,12 @@ mod _tpad {
     use crate::mask::{Mask, Tier, Watch, mask, watch};
     #[pymodule_export]
     use crate::prefetch::Prefetch;
+    #[pymodule_export]
+    use crate::publish::{
+        activate, add_tier, history, import_checkpoint, publish_document, rollback,
+    };
+    #[pymodule_export]
+    use crate::router::Router;
     #[pymodule_export]
     use crate::runtime::Task;
     #[pymodule_export]

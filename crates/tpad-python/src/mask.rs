@@ -103,6 +103,12 @@ impl Mask {
         masked.map(|tier| (tier.tier.clone(), tier.reason.as_str(), tier.detail.clone())).collect()
     }
 
+    /// The slowest level that counts as resident; None where that was not asked for.
+    #[getter]
+    fn resident_level(&self) -> Option<&'static str> {
+        self.mask.resident.as_ref().map(|resident| resident.level.as_str())
+    }
+
     /// The layers of which it says what is resident: none where that was not asked for.
     #[getter]
     fn resident_layers(&self) -> Vec<u32> {

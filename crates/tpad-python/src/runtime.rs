@@ -59,28 +59,42 @@ pub(crate) fn wait<T: Send>(
     py: Python<'_>,
     future: impl Future<Output = Result<T, Failure>> + Send,
 ) -> PyResult<T> {
-    wait_with(py, future, |_| Ok(()))
-}
-
-/// As [`wait`], with something to do every now and then.
-pub(crate) fn wait_with<T: Send>(
-    py: Python<'_>,
-    future: impl Future<Output = Result<T, Failure>> + Send,
-    mut meanwhile: impl FnMut(Python<'_>) -> PyResult<()>,
-) -> PyResult<T> {
     let runtime = runtime()?;
     let mut future = pin!(future);
     loop {
         let turn = future.as_mut();
         match py.detach(|| runtime.block_on(async { tokio::time::timeout(TICK, turn).await })) {
-            Ok(result) => {
-                meanwhile(py)?;
-                return result.map_err(|failure| failure.raise(py));
-            }
-            Err(_tick) => {
-                py.check_signals()?;
-                meanwhile(py)?;
-            }
+            Ok(result) => return result.map_err(|failure| failure.raise(py)),
+            Err(_tick) => py.check_signals()?,
+        }
+    }
+}
+
+/// As [`wait`], for what is not to be dropped half way: an exception of a signal or of
+/// `meanwhile`, which is called every now and then and once at the end, is raised after `stop`
+/// was called and the future came to its own end.
+pub(crate) fn wait_to_the_end<T: Send>(
+    py: Python<'_>,
+    future: impl Future<Output = Result<T, Failure>> + Send,
+    mut meanwhile: impl FnMut(Python<'_>) -> PyResult<()>,
+    stop: impl Fn(),
+) -> PyResult<T> {
+    let runtime = runtime()?;
+    let mut future = pin!(future);
+    let mut raised = None;
+    loop {
+        let turn = future.as_mut();
+        let turn = py.detach(|| runtime.block_on(async { tokio::time::timeout(TICK, turn).await }));
+        if raised.is_none()
+            && let Err(error) = py.check_signals().and_then(|()| meanwhile(py))
+        {
+            stop();
+            raised = Some(error);
+        }
+        match (turn, raised.take()) {
+            (Ok(_), Some(error)) => return Err(error),
+            (Ok(result), None) => return result.map_err(|failure| failure.raise(py)),
+            (Err(_tick), before) => raised = before,
         }
     }
 }
