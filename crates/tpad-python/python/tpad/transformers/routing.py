@@ -1,10 +1,10 @@
 """Routers of a model whose experts fall into tiers.
 
 The experts of the active tiers are counted through: an index of a layer is a place in
-`keys`. Where one tier is active its router is transformers' own, with a row for each of the
-tier's experts: what is masked has no row, which is probability zero, and a whole tier routes
-as the unmodified model does. Where several are active the reference router chooses
-(`tpad.router`), from each tier's own logits.
+`keys`. Where the only active tier is all that the checkpoint's router chooses from, its router
+is transformers' own, and the model routes as the unmodified one does. Otherwise the reference
+router chooses (`tpad.router`), from each tier's own logits: what is masked has no row, and so
+no probability.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tpad import BlockKey, FailedPrecondition
 from .dense import Assign, put
 from .errors import UnsupportedWeights
 from .families import Family
+from .tiered import TieredRouter
 
 #: What transformers' routers call the parts of a router block.
 PARTS = {
@@ -92,16 +93,15 @@ class Routing:
             for group, experts in enumerate(tier.groups):
                 keys += [BlockKey(tier.tier, group, e, layer) for e in range(len(experts))]
         if len(self.active) == 1:
-            # Those of the checkpoint in its own order, so that sums are formed as there.
-            order = self._order(mask, layer)
-            keys = [keys[row] for row in order]
+            keys = [keys[row] for row in self._order(mask, layer)]
         return keys
 
     def _order(self, mask, layer: int) -> list[int]:
-        """The rows of the only tier by their columns in the checkpoint's router."""
-        sources = mask.tiers[0].sources(layer)
-        if sources is None:
-            return list(range(self.active[0].experts))
+        """The rows of the only tier: as the checkpoint's router has them where it is all of that
+        router, so that sums are formed as there, and as the mask has them otherwise."""
+        sources, count = mask.tiers[0].sources(layer), self.active[0].experts
+        if sources is None or count != self.patterns[layer].num_experts:
+            return list(range(count))
         columns = [column for group in sources for _, column in group]
         return sorted(range(len(columns)), key=columns.__getitem__)
 
@@ -133,32 +133,26 @@ class Routing:
         pattern = self.patterns[layer]
         if len(self.active) == 1 and (router := self._flat(pattern, parts[0], layer)):
             return router
-        from .tiered import TieredRouter
-
-        return TieredRouter(self.mask, self.scoring, parts, self.active, pattern)
+        return TieredRouter(self.mask, self.scoring, [t.groups for t in self.active], parts)
 
     def _flat(
         self, pattern: nn.Module, parts: Mapping[str, torch.Tensor], layer: int
     ) -> nn.Module | None:
-        """transformers' own router for the only tier; None if it cannot be that tier's."""
+        """transformers' own router, if the only tier is what that chooses from."""
         tier = self.active[0]
-        sizes = {len(group) for group in tier.groups}
-        if "tier_head" in parts or "group_heads" in parts or not all(map(all, tier.groups)):
+        groups = len(tier.groups)
+        whole = tier.experts == pattern.num_experts and all(map(all, tier.groups))
+        own_heads = "tier_head" in parts or "group_heads" in parts
+        if not whole or own_heads or tier.k_expert != pattern.top_k:
+            return None
+        if hasattr(pattern, "topk_group"):
+            sizes = {len(group) for group in tier.groups}
+            same = groups == pattern.num_group and tier.k_group == pattern.topk_group
+            if not same or len(sizes) > 1:
+                return None
+        elif tier.k_group < groups:
             return None
         router = copy.deepcopy(pattern)
-        if len(tier.groups) > 1 and tier.k_group < len(tier.groups):
-            if not hasattr(router, "topk_group") or len(sizes) > 1:
-                return None
-            if self.scoring.get("groups") != "top_two_sum" or sizes == {1}:
-                return None
-            router.num_group, router.topk_group = len(tier.groups), tier.k_group
-        elif hasattr(router, "topk_group"):
-            if tier.experts < 2:
-                return None
-            # One group of all: every expert is in a chosen group.
-            router.num_group = router.topk_group = 1
-        router.num_experts = tier.experts
-        router.top_k = min(tier.k_expert, tier.experts)
         order = torch.tensor(self._order(self.mask, layer), device=self.assign.device)
         for name in router.state_dict():
             if name not in parts:
