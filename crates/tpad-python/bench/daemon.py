@@ -23,7 +23,7 @@ def tpactl(programs: Path, state: Path, *arguments: str) -> str:
 class Daemon:
     """`tpad serve`, as a child."""
 
-    def __init__(self, programs: Path, state: Path, root: Path, *, dram: int, hbm: int | None) -> None:
+    def __init__(self, programs: Path, state: Path, root: Path, *, dram: int, experts: int, hbm: int | None) -> None:
         state.mkdir(parents=True, exist_ok=True)
         self.socket = state / "tpad.sock"
         self.address = f"unix://{self.socket}"
@@ -31,7 +31,7 @@ class Daemon:
         config = [
             f'[listen]\ngrpc = "off"\nuds = "{self.socket}"\nhttp = "127.0.0.1:0"',
             f'[[models]]\nname = "bench"\nroot = "{root}"',
-            f"[levels.dram]\ncapacity = {dram}",
+            f"[levels.dram]\ncapacity = {dram}\n[levels.dram.tiers]\nbase = {experts}",
             # Quiet: what is logged under load is not to be measured.
             '[log]\nlevel = "info"',
         ]

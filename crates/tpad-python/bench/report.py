@@ -32,8 +32,8 @@ def goals(results: dict) -> list[dict]:
         measured = decode["tpad"]["mean_seconds_per_token"] / bound
         goal("time per token over missed/copy rate + resident", measured, 1.3, False)
     pair = results.get("pair", {})
-    if "second_worker_bytes" in pair:
-        own = pair["own_bytes"] or 1
+    if pair.get("own_bytes"):
+        own = pair["own_bytes"]
         goal("GPU memory of the second worker over its own need", pair["second_worker_bytes"] / own, 1.1, False)
     restart = results.get("restart", {})
     fresh = restart.get("fresh_load_seconds")

@@ -26,6 +26,8 @@ class System:
     missed: Callable[[], int]
     #: Tokens of a round that it runs; slow ones run fewer.
     tokens: int
+    #: Called when its turn is over.
+    leave: Callable[[], None] = lambda: None
     cache: object = None
     at: int = 0
     seconds: list[float] = field(default_factory=list)
@@ -106,6 +108,7 @@ def interleaved(
             try:
                 if number >= 0:
                     system.run(tokens[: system.tokens], device, timed=True)
+                    system.leave()
                     continue
                 # All of them after the same tokens; the rest is to fill their caches.
                 logits = system.run(tokens[:2], device, timed=False).float()
@@ -113,6 +116,7 @@ def interleaved(
                 first[system.name] = float((logits - lead).abs().max() / lead.abs().max())
                 if system.tokens > 2:
                     system.run(tokens[2 : min(system.tokens, warm)], device, timed=False)
+                system.leave()
             except Exception as error:
                 system.error = f"{type(error).__name__}: {error}"
     return rates, first
