@@ -6,6 +6,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 use tpad_client::{Client, FetchedMask, GetMask, MaskEvent, MaskWatch, Residency, WatchMask};
 use tpad_manifest::{
     CostClass, ExpertBits, LayerSources, RoutingMask, SetOrigin, TierMask, TierSet,
@@ -273,26 +274,48 @@ pub(crate) fn watch(
     let of = WatchMask::of(&model, self::tier_set(tier_set)?);
     let ask = WatchMask { omit_sources: !sources, ..of };
     let watch = async move { Ok(client.watch_routing_mask(ask).await?) };
-    run(py, done, watch, |py, watch| {
-        let watch = Watch(Here::new(Arc::new(Mutex::new(Some(watch)))));
-        Ok(Py::new(py, watch)?.into_any())
-    })
+    run(py, done, watch, |py, watch| Ok(Py::new(py, Watch::of(watch))?.into_any()))
 }
 
 /// A mask that is followed, beneath `tpad.MaskWatch`.
 #[pyclass(frozen, module = "tpad._tpad")]
-pub(crate) struct Watch(Here<Arc<Mutex<Option<MaskWatch>>>>);
+pub(crate) struct Watch(Here<Followed>);
+
+/// The watch, and what ends whoever waits for its next event.
+#[derive(Clone)]
+struct Followed {
+    watch: Arc<Mutex<Option<MaskWatch>>>,
+    closed: CancellationToken,
+}
+
+impl Watch {
+    fn of(watch: MaskWatch) -> Self {
+        let watch = Arc::new(Mutex::new(Some(watch)));
+        Self(Here::new(Followed { watch, closed: CancellationToken::new() }))
+    }
+}
 
 #[pymethods]
 impl Watch {
     /// The next mask; a tuple of reason and message where there is none for now; None at the end.
     #[pyo3(signature = (done = None))]
     fn next(&self, py: Python<'_>, done: Option<Py<PyAny>>) -> PyResult<Py<PyAny>> {
-        let watch = Arc::clone(self.0.get().map_err(|failure| failure.raise(py))?);
+        let Followed { watch, closed } = self.0.get().map_err(|failure| failure.raise(py))?.clone();
         let event = async move {
             let mut watch = watch.lock().await;
-            let Some(open) = &mut *watch else { return Ok(None) };
-            Ok(open.next().await.transpose()?)
+            let next = async {
+                match &mut *watch {
+                    Some(open) => open.next().await.transpose(),
+                    None => Ok(None),
+                }
+            };
+            match closed.run_until_cancelled(next).await {
+                Some(event) => Ok(event?),
+                None => {
+                    *watch = None;
+                    Ok(None)
+                }
+            }
         };
         run(py, done, event, |py, event| match event {
             None => Ok(py.None()),
@@ -307,12 +330,13 @@ impl Watch {
         })
     }
 
-    /// Ends it, once nobody waits for its next event.
+    /// Ends it, and the waits for its next event.
     fn close(&self) {
-        if let Ok(watch) = self.0.get()
-            && let Ok(mut watch) = watch.try_lock()
-        {
-            watch.take();
+        if let Ok(Followed { watch, closed }) = self.0.get() {
+            closed.cancel();
+            if let Ok(mut watch) = watch.try_lock() {
+                *watch = None;
+            }
         }
     }
 }

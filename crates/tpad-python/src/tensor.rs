@@ -8,7 +8,7 @@ use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyMemoryView, PyTuple};
 
 use crate::dlpack;
 use crate::lease::{self, Facts, Lease};
@@ -246,15 +246,9 @@ impl Tensor {
     }
 
     /// The bytes, as a read-only `memoryview`, without a copy. BufferError for a tensor on a GPU.
-    fn raw<'py>(slf: Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+    fn raw(slf: Bound<'_, Self>) -> PyResult<Bound<'_, PyMemoryView>> {
         let py = slf.py();
-        let bytes = Bound::new(py, Raw(slf.unbind()))?;
-        // SAFETY: `bytes` is a live object; what is returned is a new reference, or null with an
-        // exception, which is what `from_owned_ptr_or_err` takes.
-        unsafe {
-            let view = ffi::PyMemoryView_FromObject(bytes.as_ptr());
-            Bound::from_owned_ptr_or_err(py, view)
-        }
+        PyMemoryView::from(Bound::new(py, Raw(slf.unbind()))?.as_any())
     }
 
     #[pyo3(signature = (dtype = None, copy = None))]

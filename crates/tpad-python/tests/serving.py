@@ -53,7 +53,7 @@ class Daemon:
     """A daemon with free ports, in a process of its own."""
 
     def __init__(
-        self, place: Path, models: dict[str, Path], dram: str = "256MiB", more: str = ""
+        self, place: Path, models: dict[str, Path], dram: str = "256MiB", tail: str = ""
     ) -> None:
         # Below a short name: a socket's path has at most 107 bytes.
         self._sockets = tempfile.TemporaryDirectory(prefix="tpad-")
@@ -66,9 +66,9 @@ class Daemon:
         )
         self.config = place / "tpad.toml"
         self.config.write_text(
-            f'follow_interval = "1s"\n{more}\n'
+            'follow_interval = "1s"\n'
             f'[listen]\ngrpc = "127.0.0.1:0"\nhttp = "127.0.0.1:0"\nuds = "{self.socket}"\n'
-            f'[levels.dram]\ncapacity = "{dram}"\n{sections}'
+            f'[levels.dram]\ncapacity = "{dram}"\n{sections}{tail}'
         )
         self.process: subprocess.Popen[bytes]
 

@@ -140,6 +140,10 @@ _KINDS = {
     )
 }
 
+for _class in (TpadError, *_KINDS.values()):
+    # As people import them.
+    _class.__module__ = "tpad"
+
 
 def build(kind: str, message: str, **details: object) -> TpadError:
     """The exception of a kind, for the native half."""

@@ -161,10 +161,6 @@ def _collect(
 ) -> tuple[Tensor, Tensor | None]:
     """The logits of what is allowed, and its correction biases: checked."""
     tiers = layout.mask.tiers
-    if len(inputs) != len(tiers):
-        raise InvalidArgument(
-            f"the mask has {len(tiers)} tiers, {len(inputs)} were given", reason="INPUTS"
-        )
     tokens = inputs[0].experts.shape[0]
     for tier, given, (experts, groups) in zip(tiers, inputs, layout.sizes, strict=True):
         if corrected != (given.correction_bias is not None):

@@ -132,6 +132,10 @@ class Router:
         inputs = [
             tier if isinstance(tier, TierLogits) else TierLogits(tier) for tier in tiers
         ]
+        if len(inputs) != len(mask.tiers):
+            raise InvalidArgument(
+                f"the mask has {len(mask.tiers)} tiers, {len(inputs)} were given", reason="INPUTS"
+            )
         if any(_is_torch(tier.experts) for tier in inputs):
             from ._router_torch import route
 
@@ -145,7 +149,7 @@ class Router:
         resident_at: int | None,
         seed: int | Sequence[int] | None,
     ) -> Routed:
-        tokens = len(inputs[0].experts) if inputs else 0
+        tokens = len(inputs[0].experts)
         given = []
         for tier in inputs:
             experts = _f32(tier.experts, "logits", (tokens, None))
