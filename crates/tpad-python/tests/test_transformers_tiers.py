@@ -165,3 +165,35 @@ def test_growth_changes_no_running_worker_until_it_adopts_it(tmp_path: Path) -> 
         for worker in (model, old):
             worker.tpad.close()
         wait_for(lambda: daemon.status()["leases"]["bytes"] == 0, "leases are given back")
+
+
+def test_a_worker_refuses_to_mix_the_weights_of_two_majors(tmp_path: Path) -> None:
+    root = tmp_path / "model"
+    write("mixtral", root / "first")
+    write("mixtral", root / "second", seed=1)
+    for version in ("first", "second"):
+        tpad.publish.import_checkpoint(
+            root / version, "m", out=root, state_dir=tmp_path / "state"
+        )
+        if version == "first":
+            tpad.publish.activate(root)
+    bases = f'allowed_bases = ["{root}/first", "{root}/second"]'
+    with (
+        Daemon(tmp_path, {"m": root}, tail=bases) as daemon,
+        tpad.connect(daemon.address) as client,
+    ):
+        model = tpad.transformers.load(client, "m", expert_budget="512KiB")
+        with torch.no_grad():
+            model(prompt(9))
+        tpad.publish.activate(root, reason="a new major")
+        wait_for(lambda: model.tpad.guard.changed, "the worker notices")
+        with pytest.raises(tpad.transformers.ModelChanged, match="tier base, the dense tensors"):
+            model(prompt(9, seed=2))
+        with pytest.raises(tpad.transformers.ModelChanged, match="Load it again"):
+            model.tpad.adopt()
+        model.tpad.close()
+        assert not model.tpad.guard._thread.is_alive()
+        again = tpad.transformers.load(client, "m", expert_budget="1MiB")
+        with torch.no_grad():
+            assert torch.equal(again(prompt(9)).logits, unmodified(root / "second")(prompt(9)).logits)
+        again.tpad.close()

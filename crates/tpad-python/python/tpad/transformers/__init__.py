@@ -11,7 +11,7 @@ Importing it imports torch and transformers, which ``pip install tpad[transforme
 `docs/transformers.md` says what is supported.
 """
 
-from .errors import BudgetTooSmall, MissingWeights, UnsupportedFamily, UnsupportedWeights
+from .errors import BudgetTooSmall, MissingWeights, ModelChanged, UnsupportedFamily, UnsupportedWeights
 from .load import load, tokenizer
 from .served import Memory, Served
 
@@ -19,6 +19,7 @@ __all__ = [
     "BudgetTooSmall",
     "Memory",
     "MissingWeights",
+    "ModelChanged",
     "Served",
     "UnsupportedFamily",
     "UnsupportedWeights",

@@ -15,3 +15,7 @@ class MissingWeights(ValueError):
 
 class BudgetTooSmall(ValueError):
     """The expert budget cannot hold one expert, or not what one step has to hold."""
+
+
+class ModelChanged(RuntimeError):
+    """The weights that are served are no longer those that the worker was loaded with."""

@@ -82,9 +82,8 @@ def load(
     copy_dense(client, published, wanted, assign)
     if in_place is None:
         in_place = device.type != "cuda" or hands_over(client, device)
-    source = ClientSource(
-        client, published, Unpack(dtype, block_size), device, in_place=in_place
-    )
+    unpack = Unpack(dtype, block_size)
+    source = ClientSource(client, published.name, unpack, device, in_place=in_place)
     cache = ExpertCache(source, budget)
     store = ServedStore(cache, routing.keys, guesses=prefetch)
     layers = list(family.blocks(made))
@@ -93,7 +92,7 @@ def load(
         block.experts = ServedExperts(
             block.experts, store, layer, transposed=family.transposed, ahead=ahead
         )
-    made.tpad = Served(client, published, routing, cache, store)
+    made.tpad = Served(client, routing.published, routing, cache, store)
     made.tpad.dense_bytes = routing.install(store)
     dense.finish(made, device)
     return made

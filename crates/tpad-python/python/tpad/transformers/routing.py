@@ -74,6 +74,7 @@ class Routing:
                 f"model {model_name} went from revision {mask.revision} to {published.revision} "
                 "while it was read: load it again"
             )
+        self.published = published
         self.revision = mask.revision
         self.k_tier = mask.k_tier
         self.scoring = published.manifest["scoring"]

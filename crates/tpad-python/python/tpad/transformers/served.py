@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .cache import Counters, ExpertCache
+from .guard import Guard
 from .store import ServedStore
 
 
@@ -26,6 +27,8 @@ class Served:
     """The daemon's side of a model that runs on it."""
 
     def __init__(self, client, model, routing, cache: ExpertCache, store: ServedStore) -> None:
+        self.guard = Guard(client, model, routing.tiers)
+        cache.source.check = self.guard.check
         self.client = client
         self.model = model
         self.cache = cache
@@ -62,12 +65,15 @@ class Served:
         """Routes over another tier set, or over what is now the default; returns its tiers.
 
         Only routers are fetched; dense weights and the experts that are held stay. Call it
-        between two steps, not during one.
+        between two steps, not during one. ModelChanged if the weights are others meanwhile.
         """
-        self._routing = self._routing.again(self.client, self.model.name, tier_set)
+        routing = self._routing.again(self.client, self.model.name, tier_set)
+        self.guard.expect(routing.published, routing.tiers)
+        self._routing = routing
         self.dense_bytes = self._routing.install(self.store)
         return self.tiers
 
     def close(self) -> None:
         """Gives every lease back. The model cannot be run afterwards."""
+        self.guard.close()
         self.cache.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -65,10 +65,12 @@ class ClientSource:
     """A daemon's experts by key."""
 
     def __init__(
-        self, client, model, unpack: Unpack, device: torch.device, *, in_place: bool
+        self, client, name: str, unpack: Unpack, device: torch.device, *, in_place: bool
     ) -> None:
         self.client = client
-        self.model = model
+        self.name = name
+        #: Called after each fetch: raises if what came is of another version.
+        self.check: Callable[[], None] = lambda: None
         self.unpack = unpack
         self.device = device
         #: Whether experts are used where the daemon has them, or copied to `device`.
@@ -82,7 +84,13 @@ class ClientSource:
     def fetch(self, keys: Sequence) -> list[LeasedExpert] | list[CopiedExpert]:
         """Experts in the order asked, with one call."""
         on = self.device if self.in_place and self.device.type == "cuda" else None
-        blocks = self.client.experts(self.model, list(keys), device=on, timeout=PATIENCE)
+        blocks = self.client.experts(self.name, list(keys), device=on, timeout=PATIENCE)
+        try:
+            self.check()
+        except BaseException:
+            for block in blocks:
+                block.release()
+            raise
         if self.in_place:
             held = [LeasedExpert(block, self.unpack) for block in blocks]
         else:
@@ -96,7 +104,7 @@ class ClientSource:
         """Guesses that would be copied come to the daemon's host memory only."""
         if self.in_place:
             return False
-        self.client.prefetch(self.model, list(keys))
+        self.client.prefetch(self.name, list(keys))
         return True
 
 
