@@ -13,8 +13,8 @@ pytest.importorskip("transformers", reason="needs tpad[transformers]")
 import tpad
 import tpad.transformers
 from checkpoints import greedy, prompt, unmodified, write
-from serving import FIXTURES, Daemon, import_checkpoint
-from transformers import FineGrainedFP8Config
+from serving import FIXTURES, Daemon, import_checkpoint, tpactl
+from transformers import FineGrainedFP8Config, Mxfp4Config
 
 torch.set_num_threads(1)
 
@@ -83,6 +83,19 @@ def test_a_fixture_says_the_same(name: str, tmp_path: Path) -> None:
         model = tpad.transformers.load(client, "m", expert_budget=budget)
         check(root, model, unmodified(FIXTURES[name], **options))
         assert model.tpad.memory().experts_peak <= budget
+        model.tpad.close()
+
+
+def test_packed_weights_are_unpacked_as_transformers_does(tmp_path: Path) -> None:
+    root = tmp_path / "model"
+    sizes = "--hidden 64 --intermediate 64 --layers 2 --experts 8 --vocab 512"
+    tpactl("synth", root, "--preset", "gpt-oss-20b", *sizes.split(), "--dtype", "mxfp4")
+    published(tmp_path, root)
+    with Daemon(tmp_path, {"m": root}, dram="4MiB") as daemon, tpad.connect(daemon.address) as client:
+        model = tpad.transformers.load(client, "m", expert_budget="100KiB")
+        check(root, model, unmodified(root, quantization_config=Mxfp4Config(dequantize=True)))
+        # What is held is what is stored: an expert of 25 thousand weights, four bits each.
+        assert max(block_bytes(client)) < 25_000
         model.tpad.close()
 
 

@@ -113,22 +113,19 @@ def test_several_tiers_route_as_the_reference_router_says(cut: tpad.Client) -> N
     model.tpad.close()
 
 
-def grow(root: Path, at: Path) -> None:
-    """Adds a tier of two experts to Mixtral's fixture."""
+def tier_checkpoint(at: Path, tier: str) -> None:
+    """A tier of two experts for Mixtral's fixture."""
     at.mkdir()
     draw = torch.Generator().manual_seed(5)
     tensors = {}
     for layer in range(2):
-        of = f"tpad_tiers.more.layers.{layer}"
+        of = f"tpad_tiers.{tier}.layers.{layer}"
         for expert in range(2):
             for name, shape in (("gate", (96, 64)), ("up", (96, 64)), ("down", (64, 96))):
                 made = torch.randn(shape, generator=draw).bfloat16()
                 tensors[f"{of}.groups.0.experts.{expert}.{name}_proj.weight"] = made
         tensors[f"{of}.router.weight"] = torch.randn((2, 64), generator=draw).bfloat16()
     save_file(tensors, at / "model.safetensors")
-    tpad.publish.add_tier(
-        root, at, "more", budget=10**6, placement="object_store", k_expert=1, k_tier=2
-    )
 
 
 def test_growth_changes_no_running_worker_until_it_adopts_it(tmp_path: Path) -> None:
@@ -141,7 +138,16 @@ def test_growth_changes_no_running_worker_until_it_adopts_it(tmp_path: Path) -> 
         model = tpad.transformers.load(client, "m", expert_budget="1GiB")
         with torch.no_grad():
             before = model(tokens).logits
-        grow(root, tmp_path / "more")
+        tier_checkpoint(tmp_path / "more", "more")
+        tpad.publish.add_tier(
+            root,
+            tmp_path / "more",
+            "more",
+            budget=10**6,
+            placement="object_store",
+            k_expert=1,
+            k_tier=2,
+        )
         with client.watch("m") as masks:
             assert next(masks).revision == 1
             tpad.publish.activate(root, tiers=["base", "more"])
