@@ -96,7 +96,7 @@ def array_of(tensor: Tensor, dtype: object, copy: bool | None) -> np.ndarray[Any
     if dtype is not None and np.dtype(dtype) != array.dtype:  # type: ignore[call-overload]
         if copy is False:
             raise ValueError(f"{tensor.dtype} as {dtype} is a copy")
-        return array.astype(dtype)  # type: ignore[call-overload,no-any-return]
+        return array.astype(dtype)  # type: ignore[call-overload]
     return array.copy() if copy else array
 
 
@@ -107,12 +107,13 @@ def torch_dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, _TORCH.get(name, ""), None)
     if dtype is None:
         raise TypeError(f"PyTorch {torch.__version__} has no type for {name} elements: use .raw()")
-    return dtype  # type: ignore[no-any-return]
+    return dtype
 
 
 def torch_of(tensor: Tensor) -> torch.Tensor:
     """Backs ``Tensor.torch``."""
     import torch
+    from torch.utils.dlpack import from_dlpack
 
     dtype = torch_dtype(tensor.dtype)
     shape = tensor.shape
@@ -125,4 +126,4 @@ def torch_of(tensor: Tensor) -> torch.Tensor:
     if tensor.nbytes == 0:
         return torch.empty(shape, dtype=dtype, device=tensor.device)
     # As bytes, which every version of PyTorch takes, and then by their type: a view of a view.
-    return torch.from_dlpack(tensor._dlpack_bytes()).view(dtype).view(shape)
+    return from_dlpack(tensor._dlpack_bytes()).view(dtype).view(shape)

@@ -186,7 +186,8 @@ def _collect(
     read = [logits]
     bias = None
     if corrected:
-        bias = torch.cat([given.correction_bias.float() for given in inputs])[columns]
+        biases = [given.correction_bias for given in inputs]
+        bias = torch.cat([one.float() for one in biases if one is not None])[columns]
         read.append(bias)
     for layout_tier in layout.tiers:
         given = inputs[layout_tier.place]
@@ -256,7 +257,7 @@ def _weight_sum(weights: Tensor) -> Tensor:
         return _four_sums(list(weights.unbind(1)))
     whole = count // _LANES * _LANES
     tail = _in_order(weights[:, whole:])
-    lanes = _four_sums(list(weights[:, :whole].unflatten(1, (-1, _LANES)).unbind(1)))
+    lanes = _four_sums(list(weights[:, :whole].reshape(weights.shape[0], -1, _LANES).unbind(1)))
     total = tail
     for lane in lanes.unbind(1):
         total = total + lane

@@ -159,10 +159,10 @@ class Router:
             given.append((experts, bias, groups, head))
         seeds = _seeds(seed, tokens)
         width, columns = self._native.route(mask, resident_at, tokens, given, seeds)
-        tier, group, expert, weight, count = columns
+        places, group, expert, weight, count = columns
         shape = (tokens, width)
         return Routed(
-            np.frombuffer(tier, np.int32).reshape(shape),
+            np.frombuffer(places, np.int32).reshape(shape),
             np.frombuffer(group, np.int32).reshape(shape),
             np.frombuffer(expert, np.int32).reshape(shape),
             np.frombuffer(weight, np.float32).reshape(shape),
