@@ -6,9 +6,9 @@
 
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
-use crate::run::{cargo, output, root, run, say};
+use crate::run::{cargo, output, run, say, target};
 use crate::tools::Environment;
 
 /// Servers and the disk's limit, by program and Debian package.
@@ -66,14 +66,4 @@ fn found(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let sbin = ["/usr/sbin".into(), "/sbin".into()];
     std::env::split_paths(&path).chain(sbin).any(|directory| directory.join(program).is_file())
-}
-
-/// Where cargo builds to.
-fn target() -> Result<std::path::PathBuf> {
-    match std::env::var_os("CARGO_TARGET_DIR") {
-        Some(directory) => {
-            std::path::absolute(root().join(directory)).context("CARGO_TARGET_DIR is no path")
-        }
-        None => Ok(root().join("target")),
-    }
 }

@@ -108,6 +108,12 @@ const RULES: &[Rule] = &[
         unreachable: &[],
         unnamed: &["object_store", "tonic", "prost", "cudarc"],
     },
+    Rule {
+        name: "tpad-python",
+        ours: &["tpad-client", "tpad-publish", "tpad-store", "tpad-manifest"],
+        unreachable: &[],
+        unnamed: &["object_store", "tonic", "prost", "cudarc"],
+    },
     Rule { name: "xtask", ours: &[], unreachable: &["tokio"], unnamed: &[] },
 ];
 

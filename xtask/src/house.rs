@@ -23,6 +23,9 @@ const MAY_BE_UNSAFE: &[&str] = &[
     "crates/tpad-client/src/bulk/low_water.rs",
     "crates/tpad-client/src/handoff/mapping.rs",
     "crates/tpad-handoff/src/memory/",
+    "crates/tpad-python/src/dlpack.rs",
+    "crates/tpad-python/src/runtime.rs",
+    "crates/tpad-python/src/tensor.rs",
     // A test: what its threads share is shared by hand, for loom to check.
     "crates/tpad-handoff/src/model.rs",
     "crates/tpad/src/handoff/peer.rs",

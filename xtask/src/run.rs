@@ -12,6 +12,16 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace's root")
 }
 
+/// Where cargo builds to.
+pub(crate) fn target() -> Result<PathBuf> {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(directory) => {
+            std::path::absolute(root().join(directory)).context("CARGO_TARGET_DIR is no path")
+        }
+        None => Ok(root().join("target")),
+    }
+}
+
 /// The cargo that runs this.
 pub(crate) fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))

@@ -1,0 +1,49 @@
+"""A worker in a process of its own: says when it decoded its first token, and waits.
+
+    worker.py ADDRESS DEVICE EXPERT_BUDGET TOKENS
+
+It prints a line of JSON after its first token and one after TOKENS, and ends when its
+standard input does. Times count from when its imports are done.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+
+def main() -> None:
+    address, device, budget, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    import torch
+    import transformers.models.mixtral.modeling_mixtral
+    from rounds import System, settle
+
+    import tpad
+    import tpad.transformers
+
+    torch.set_num_threads(2)
+    imported = time.perf_counter()
+    device = torch.device(device)
+    client = tpad.connect(address)
+    model = tpad.transformers.load(client, "bench", device, expert_budget=budget)
+    loaded = time.perf_counter()
+    system = System("worker", model, lambda: model.tpad.counters.fetched_bytes, 1)
+    draw = torch.Generator().manual_seed(11)
+    tokens = torch.randint(3, model.config.vocab_size, (count,), generator=draw)
+    system.run(tokens[:1], device, timed=True)
+    first = time.perf_counter()
+    said = {"load_seconds": loaded - imported, "first_token_seconds": first - imported}
+    print(json.dumps(said), flush=True)
+    system.run(tokens[1:], device, timed=True)
+    settle(device)
+    said = {"tokens_per_second": 1 / system.seconds[-1]}
+    if device.type == "cuda":
+        said["torch_reserved_bytes"] = torch.cuda.memory_reserved(device)
+    said["memory"] = vars(model.tpad.memory())
+    print(json.dumps(said), flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

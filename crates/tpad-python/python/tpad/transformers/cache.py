@@ -1,0 +1,286 @@
+"""The experts that a worker holds: at most a budget of bytes, the longest unused go first.
+
+What is held is whatever the source gives: a lease on the daemon's memory, or a copy. The
+cache knows neither; it counts bytes, keeps in place what is being computed with, and lets
+go of the rest.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from .errors import BudgetTooSmall
+
+
+class Held(Protocol):
+    """A block that a source gave: readable until it is released."""
+
+    nbytes: int
+
+    def release(self) -> None: ...
+
+
+class Source(Protocol):
+    """Where blocks come from."""
+
+    def nbytes(self, key: Hashable) -> int | None:
+        """What holding the block takes; None while no block like it was seen."""
+
+    def fetch(self, keys: Sequence[Hashable]) -> list[Held]:
+        """The blocks, in the order asked; all or an exception."""
+
+    def warm(self, keys: Sequence[Hashable]) -> bool:
+        """Has blocks brought near without holding them. False: hold them to that end."""
+
+
+@dataclass
+class Counters:
+    """What a cache has seen since it was made."""
+
+    picked: set = field(default_factory=set)
+    guessed: set = field(default_factory=set)
+    fetched: set = field(default_factory=set)
+    uses: int = 0
+    hits: int = 0
+    fetches: int = 0
+    fetched_bytes: int = 0
+    guesses: int = 0
+    guesses_used: int = 0
+    guesses_wasted: int = 0
+    evictions: int = 0
+    peak_bytes: int = 0
+
+
+class _Entry:
+    __slots__ = ("key", "nbytes", "held", "pins", "guess")
+
+    def __init__(self, key: Hashable, nbytes: int, guess: bool) -> None:
+        self.key = key
+        self.nbytes = nbytes
+        self.held: Held | None = None
+        self.pins = 0
+        self.guess = guess
+
+
+class ExpertCache:
+    """Blocks by key within a budget."""
+
+    def __init__(self, source: Source, budget: int) -> None:
+        self.source = source
+        self.budget = budget
+        self.bytes = 0
+        self.counters = Counters()
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="tpad-prefetch")
+
+    def use(self, keys: Sequence[Hashable]) -> Iterator[Held]:
+        """Each block, in order. One is in place until the next is asked for."""
+        with self._changed:
+            self.counters.uses += len(keys)
+            self.counters.picked.update(keys)
+        at = 0
+        while at < len(keys):
+            window = self._acquire(keys[at:])
+            try:
+                for entry in window:
+                    yield entry.held
+            finally:
+                with self._changed:
+                    for entry in window:
+                        entry.pins -= 1
+                    self._changed.notify_all()
+            at += len(window)
+
+    def guess(self, keys: Sequence[Hashable]) -> None:
+        """Brings blocks that are likely to be used next, as far as there is room; never waits."""
+        with self._changed:
+            absent = [key for key in keys if key not in self._entries]
+            if self._closed or not absent:
+                return
+            self.counters.guesses += len(absent)
+            self.counters.guessed.update(absent)
+        if self.source.warm(absent):
+            return
+        with self._changed:
+            entries = []
+            for key in absent:
+                entry = self._reserve(key, guess=True)
+                if entry is None:
+                    break
+                entries.append(entry)
+            if entries:
+                self._ahead.submit(self._fill_ahead, entries)
+
+    def close(self) -> None:
+        """Lets go of everything."""
+        with self._changed:
+            self._closed = True
+        self._ahead.shutdown(wait=True, cancel_futures=True)
+        with self._changed:
+            for entry in list(self._entries.values()):
+                if not entry.pins:
+                    self._drop(entry)
+
+    def clear(self) -> None:
+        """Lets go of what nobody is computing with."""
+        with self._changed:
+            for entry in list(self._entries.values()):
+                if entry.held is not None and not entry.pins:
+                    self._drop(entry)
+
+    def _acquire(self, keys: Sequence[Hashable]) -> list[_Entry]:
+        """The first of the keys that fit together, one at least, each pinned."""
+        while True:
+            with self._changed:
+                window, missing = self._plan(keys)
+            if missing:
+                self._fill(missing, window)
+            with self._changed:
+                while any(self._entries.get(e.key) is e and e.held is None for e in window):
+                    self._changed.wait()
+                if all(entry.held is not None for entry in window):
+                    return window
+                # Another thread's fetch failed: its blocks are absent again, ask for them here.
+                for entry in window:
+                    entry.pins -= 1
+
+    def _plan(self, keys: Sequence[Hashable]) -> tuple[list[_Entry], list[_Entry]]:
+        """Pins what is there of the keys and reserves what is not, as far as that fits."""
+        while True:
+            there = {key: self._entries[key] for key in keys if key in self._entries}
+            for entry in there.values():
+                entry.pins += 1
+            window, missing = [], []
+            for key in keys:
+                entry = there.get(key)
+                if entry is None:
+                    entry = None if window and self._is_new(key) else self._reserve(key, guess=False)
+                    if entry is None:
+                        break
+                    entry.pins += 1
+                    missing.append(entry)
+                window.append(entry)
+            taken = set(map(id, window))
+            for entry in there.values():
+                if id(entry) not in taken:
+                    entry.pins -= 1
+            if window:
+                break
+            # What is further down the list may stand in the way of its first.
+            entry = self._reserve(keys[0], guess=False)
+            if entry is not None:
+                entry.pins += 1
+                window = missing = [entry]
+                break
+            if not self._changed.wait(timeout=60.0):
+                raise BudgetTooSmall(
+                    f"the expert budget of {self.budget} bytes has no room for one of "
+                    f"{self.source.nbytes(keys[0])} bytes: {self.bytes} bytes are in use; raise "
+                    "expert_budget"
+                )
+        new = set(map(id, missing))
+        for entry in window:
+            self._entries.move_to_end(entry.key)
+            if id(entry) not in new:
+                self.counters.hits += 1
+                if entry.guess:
+                    entry.guess = False
+                    self.counters.guesses_used += 1
+        return window, missing
+
+    def _is_new(self, key: Hashable) -> bool:
+        """Whether no block like it was seen, so that its size is not known."""
+        return self.source.nbytes(key) is None
+
+    def _reserve(self, key: Hashable, *, guess: bool) -> _Entry | None:
+        nbytes = self.source.nbytes(key)
+        if nbytes is None:
+            return None if guess else self._reserve_all(key)
+        if nbytes > self.budget:
+            raise self._too_small(nbytes)
+        victims, room = [], self.budget - self.bytes
+        if room < nbytes:
+            for entry in self._entries.values():
+                if entry.pins or entry.held is None:
+                    continue
+                victims.append(entry)
+                room += entry.nbytes
+                if room >= nbytes:
+                    break
+            else:
+                return None
+        for entry in victims:
+            self._drop(entry)
+            self.counters.evictions += 1
+        entry = self._entries[key] = _Entry(key, nbytes, guess)
+        self.bytes += nbytes
+        return entry
+
+    def _reserve_all(self, key: Hashable) -> _Entry | None:
+        """The whole budget, for a block of a size that nobody knows yet."""
+        if any(entry.pins or entry.held is None for entry in self._entries.values()):
+            return None
+        for entry in list(self._entries.values()):
+            self._drop(entry)
+            self.counters.evictions += 1
+        entry = self._entries[key] = _Entry(key, self.budget, guess=False)
+        self.bytes += self.budget
+        return entry
+
+    def _too_small(self, nbytes: int) -> BudgetTooSmall:
+        return BudgetTooSmall(
+            f"one expert takes {nbytes} bytes and expert_budget is {self.budget}: raise it to a "
+            "few experts at least"
+        )
+
+    def _drop(self, entry: _Entry) -> None:
+        del self._entries[entry.key]
+        self.bytes -= entry.nbytes
+        if entry.guess:
+            self.counters.guesses_wasted += 1
+        if entry.held is not None:
+            entry.held.release()
+            entry.held = None
+
+    def _fill(self, entries: list[_Entry], pinned: list[_Entry]) -> None:
+        """Fetches into entries that are reserved; takes them back if that fails."""
+        try:
+            blocks = self.source.fetch([entry.key for entry in entries])
+        except BaseException:
+            with self._changed:
+                for entry in pinned:
+                    entry.pins -= 1
+                for entry in entries:
+                    entry.guess = False
+                    self._drop(entry)
+                self._changed.notify_all()
+            raise
+        with self._changed:
+            for entry, held in zip(entries, blocks, strict=True):
+                entry.held = held
+                self.bytes += held.nbytes - entry.nbytes
+                entry.nbytes = held.nbytes
+                self.counters.fetched.add(entry.key)
+                self.counters.fetches += 1
+                self.counters.fetched_bytes += entry.nbytes
+            self.counters.peak_bytes = max(self.counters.peak_bytes, self.bytes)
+            if self.bytes > self.budget and len(entries) == 1:
+                for entry in pinned:
+                    entry.pins -= 1
+                self._drop(entries[0])
+                raise self._too_small(entries[0].nbytes)
+            self._changed.notify_all()
+
+    def _fill_ahead(self, entries: list[_Entry]) -> None:
+        # A guess that fails is no failure: whoever needs the block asks again and is told.
+        try:
+            self._fill(entries, [])
+        except Exception:
+            pass

@@ -1,0 +1,146 @@
+"""A transformers model without its experts: built without memory, then given its weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from .errors import MissingWeights
+from .families import Family
+from .weights import scaled
+
+SCALE = "_scale_inv"
+
+
+def skeleton(config: PreTrainedConfig, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+    """The model on the meta device: modules and shapes, no memory."""
+    options = {} if attention is None else {"attn_implementation": attention}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, experts_implementation="eager", **options
+        )
+    return model.eval()
+
+
+def read_config(directory: str) -> tuple[PreTrainedConfig, tuple[int, int] | None, torch.dtype]:
+    """The configuration, the blocks that scales are for, and the type to compute in.
+
+    Weights are unpacked here, so transformers is not to see how they are packed.
+    """
+    config = AutoConfig.from_pretrained(directory)
+    packed = getattr(config, "quantization_config", None) or {}
+    block_size = packed.get("weight_block_size")
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    dtype = getattr(config, "dtype", None) or torch.bfloat16
+    return config, tuple(block_size) if block_size else None, dtype
+
+
+def kept_exact(model: PreTrainedModel, dtype: torch.dtype) -> re.Pattern[str] | None:
+    """Names of parameters that transformers keeps in FP32 whatever the model's type is."""
+    names = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if dtype == torch.float16:
+        names |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    if not names or dtype not in (torch.float16, torch.bfloat16):
+        return None
+    return re.compile("|".join(rf"(^|\.){re.escape(name)}($|\.)" for name in sorted(names)))
+
+
+def wanted(model: PreTrainedModel, family: Family) -> list[str]:
+    """Parameters and kept buffers outside of routers and experts, by transformers' names."""
+    inside = set()
+    for _, block in family.blocks(model):
+        for part in (block.experts, getattr(block, family.router)):
+            inside.update(map(id, part.parameters()))
+            inside.update(map(id, part.buffers()))
+    names = []
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        # What is tied is one tensor by two names.
+        if id(tensor) not in inside:
+            inside.add(id(tensor))
+            names.append(name)
+    return names
+
+
+class Assign:
+    """Puts tensors in the place of a skeleton's, one at a time, in the type that belongs there."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        device: torch.device,
+        dtype: torch.dtype,
+        block_size: tuple[int, int] | None,
+    ) -> None:
+        self.model = model
+        self.device = device
+        self.dtype = dtype
+        self.block_size = block_size
+        self.exact = kept_exact(model, dtype)
+        self.bytes = 0
+
+    def own(
+        self, name: str, tensor: torch.Tensor, scale: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """A copy on the device in the type that belongs there; what is given may be another's."""
+        dtype = torch.float32 if self.exact and self.exact.search(name) else self.dtype
+        own = tensor.to(self.device)
+        if scale is not None:
+            own = scaled(own, scale.to(self.device), dtype, self.block_size)
+        own = own.to(dtype)
+        return own.clone() if own.data_ptr() == tensor.data_ptr() else own
+
+    def put(self, name: str, tensor: torch.Tensor, scale: torch.Tensor | None = None) -> None:
+        """A copy in the place that has this name."""
+        at, _, last = name.rpartition(".")
+        module = self.model.get_submodule(at)
+        place = getattr(module, last)
+        if tensor.shape != place.shape:
+            raise MissingWeights(
+                f"{name} is published as {tuple(tensor.shape)} and the configuration makes it "
+                f"{tuple(place.shape)}: config.json and the weights are not of one model"
+            )
+        own = self.own(name, tensor, scale)
+        put(module, last, own)
+        self.bytes += own.nbytes
+
+    def put_all(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Tensors by transformers' names, FP8 ones beside their scales."""
+        for name, tensor in tensors.items():
+            if not name.endswith(SCALE):
+                self.put(name, tensor, tensors.get(name + SCALE))
+
+
+def put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Gives a module a tensor in the place of the one that has this name, whatever its shape."""
+    if isinstance(getattr(module, name), nn.Parameter):
+        tensor = nn.Parameter(tensor, requires_grad=False)
+    setattr(module, name, tensor)
+
+
+def finish(model: PreTrainedModel, device: torch.device) -> None:
+    """Computes what no checkpoint holds (rotary frequencies), ties what is tied, checks the rest."""
+    for module in model.modules():
+        own = dict(module.named_buffers(recurse=False))
+        absent = [name for name, buffer in own.items() if buffer.is_meta]
+        if not absent or any(name not in module._non_persistent_buffers_set for name in absent):
+            continue
+        for name in absent:
+            module._buffers[name] = torch.empty_like(own[name], device="cpu")
+        # What from_pretrained calls to the same end.
+        model._init_weights(module)
+        for name in absent:
+            module._buffers[name] = module._buffers[name].to(device)
+    model.tie_weights()
+    left = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor.is_meta]
+    left += [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    if left:
+        raise MissingWeights(
+            f"the published model has no tensor for {', '.join(sorted(set(left))[:5])}"
+            f"{' and others' if len(set(left)) > 5 else ''}: its config.json asks for {len(set(left))} "
+            "that are not there"
+        )

@@ -1,0 +1,221 @@
+"""The worker's cache of experts: its bound, its order, and what failures leave."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import OrderedDict
+
+import pytest
+
+pytest.importorskip("torch", reason="needs tpad[transformers]")
+pytest.importorskip("transformers", reason="needs tpad[transformers]")
+
+from serving import wait_for
+from tpad.transformers import BudgetTooSmall
+from tpad.transformers.cache import ExpertCache
+
+
+class Piece:
+    """A block that says when it was released."""
+
+    def __init__(self, source: Pieces, key: int) -> None:
+        self.source, self.key, self.nbytes = source, key, source.sizes(key)
+        source.out += self.nbytes
+        source.most = max(source.most, source.out)
+        self.released = False
+
+    def release(self) -> None:
+        assert not self.released, f"{self.key} was released twice"
+        self.released = True
+        self.source.out -= self.nbytes
+
+
+class Pieces:
+    """A source that counts what is out."""
+
+    def __init__(self, sizes=lambda key: 10, known: bool = True) -> None:
+        self.sizes, self.known = sizes, known
+        self.out = self.most = 0
+        self.asked: list[list[int]] = []
+        self.failing: set[int] = set()
+        self.once = False
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def nbytes(self, key: int) -> int | None:
+        return self.sizes(key) if self.known else None
+
+    def fetch(self, keys) -> list[Piece]:
+        assert self.gate.wait(10)
+        self.asked.append(list(keys))
+        if self.failing.intersection(keys):
+            if self.once:
+                self.failing = set()
+            raise OSError(f"{keys} cannot be had")
+        self.known = True
+        return [Piece(self, key) for key in keys]
+
+    def warm(self, keys) -> bool:
+        return False
+
+
+def used(cache: ExpertCache, *keys: int) -> list[int]:
+    """Uses blocks; their keys as they came."""
+    came = []
+    for piece in cache.use(keys):
+        assert not piece.released
+        came.append(piece.key)
+    return came
+
+
+def test_it_is_lru_within_its_budget_whatever_is_asked() -> None:
+    draw = random.Random(3)
+    source = Pieces()
+    cache = ExpertCache(source, 70)
+    model: OrderedDict[int, None] = OrderedDict()
+    for _ in range(2000):
+        key = draw.randrange(14)
+        asked = len(source.asked)
+        assert used(cache, key) == [key]
+        assert (len(source.asked) > asked) == (key not in model)
+        model[key] = None
+        model.move_to_end(key)
+        if len(model) > 7:
+            model.popitem(last=False)
+        assert source.out == cache.bytes == 10 * len(model)
+    assert source.most == cache.counters.peak_bytes == 70
+    assert cache.counters.hits + cache.counters.fetches == cache.counters.uses == 2000
+    cache.close()
+    assert source.out == cache.bytes == 0
+
+
+def test_more_than_the_budget_comes_in_turns_in_the_order_asked() -> None:
+    draw = random.Random(5)
+    source = Pieces(lambda key: 5 + key)
+    cache = ExpertCache(source, 40)
+    for _ in range(300):
+        keys = draw.sample(range(16), draw.randrange(1, 16))
+        assert used(cache, *keys) == keys
+        assert source.out == cache.bytes <= 40
+    assert source.most <= 40
+    assert max(map(len, source.asked)) > 1, "what fits together is asked for together"
+    cache.close()
+
+
+def test_a_block_of_unknown_size_is_fetched_alone() -> None:
+    source = Pieces(known=False)
+    cache = ExpertCache(source, 40)
+    assert used(cache, 1, 2, 3) == [1, 2, 3]
+    assert source.asked == [[1], [2, 3]]
+    assert cache.bytes == 30
+    cache.close()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_one_that_has_no_room_at_all_is_told_with_both_sizes(known: bool) -> None:
+    source = Pieces(lambda key: 100, known=known)
+    cache = ExpertCache(source, 40)
+    with pytest.raises(BudgetTooSmall, match="100 bytes and expert_budget is 40"):
+        used(cache, 1)
+    assert source.out == cache.bytes == 0
+    cache.close()
+
+
+def test_a_failed_fetch_leaves_nothing_and_may_be_tried_again() -> None:
+    source = Pieces()
+    cache = ExpertCache(source, 40)
+    used(cache, 1)
+    source.failing = {2}
+    with pytest.raises(OSError, match="cannot be had"):
+        used(cache, 1, 2)
+    assert cache.bytes == source.out == 10
+    source.failing = set()
+    assert used(cache, 1, 2, 3, 4) == [1, 2, 3, 4]
+    assert cache.bytes == 40, "a pin that was left would stand in the way"
+    assert used(cache, 5, 6, 7, 8) == [5, 6, 7, 8]
+    cache.close()
+
+
+def test_what_is_computed_with_stays_whoever_else_wants_room() -> None:
+    source = Pieces()
+    cache = ExpertCache(source, 20)
+    first = cache.use([1, 2])
+    held = next(first)
+    other = threading.Thread(target=used, args=(cache, 3))
+    other.start()
+    cache.guess([4, 5])
+    assert not held.released
+    assert [piece.key for piece in first] == [2]
+    other.join(10)
+    assert not other.is_alive() and held.released
+    assert source.most == 20
+    cache.close()
+
+
+def test_two_threads_that_want_one_block_fetch_it_once() -> None:
+    source = Pieces()
+    source.gate.clear()
+    cache = ExpertCache(source, 40)
+    threads = [threading.Thread(target=used, args=(cache, 1)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: cache.counters.uses == 4, "all have asked")
+    source.gate.set()
+    for thread in threads:
+        thread.join(10)
+    assert source.asked == [[1]]
+    cache.close()
+    assert source.out == 0
+
+
+def test_a_guess_is_fetched_behind_the_back_and_found() -> None:
+    source = Pieces()
+    cache = ExpertCache(source, 40)
+    cache.guess([1, 2])
+    wait_for(lambda: cache.counters.fetches == 2, "the guesses are there")
+    assert used(cache, 1) == [1]
+    assert len(source.asked) == 1
+    assert (cache.counters.hits, cache.counters.guesses_used) == (1, 1)
+    used(cache, 3, 4, 5, 6)
+    assert cache.counters.guesses_wasted == 1
+    cache.close()
+
+
+def test_a_guess_that_fails_fails_nobody() -> None:
+    source = Pieces()
+    source.failing = {1}
+    cache = ExpertCache(source, 40)
+    cache.guess([1])
+    wait_for(lambda: source.asked == [[1]] and cache.bytes == 0, "the guess has failed")
+    source.failing = set()
+    assert used(cache, 1) == [1]
+    cache.close()
+
+
+def test_who_waits_for_a_guess_that_fails_fetches_for_himself() -> None:
+    source = Pieces()
+    source.gate.clear()
+    source.failing, source.once = {1}, True
+    cache = ExpertCache(source, 40)
+    cache.guess([1])
+    came: list[list[int]] = []
+    waiting = threading.Thread(target=lambda: came.append(used(cache, 1)))
+    waiting.start()
+    wait_for(lambda: cache.counters.hits == 1, "somebody waits for the guess")
+    source.gate.set()
+    waiting.join(10)
+    assert came == [[1]]
+    assert source.asked == [[1], [1]]
+    cache.close()
+    assert source.out == 0
+
+
+def test_after_it_is_closed_nothing_is_guessed_and_nothing_held() -> None:
+    source = Pieces()
+    cache = ExpertCache(source, 40)
+    used(cache, 1, 2)
+    cache.close()
+    cache.guess([3])
+    assert source.out == cache.bytes == 0
+    assert source.asked == [[1, 2]]
