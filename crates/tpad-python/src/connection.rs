@@ -179,7 +179,7 @@ impl Connection {
         layer: u32,
     ) -> PyResult<Option<Block>> {
         let key = tpad_manifest::ExpertKey { tier: keys::tier(tier)?, group, expert };
-        let held = self.source(py)?.hold(model, &BlockKey::Expert { key, layer });
+        let held = self.source(py)?.hold(model, &BlockKey::Expert { key, layer }, None);
         Ok(held.map(|lease| Block::of(Arc::new(Here::new(lease)))))
     }
 
@@ -199,12 +199,6 @@ impl Connection {
     ) -> PyResult<Py<PyAny>> {
         let key = tpad_manifest::ExpertKey { tier: keys::tier(tier)?, group, expert };
         let key = BlockKey::Expert { key, layer };
-        if done.is_none() && device.is_none_or(|device| device.is_none()) {
-            // What is held already is found in less time than a wait takes to begin.
-            if let Some(lease) = self.source(py)?.hold(model, &key) {
-                return Ok(Py::new(py, Block::of(Arc::new(Here::new(lease))))?.into_any());
-            }
-        }
         self.blocks(py, model, vec![key], device, timeout, done, one)
     }
 
@@ -300,9 +294,16 @@ impl Connection {
         done: Option<Py<PyAny>>,
         convert: impl FnOnce(Python<'_>, Leases) -> PyResult<Py<PyAny>> + Send + 'static,
     ) -> PyResult<Py<PyAny>> {
-        let (source, model) = (self.source(py)?, model.to_owned());
+        let source = self.source(py)?;
         let timeout = limit(timeout)?;
         let device = gpu::named(device)?.map(|index| gpu::open(py, index)).transpose()?;
+        if done.is_none() {
+            // What is there is found in less time than a wait takes to begin.
+            if let Some(leases) = source.hold_all(model, &keys, device.as_ref()) {
+                return convert(py, leases);
+            }
+        }
+        let model = model.to_owned();
         let blocks = async move { source.blocks(&model, &keys, device.as_ref(), timeout).await };
         run(py, done, blocks, convert)
     }

@@ -121,12 +121,28 @@ impl Source {
         }
     }
 
-    /// A block that lies in the daemon's memory and was acquired before, without a message.
-    pub(crate) fn hold(&self, model: &str, key: &BlockKey) -> Option<Lease> {
-        match &*self.way() {
-            Way::Open(handoff) => handoff.hold(model, key).map(Lease::Held),
-            Way::Closed(..) => None,
+    /// A block that lies in the daemon's memory, the host's or a device's, and was acquired
+    /// there before, without a message.
+    pub(crate) fn hold(&self, model: &str, key: &BlockKey, on: Option<&OnGpu>) -> Option<Lease> {
+        let Way::Open(handoff) = &*self.way() else { return None };
+        match on {
+            None => handoff.hold(model, key).map(Lease::Held),
+            Some(on) => {
+                let block = handoff.hold_on(&on.gpu, model, key)?;
+                Some(Lease::OnGpu(block, on.clone()))
+            }
         }
+    }
+
+    /// All of these blocks as by [`Source::hold`], or nothing.
+    pub(crate) fn hold_all(
+        &self,
+        model: &str,
+        keys: &[BlockKey],
+        on: Option<&OnGpu>,
+    ) -> Option<Leases> {
+        let held = keys.iter().map(|key| Some(Arc::new(Here::new(self.hold(model, key, on)?))));
+        held.collect()
     }
 
     /// Blocks of a model, in the order of their keys.
