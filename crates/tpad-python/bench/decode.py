@@ -103,7 +103,9 @@ class Bench:
             programs = Path(self.options.programs)
             (self.state / "plan.toml").write_text(PLAN.format(last=self.shape.experts - 1))
             plan = str(self.state / "plan.toml")
-            tpactl(programs, self.state, "import", str(self.root), "--model", "bench", "--plan", plan)
+            tpactl(
+                programs, self.state, "import", str(self.root), "--model", "bench", "--plan", plan
+            )
         with self.section("serve"):
             self.serve(programs)
         with self.section("load tpad"):
@@ -142,7 +144,11 @@ class Bench:
             self.results["prefetched"] = client.prefetch(model, keys).wait(180)
             seconds += time.monotonic() - begun
             status = client.status()
-        self.results["serve"] = {"ready_seconds": seconds, "hbm": status["hbm"], "models": status["models"]}
+        self.results["serve"] = {
+            "ready_seconds": seconds,
+            "hbm": status["hbm"],
+            "models": status["models"],
+        }
         if cuda and status["hbm"]["mode"] != "cuda":
             raise RuntimeError(f"the daemon has no GPU: {status['hbm']}")
 
@@ -179,7 +185,9 @@ class Bench:
         model = load_local(self.root, self.device, lru)
         self.results["pinned_load_seconds"] = time.perf_counter() - begun
         self.notes["pinned LRU"] = f"{len(lru.slots)} slots on the device"
-        self.systems.append(System("pinned LRU", model, lambda: lru.missed_bytes, self.options.tokens))
+        self.systems.append(
+            System("pinned LRU", model, lambda: lru.missed_bytes, self.options.tokens)
+        )
         if self.device.type == "cuda":
             free = torch.cuda.mem_get_info(self.device)[0]
             if free < 2.2 * self.shape.experts_bytes:
@@ -190,7 +198,10 @@ class Bench:
 
     def load_offload(self) -> None:
         """Accelerate, whose load to the first token is the fresh load that a restart replaces."""
-        dense = 2 * (2 * self.shape.vocab * self.shape.hidden) + self.shape.layers * 5 * self.shape.hidden**2
+        dense = (
+            2 * (2 * self.shape.vocab * self.shape.hidden)
+            + self.shape.layers * 5 * self.shape.hidden**2
+        )
         begun = time.perf_counter()
         model, how = load_offloaded(self.root, self.device, self.third + dense, self.shape)
         system = System("offload", model, lambda: 0, self.options.offload_tokens)
@@ -206,7 +217,13 @@ class Bench:
         rate = plain_copy_rate(self.shape.expert_bytes, self.device)
         spare = 90 if self.device.type == "cuda" else 0
         rates, differ = interleaved(
-            self.systems, self.shape.vocab, self.options.rounds, self.options.warm, self.device, self.until - spare, rate
+            self.systems,
+            self.shape.vocab,
+            self.options.rounds,
+            self.options.warm,
+            self.device,
+            self.until - spare,
+            rate,
         )
         self.results["decode"] = {
             "copy_rates": rates,
@@ -218,12 +235,20 @@ class Bench:
         for system in self.systems:
             served = getattr(system.model, "tpad", None)
             if served is not None:
-                counters = {k: v if isinstance(v, int) else len(v) for k, v in vars(served.counters).items()}
+                counters = {
+                    k: v if isinstance(v, int) else len(v) for k, v in vars(served.counters).items()
+                }
                 self.results["decode"][f"counters of {system.name}"] = counters
                 self.results["decode"][f"guesses right, {system.name}"] = served.store.right
-        self.results["decode"]["daemon"] = {
-            k: v for k, v in self.daemon.metrics().items() if k.startswith("tpad_hbm") and "bucket" not in k
-        } if self.daemon else {}
+        self.results["decode"]["daemon"] = (
+            {
+                k: v
+                for k, v in self.daemon.metrics().items()
+                if k.startswith("tpad_hbm") and "bucket" not in k
+            }
+            if self.daemon
+            else {}
+        )
 
     def workers(self) -> None:
         """Two processes on one daemon: what they take, and how fast one is back when it is killed."""
@@ -270,7 +295,9 @@ class Bench:
         """Starts a worker and waits until it has decoded."""
         command = [sys.executable, str(Path(__file__).with_name("worker.py")), self.daemon.address]
         command += [str(self.device), str(budget), "16"]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
         def end() -> None:
             with suppress(ProcessLookupError):
@@ -332,25 +359,38 @@ def place(options: argparse.Namespace, shape: Shape) -> Path:
         at = options.dir
     else:
         needed = int(1.15 * shape.experts_bytes) + (4 << 30)
-        available = int(next(l for l in open("/proc/meminfo") if l.startswith("MemAvailable")).split()[1]) << 10
-        roomy = shutil.disk_usage("/dev/shm").free > needed and available > 4.4 * shape.experts_bytes
+        available = (
+            int(next(l for l in open("/proc/meminfo") if l.startswith("MemAvailable")).split()[1])
+            << 10
+        )
+        roomy = (
+            shutil.disk_usage("/dev/shm").free > needed and available > 4.4 * shape.experts_bytes
+        )
         at = "/dev/shm" if roomy and not options.tiny else tempfile.gettempdir()
     return Path(tempfile.mkdtemp(prefix="tpad-decode-", dir=at))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--programs", required=True, help="the directory of tpad and tpactl")
     parser.add_argument("--out", default=".", help="where decode.json and decode.txt go")
-    parser.add_argument("--dir", help="where the model is made (default: /dev/shm or the temporary directory)")
+    parser.add_argument(
+        "--dir", help="where the model is made (default: /dev/shm or the temporary directory)"
+    )
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--layers", type=int, default=9, help="9 layers are 25 GB of experts")
-    parser.add_argument("--zipf", type=float, default=1.0, help="how skewed the routers are; 0: not at all")
+    parser.add_argument(
+        "--zipf", type=float, default=1.0, help="how skewed the routers are; 0: not at all"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=32, help="of a round")
     parser.add_argument("--offload-tokens", type=int, default=4, help="of a round, of accelerate")
     parser.add_argument("--warm", type=int, default=16, help="tokens before the first round")
-    parser.add_argument("--until", type=float, default=410.0, help="seconds after which no round begins")
+    parser.add_argument(
+        "--until", type=float, default=410.0, help="seconds after which no round begins"
+    )
     parser.add_argument("--tiny", action="store_true", help="a model of a megabyte")
     options = parser.parse_args()
     torch.set_num_threads(2 if options.tiny else 8)

@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 
 
-def load_offloaded(root: Path, device: torch.device, gpu_bytes: int, shape) -> tuple[torch.nn.Module, str]:
+def load_offloaded(
+    root: Path, device: torch.device, gpu_bytes: int, shape
+) -> tuple[torch.nn.Module, str]:
     """The model by `from_pretrained`, and in words how its weights are moved."""
     from transformers import AutoModelForCausalLM
 
@@ -15,7 +17,9 @@ def load_offloaded(root: Path, device: torch.device, gpu_bytes: int, shape) -> t
         import accelerate
     except ImportError:
         model = AutoModelForCausalLM.from_pretrained(root, dtype=torch.bfloat16, device_map=None)
-        return hooked(model.eval(), device, gpu_bytes), "hooks after accelerate's scheme (it is not installed)"
+        return hooked(
+            model.eval(), device, gpu_bytes
+        ), "hooks after accelerate's scheme (it is not installed)"
     if device.type == "cpu":
         # There is nowhere to move to: the hooks run, the memory is the same.
         model = AutoModelForCausalLM.from_pretrained(root, dtype=torch.bfloat16)

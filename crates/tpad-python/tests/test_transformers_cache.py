@@ -8,8 +8,6 @@ from collections import OrderedDict
 
 import pytest
 
-pytest.importorskip("torch", reason="needs tpad[transformers]")
-pytest.importorskip("transformers", reason="needs tpad[transformers]")
 
 from serving import wait_for
 from tpad.transformers import BudgetTooSmall

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs tpad[transformers]")
-pytest.importorskip("transformers", reason="needs tpad[transformers]")
+import torch
 
 import tpad
 import tpad.transformers
@@ -50,7 +49,10 @@ def check(root: Path, model, reference) -> None:
 def test_a_model_larger_than_the_daemons_memory_says_the_same(family: str, tmp_path: Path) -> None:
     size = write(family, tmp_path / "model")
     root = published(tmp_path, tmp_path / "model")
-    with Daemon(tmp_path, {"m": root}, dram="2MiB") as daemon, tpad.connect(daemon.address) as client:
+    with (
+        Daemon(tmp_path, {"m": root}, dram="2MiB") as daemon,
+        tpad.connect(daemon.address) as client,
+    ):
         assert size > 1.5 * (2 << 20), "the model has to be larger than the daemon's memory"
         largest = max(block_bytes(client))
         budget = 6 * largest
@@ -78,7 +80,10 @@ def test_a_fixture_says_the_same(name: str, tmp_path: Path) -> None:
         options["quantization_config"] = FineGrainedFP8Config(
             dequantize=True, weight_block_size=(128, 128)
         )
-    with Daemon(tmp_path, {"m": root}, dram="1MiB") as daemon, tpad.connect(daemon.address) as client:
+    with (
+        Daemon(tmp_path, {"m": root}, dram="1MiB") as daemon,
+        tpad.connect(daemon.address) as client,
+    ):
         budget = 3 * max(block_bytes(client))
         model = tpad.transformers.load(client, "m", expert_budget=budget)
         check(root, model, unmodified(FIXTURES[name], **options))
@@ -91,7 +96,10 @@ def test_packed_weights_are_unpacked_as_transformers_does(tmp_path: Path) -> Non
     sizes = "--hidden 64 --intermediate 64 --layers 2 --experts 8 --vocab 512"
     tpactl("synth", root, "--preset", "gpt-oss-20b", *sizes.split(), "--dtype", "mxfp4")
     published(tmp_path, root)
-    with Daemon(tmp_path, {"m": root}, dram="4MiB") as daemon, tpad.connect(daemon.address) as client:
+    with (
+        Daemon(tmp_path, {"m": root}, dram="4MiB") as daemon,
+        tpad.connect(daemon.address) as client,
+    ):
         model = tpad.transformers.load(client, "m", expert_budget="100KiB")
         check(root, model, unmodified(root, quantization_config=Mxfp4Config(dequantize=True)))
         # What is held is what is stored: an expert of 25 thousand weights, four bits each.

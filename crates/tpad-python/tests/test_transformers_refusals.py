@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs tpad[transformers]")
-pytest.importorskip("transformers", reason="needs tpad[transformers]")
+import torch
 
 import tpad
 import tpad.transformers
@@ -41,7 +40,9 @@ def served(place: Path, change) -> Daemon:
 
 
 def test_an_unsupported_family_is_refused_with_those_that_are(tmp_path: Path) -> None:
-    with served(tmp_path, lambda c: c.update(model_type="qwen2_moe", shared_expert_intermediate_size=0)) as daemon:
+    with served(
+        tmp_path, lambda c: c.update(model_type="qwen2_moe", shared_expert_intermediate_size=0)
+    ) as daemon:
         with tpad.connect(daemon.address) as client:
             with pytest.raises(
                 tpad.transformers.UnsupportedFamily,
@@ -73,7 +74,9 @@ def test_an_unknown_tier_set_is_the_daemons_refusal(tmp_path: Path) -> None:
 def test_a_budget_below_one_expert_says_so_at_the_first_step(tmp_path: Path) -> None:
     with served(tmp_path, lambda c: None) as daemon, tpad.connect(daemon.address) as client:
         model = tpad.transformers.load(client, "m", expert_budget="4KiB")
-        with pytest.raises(tpad.transformers.BudgetTooSmall, match="expert_budget is 4096: raise it"):
+        with pytest.raises(
+            tpad.transformers.BudgetTooSmall, match="expert_budget is 4096: raise it"
+        ):
             model(torch.tensor([[5]]))
         model.tpad.close()
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from .errors import BudgetTooSmall
 
@@ -20,21 +20,28 @@ from .errors import BudgetTooSmall
 class Held(Protocol):
     """A block that a source gave: readable until it is released."""
 
-    nbytes: int
+    @property
+    def nbytes(self) -> int: ...
 
     def release(self) -> None: ...
 
 
-class Source(Protocol):
+K = TypeVar("K", bound=Hashable)
+H = TypeVar("H", bound=Held)
+Asked = TypeVar("Asked", bound=Hashable, contravariant=True)
+Given = TypeVar("Given", bound=Held, covariant=True)
+
+
+class Source(Protocol[Asked, Given]):
     """Where blocks come from."""
 
-    def nbytes(self, key: Hashable) -> int | None:
+    def nbytes(self, key: Asked) -> int | None:
         """What holding the block takes; None while no block like it was seen."""
 
-    def fetch(self, keys: Sequence[Hashable]) -> list[Held]:
+    def fetch(self, keys: Sequence[Asked]) -> Sequence[Given]:
         """The blocks, in the order asked; all or an exception."""
 
-    def warm(self, keys: Sequence[Hashable]) -> bool:
+    def warm(self, keys: Sequence[Asked]) -> bool:
         """Has blocks brought near without holding them. False: hold them to that end."""
 
 
@@ -42,9 +49,9 @@ class Source(Protocol):
 class Counters:
     """What a cache has seen since it was made."""
 
-    picked: set = field(default_factory=set)
-    guessed: set = field(default_factory=set)
-    fetched: set = field(default_factory=set)
+    picked: set[Any] = field(default_factory=set)
+    guessed: set[Any] = field(default_factory=set)
+    fetched: set[Any] = field(default_factory=set)
     uses: int = 0
     hits: int = 0
     fetches: int = 0
@@ -56,31 +63,31 @@ class Counters:
     peak_bytes: int = 0
 
 
-class _Entry:
+class _Entry(Generic[K, H]):
     __slots__ = ("key", "nbytes", "held", "pins", "guess")
 
-    def __init__(self, key: Hashable, nbytes: int, guess: bool) -> None:
+    def __init__(self, key: K, nbytes: int, guess: bool) -> None:
         self.key = key
         self.nbytes = nbytes
-        self.held: Held | None = None
+        self.held: H | None = None
         self.pins = 0
         self.guess = guess
 
 
-class ExpertCache:
+class ExpertCache(Generic[K, H]):
     """Blocks by key within a budget."""
 
-    def __init__(self, source: Source, budget: int) -> None:
+    def __init__(self, source: Source[K, H], budget: int) -> None:
         self.source = source
         self.budget = budget
         self.bytes = 0
         self.counters = Counters()
-        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._entries: OrderedDict[K, _Entry[K, H]] = OrderedDict()
         self._changed = threading.Condition()
         self._closed = False
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="tpad-prefetch")
 
-    def use(self, keys: Sequence[Hashable]) -> Iterator[Held]:
+    def use(self, keys: Sequence[K]) -> Generator[H, None, None]:
         """Each block, in order. One is in place until the next is asked for."""
         with self._changed:
             self.counters.uses += len(keys)
@@ -90,7 +97,8 @@ class ExpertCache:
             window = self._acquire(keys[at:])
             try:
                 for entry in window:
-                    yield entry.held
+                    if entry.held is not None:
+                        yield entry.held
             finally:
                 with self._changed:
                     for entry in window:
@@ -98,7 +106,7 @@ class ExpertCache:
                     self._changed.notify_all()
             at += len(window)
 
-    def guess(self, keys: Sequence[Hashable]) -> None:
+    def guess(self, keys: Sequence[K]) -> None:
         """Brings blocks that are likely to be used next, as far as there is room; never waits."""
         with self._changed:
             absent = [key for key in keys if key not in self._entries]
@@ -135,7 +143,7 @@ class ExpertCache:
                 if entry.held is not None and not entry.pins:
                     self._drop(entry)
 
-    def _acquire(self, keys: Sequence[Hashable]) -> list[_Entry]:
+    def _acquire(self, keys: Sequence[K]) -> list[_Entry[K, H]]:
         """The first of the keys that fit together, one at least, each pinned."""
         while True:
             with self._changed:
@@ -151,22 +159,24 @@ class ExpertCache:
                 for entry in window:
                     entry.pins -= 1
 
-    def _plan(self, keys: Sequence[Hashable]) -> tuple[list[_Entry], list[_Entry]]:
+    def _plan(self, keys: Sequence[K]) -> tuple[list[_Entry[K, H]], list[_Entry[K, H]]]:
         """Pins what is there of the keys and reserves what is not, as far as that fits."""
         while True:
             there = {key: self._entries[key] for key in keys if key in self._entries}
             for entry in there.values():
                 entry.pins += 1
-            window, missing = [], []
+            window: list[_Entry[K, H]] = []
+            missing: list[_Entry[K, H]] = []
             for key in keys:
-                entry = there.get(key)
-                if entry is None:
-                    entry = None if window and self._is_new(key) else self._reserve(key, guess=False)
-                    if entry is None:
+                known = there.get(key)
+                if known is None:
+                    new = bool(window) and self.source.nbytes(key) is None
+                    known = None if new else self._reserve(key, guess=False)
+                    if known is None:
                         break
-                    entry.pins += 1
-                    missing.append(entry)
-                window.append(entry)
+                    known.pins += 1
+                    missing.append(known)
+                window.append(known)
             taken = set(map(id, window))
             for entry in there.values():
                 if id(entry) not in taken:
@@ -174,10 +184,10 @@ class ExpertCache:
             if window:
                 break
             # What is further down the list may stand in the way of its first.
-            entry = self._reserve(keys[0], guess=False)
-            if entry is not None:
-                entry.pins += 1
-                window = missing = [entry]
+            first = self._reserve(keys[0], guess=False)
+            if first is not None:
+                first.pins += 1
+                window = missing = [first]
                 break
             if not self._changed.wait(timeout=60.0):
                 raise BudgetTooSmall(
@@ -185,52 +195,51 @@ class ExpertCache:
                     f"{self.source.nbytes(keys[0])} bytes: {self.bytes} bytes are in use; raise "
                     "expert_budget"
                 )
-        new = set(map(id, missing))
+        fresh = set(map(id, missing))
         for entry in window:
             self._entries.move_to_end(entry.key)
-            if id(entry) not in new:
+            if id(entry) not in fresh:
                 self.counters.hits += 1
                 if entry.guess:
                     entry.guess = False
                     self.counters.guesses_used += 1
         return window, missing
 
-    def _is_new(self, key: Hashable) -> bool:
-        """Whether no block like it was seen, so that its size is not known."""
-        return self.source.nbytes(key) is None
-
-    def _reserve(self, key: Hashable, *, guess: bool) -> _Entry | None:
+    def _reserve(self, key: K, *, guess: bool) -> _Entry[K, H] | None:
         nbytes = self.source.nbytes(key)
         if nbytes is None:
             return None if guess else self._reserve_all(key)
         if nbytes > self.budget:
             raise self._too_small(nbytes)
-        victims, room = [], self.budget - self.bytes
+        victims: list[_Entry[K, H]] = []
+        room = self.budget - self.bytes
         if room < nbytes:
-            for entry in self._entries.values():
-                if entry.pins or entry.held is None:
+            for old in self._entries.values():
+                if old.pins or old.held is None:
                     continue
-                victims.append(entry)
-                room += entry.nbytes
+                victims.append(old)
+                room += old.nbytes
                 if room >= nbytes:
                     break
             else:
                 return None
-        for entry in victims:
-            self._drop(entry)
+        for old in victims:
+            self._drop(old)
             self.counters.evictions += 1
-        entry = self._entries[key] = _Entry(key, nbytes, guess)
+        entry: _Entry[K, H] = _Entry(key, nbytes, guess)
+        self._entries[key] = entry
         self.bytes += nbytes
         return entry
 
-    def _reserve_all(self, key: Hashable) -> _Entry | None:
+    def _reserve_all(self, key: K) -> _Entry[K, H] | None:
         """The whole budget, for a block of a size that nobody knows yet."""
-        if any(entry.pins or entry.held is None for entry in self._entries.values()):
+        if any(old.pins or old.held is None for old in self._entries.values()):
             return None
-        for entry in list(self._entries.values()):
-            self._drop(entry)
+        for old in list(self._entries.values()):
+            self._drop(old)
             self.counters.evictions += 1
-        entry = self._entries[key] = _Entry(key, self.budget, guess=False)
+        entry: _Entry[K, H] = _Entry(key, self.budget, guess=False)
+        self._entries[key] = entry
         self.bytes += self.budget
         return entry
 
@@ -240,7 +249,7 @@ class ExpertCache:
             "few experts at least"
         )
 
-    def _drop(self, entry: _Entry) -> None:
+    def _drop(self, entry: _Entry[K, H]) -> None:
         del self._entries[entry.key]
         self.bytes -= entry.nbytes
         if entry.guess:
@@ -249,7 +258,7 @@ class ExpertCache:
             entry.held.release()
             entry.held = None
 
-    def _fill(self, entries: list[_Entry], pinned: list[_Entry]) -> None:
+    def _fill(self, entries: list[_Entry[K, H]], pinned: list[_Entry[K, H]]) -> None:
         """Fetches into entries that are reserved; takes them back if that fails."""
         try:
             blocks = self.source.fetch([entry.key for entry in entries])
@@ -278,7 +287,7 @@ class ExpertCache:
                 raise self._too_small(entries[0].nbytes)
             self._changed.notify_all()
 
-    def _fill_ahead(self, entries: list[_Entry]) -> None:
+    def _fill_ahead(self, entries: list[_Entry[K, H]]) -> None:
         # A guess that fails is no failure: whoever needs the block asks again and is told.
         try:
             self._fill(entries, [])

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 
+from tpad import BlockKey
+
 from .cache import ExpertCache
+from .source import ServedExpert
 from .weights import ExpertWeights
 
 #: A guess is worth its transfer when it is right this often; measured layer by layer with
@@ -18,7 +21,13 @@ MEMORY = 0.95
 class ServedStore:
     """Experts by layer and index from a cache of blocks by key."""
 
-    def __init__(self, cache: ExpertCache, keys: Mapping[int, Sequence], *, guesses: bool) -> None:
+    def __init__(
+        self,
+        cache: ExpertCache[BlockKey, ServedExpert],
+        keys: Mapping[int, Sequence[BlockKey]],
+        *,
+        guesses: bool,
+    ) -> None:
         self.cache = cache
         self.keys = keys
         self.guesses = guesses
@@ -26,7 +35,7 @@ class ServedStore:
         #: How often guesses for a layer were right of late.
         self.right: dict[int, float] = {}
 
-    def use(self, layer: int, experts: Sequence[int]) -> Generator[ExpertWeights]:
+    def use(self, layer: int, experts: Sequence[int]) -> Generator[ExpertWeights, None, None]:
         """The experts' weights, in order; each in place until the next is asked for."""
         self._judge(layer, experts)
         keys = self.keys[layer]
@@ -48,7 +57,7 @@ class ServedStore:
             before = self.right.get(layer, 1.0)
             self.right[layer] = MEMORY * before + (1 - MEMORY) * right
 
-    def replace(self, keys: Mapping[int, Sequence]) -> None:
+    def replace(self, keys: Mapping[int, Sequence[BlockKey]]) -> None:
         """Other experts from here on; those that are held stay held."""
         self.keys = keys
         self._guessed.clear()
