@@ -36,8 +36,8 @@ def load_offloaded(
     places = list(model.hf_device_map.values())
     on_gpu = sum(1 for place in places if place not in ("cpu", "disk"))
     return model.eval(), (
-        f"accelerate {accelerate.__version__}, device_map=auto, max_memory {gpu_bytes / 1e9:.2f} GB: "
-        f"{on_gpu} of {len(places)} parts on the GPU"
+        f"accelerate {accelerate.__version__}, device_map=auto, max_memory "
+        f"{gpu_bytes / 1e9:.2f} GB: {on_gpu} of {len(places)} parts on the GPU"
     )
 
 

@@ -58,7 +58,8 @@ def table(results: dict) -> str:
     decode = results.get("decode", {})
     if decode:
         lines.append(
-            f"plain pinned copy: {decode['copy_rate'] / 1e9:.2f} GB/s (median of {len(decode['copy_rates'])})"
+            f"plain pinned copy: {decode['copy_rate'] / 1e9:.2f} GB/s, the median of "
+            f"{len(decode['copy_rates'])} before the rounds"
         )
         lines.append(f"{'system':<24}{'tokens/s':>10}{'ms/token':>10}{'missed/token':>15}  notes")
         for row in decode["systems"]:
@@ -67,7 +68,8 @@ def table(results: dict) -> str:
                 continue
             note = decode["notes"].get(row["system"], "")
             lines.append(
-                f"{row['system']:<24}{row['tokens_per_second']:>10.2f}{row['seconds_per_token'] * 1e3:>10.2f}"
+                f"{row['system']:<24}{row['tokens_per_second']:>10.2f}"
+                f"{row['seconds_per_token'] * 1e3:>10.2f}"
                 f"{gb(row['missed_bytes_per_token']):>15}  {note}"
             )
         lines.append(

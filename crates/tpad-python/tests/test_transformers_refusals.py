@@ -46,7 +46,7 @@ def test_an_unsupported_family_is_refused_with_those_that_are(tmp_path: Path) ->
         with tpad.connect(daemon.address) as client:
             with pytest.raises(
                 tpad.transformers.UnsupportedFamily,
-                match="'qwen2_moe'.*deepseek_v3, gpt_oss, mixtral, olmoe, qwen3_moe.*tpad.Client.experts",
+                match=r"'qwen2_moe'.*deepseek_v3, gpt_oss, mixtral, .*Client\.experts",
             ):
                 tpad.transformers.load(client, "m", expert_budget="1MiB")
 
@@ -105,7 +105,9 @@ def test_scales_cover_the_cut_off_blocks_of_an_edge() -> None:
 def test_weights_that_are_not_understood_are_named() -> None:
     unpack = Unpack(torch.bfloat16)
     packed = torch.zeros(8, 4, dtype=torch.int32)
-    with pytest.raises(tpad.transformers.UnsupportedWeights, match="gate is stored as torch.int32"):
+    with pytest.raises(
+        tpad.transformers.UnsupportedWeights, match=r"gate is stored as torch\.int32"
+    ):
         unpack({("gate", "weight"): packed})
     with pytest.raises(tpad.transformers.UnsupportedWeights, match="'zero_point'"):
         unpack({("gate", "zero_point"): packed})

@@ -64,7 +64,7 @@ class Counters:
 
 
 class _Entry(Generic[K, H]):
-    __slots__ = ("key", "nbytes", "held", "pins", "guess")
+    __slots__ = ("guess", "held", "key", "nbytes", "pins")
 
     def __init__(self, key: K, nbytes: int, guess: bool) -> None:
         self.key = key

@@ -22,9 +22,10 @@ def skeleton(
     """The model on the meta device: modules and shapes, no memory."""
     options = {} if attention is None else {"attn_implementation": attention}
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        made = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=dtype, experts_implementation="eager", **options
         )
+    model: PreTrainedModel = made
     model.eval()  # type: ignore[no-untyped-call]
     return model
 
@@ -126,7 +127,7 @@ def put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 
 def finish(model: PreTrainedModel, device: torch.device) -> None:
-    """Computes what no checkpoint holds (rotary frequencies), ties what is tied, checks the rest."""
+    """Computes what no checkpoint holds (rotary frequencies), ties what is tied, and checks."""
     for module in model.modules():
         own = dict(module.named_buffers(recurse=False))
         absent = [name for name, buffer in own.items() if buffer.is_meta]
@@ -142,8 +143,8 @@ def finish(model: PreTrainedModel, device: torch.device) -> None:
     left = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor.is_meta]
     left += [name for name, buffer in model.named_buffers() if buffer.is_meta]
     if left:
+        names, more = sorted(set(left)), " and others" if len(set(left)) > 5 else ""
         raise MissingWeights(
-            f"the published model has no tensor for {', '.join(sorted(set(left))[:5])}"
-            f"{' and others' if len(set(left)) > 5 else ''}: its config.json asks for {len(set(left))} "
-            "that are not there"
+            f"the published model has no tensor for {', '.join(names[:5])}{more}: its config.json "
+            f"asks for {len(names)} that are not there"
         )

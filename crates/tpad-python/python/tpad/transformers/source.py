@@ -58,7 +58,7 @@ class CopiedExpert:
         self._unpack = unpack
         self.nbytes = block.nbytes
         # The copy is over when `to` returns: from here on the daemon may use its memory again.
-        self._tensors = {k: tensor.to(device) for k, tensor in tensors_of(block).items()}
+        self._tensors = {k: t.to(device, copy=True) for k, t in tensors_of(block).items()}
         self._weights = unpack(self._tensors) if is_plain(self._tensors, unpack.dtype) else None
         block.release()
 
