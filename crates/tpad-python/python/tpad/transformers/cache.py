@@ -8,59 +8,18 @@ go of the rest.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from contextlib import suppress
+from typing import Generic
 
 from .errors import BudgetTooSmall
+from .holding import Counters, H, K, Source
 
-
-class Held(Protocol):
-    """A block that a source gave: readable until it is released."""
-
-    @property
-    def nbytes(self) -> int: ...
-
-    def release(self) -> None: ...
-
-
-K = TypeVar("K", bound=Hashable)
-H = TypeVar("H", bound=Held)
-Asked = TypeVar("Asked", bound=Hashable, contravariant=True)
-Given = TypeVar("Given", bound=Held, covariant=True)
-
-
-class Source(Protocol[Asked, Given]):
-    """Where blocks come from."""
-
-    def nbytes(self, key: Asked) -> int | None:
-        """What holding the block takes; None while no block like it was seen."""
-
-    def fetch(self, keys: Sequence[Asked]) -> Sequence[Given]:
-        """The blocks, in the order asked; all or an exception."""
-
-    def warm(self, keys: Sequence[Asked]) -> bool:
-        """Has blocks brought near without holding them. False: hold them to that end."""
-
-
-@dataclass
-class Counters:
-    """What a cache has seen since it was made."""
-
-    picked: set[Any] = field(default_factory=set)
-    guessed: set[Any] = field(default_factory=set)
-    fetched: set[Any] = field(default_factory=set)
-    uses: int = 0
-    hits: int = 0
-    fetches: int = 0
-    fetched_bytes: int = 0
-    guesses: int = 0
-    guesses_used: int = 0
-    guesses_wasted: int = 0
-    evictions: int = 0
-    peak_bytes: int = 0
+#: Guesses are fetched so many bytes at a time: enough to fill a bus.
+AT_A_TIME = 32 << 20
 
 
 class _Entry(Generic[K, H]):
@@ -82,6 +41,8 @@ class ExpertCache(Generic[K, H]):
         self.budget = budget
         self.bytes = 0
         self.counters = Counters()
+        #: What fetching one block takes, of late.
+        self.fetch_seconds: float | None = None
         self._entries: OrderedDict[K, _Entry[K, H]] = OrderedDict()
         self._changed = threading.Condition()
         self._closed = False
@@ -260,6 +221,7 @@ class ExpertCache(Generic[K, H]):
 
     def _fill(self, entries: list[_Entry[K, H]], pinned: list[_Entry[K, H]]) -> None:
         """Fetches into entries that are reserved; takes them back if that fails."""
+        begun = time.perf_counter()
         try:
             blocks = self.source.fetch([entry.key for entry in entries])
         except BaseException:
@@ -271,7 +233,10 @@ class ExpertCache(Generic[K, H]):
                     self._drop(entry)
                 self._changed.notify_all()
             raise
+        spent = (time.perf_counter() - begun) / len(entries)
         with self._changed:
+            before = spent if self.fetch_seconds is None else self.fetch_seconds
+            self.fetch_seconds = 0.95 * before + 0.05 * spent
             for entry, held in zip(entries, blocks, strict=True):
                 entry.held = held
                 self.bytes += held.nbytes - entry.nbytes
@@ -288,8 +253,13 @@ class ExpertCache(Generic[K, H]):
             self._changed.notify_all()
 
     def _fill_ahead(self, entries: list[_Entry[K, H]]) -> None:
-        # A guess that fails is no failure: whoever needs the block asks again and is told.
-        try:
-            self._fill(entries, [])
-        except Exception:
-            pass
+        while entries:
+            # In turns, so that a large one that is right does not wait for one that is wrong.
+            count, size = 1, entries[0].nbytes
+            while count < len(entries) and size < AT_A_TIME:
+                size += entries[count].nbytes
+                count += 1
+            # One that fails is no failure: whoever needs the block asks again and is told.
+            with suppress(Exception):
+                self._fill(entries[:count], [])
+            entries = entries[count:]

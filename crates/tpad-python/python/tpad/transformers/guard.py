@@ -13,7 +13,6 @@ import threading
 
 import tpad
 import tpad.aio
-
 from tpad import Client
 
 from .errors import ModelChanged

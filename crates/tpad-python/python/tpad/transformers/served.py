@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from tpad import BlockKey, Client, Model, TierSet
 
-from .cache import Counters, ExpertCache
+from .cache import ExpertCache
 from .guard import Guard
+from .holding import Counters
 from .routing import Routing
 from .source import ClientSource, ServedExpert
 from .store import ServedStore
