@@ -140,7 +140,11 @@ def curriculum(
         say(
             f"held-out code: {seen.worker_loss_after:.3f} nats a byte in the worker, which runs "
             f"{' and '.join(seen.worker_tiers)} now; load varies by {seen.load_variation:.2f}"
-            + (f", without the balancing loss by {seen.load_variation_unbalanced:.2f}" if compare else "")
+            + (
+                f", without the balancing loss by {seen.load_variation_unbalanced:.2f}"
+                if compare
+                else ""
+            )
         )
         new = logits_of_set(address, NAME, ["base"], tokens)
         seen.old_set_same = torch.equal(old, new)

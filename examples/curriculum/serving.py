@@ -33,7 +33,8 @@ def daemon(root: Path, name: str, bases: list[Path], programs: Path | None) -> I
         address = f"unix://{place}/tpad.sock"
         allowed = ", ".join(f'"{base}"' for base in bases)
         Path(place, "tpad.toml").write_text(
-            f'follow_interval = "1s"\n[listen]\ngrpc = "off"\nhttp = "off"\nuds = "{place}/tpad.sock"\n'
+            'follow_interval = "1s"\n'
+            f'[listen]\ngrpc = "off"\nhttp = "off"\nuds = "{place}/tpad.sock"\n'
             f'[[models]]\nname = "{name}"\nroot = "{root}"\nallowed_bases = [{allowed}]\n'
             '[levels.dram]\ncapacity = "64MiB"\n'
         )

@@ -76,7 +76,9 @@ fn its_python_prints_the_experts_of_a_layer() {
         let python = tools::tool("python").display().to_string();
         let stubs = blocks(&text, "sh").into_iter().find(|block| block.contains("grpc_tools"));
         let stubs = stubs.expect("README makes the stubs").replace("python3", &python);
-        let snippet = blocks(&text, "python").remove(0);
+        let snippets = blocks(&text, "python");
+        let snippet = snippets.into_iter().find(|block| block.contains("import grpc"));
+        let snippet = snippet.expect("README has a client of grpcio");
         assert!(snippet.contains("127.0.0.1:7070"));
         let snippet = snippet.replace("127.0.0.1:7070", &address);
         let script = format!("set -e\n{stubs}\n{python} - <<'END'\n{snippet}\nEND\n");

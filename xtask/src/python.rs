@@ -9,8 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::run::{root, run, say, target};
-use crate::test;
+use crate::run::{cargo, root, run, say, target};
 use crate::tools::Environment;
 
 const PACKAGE: &str = "crates/tpad-python";
@@ -27,7 +26,7 @@ const WHEELS: &str = ".tools/python/wheels";
 
 /// Builds the programs and the wheel and runs the package's tests; `extra` goes to pytest.
 pub(crate) fn python(extra: &[String]) -> Result<()> {
-    test::build()?;
+    run(cargo().args(["build", "--locked", "--package", "tpad", "--package", "tpactl"]))?;
     tests(extra)
 }
 

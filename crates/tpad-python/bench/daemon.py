@@ -23,7 +23,9 @@ def tpactl(programs: Path, state: Path, *arguments: str) -> str:
 class Daemon:
     """`tpad serve`, as a child."""
 
-    def __init__(self, programs: Path, state: Path, root: Path, *, dram: int, experts: int, hbm: int | None) -> None:
+    def __init__(
+        self, programs: Path, state: Path, root: Path, *, dram: int, experts: int, hbm: int | None
+    ) -> None:
         state.mkdir(parents=True, exist_ok=True)
         self.socket = state / "tpad.sock"
         self.address = f"unix://{self.socket}"
@@ -93,4 +95,3 @@ class Daemon:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-

@@ -20,12 +20,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -35,11 +31,13 @@ from pathlib import Path
 
 import torch
 from daemon import Daemon, tpactl
+from fleet import pair_and_restart
 from local import load_local
 from make import Shape, make
 from offload import load_offloaded
 from pinned_lru import PinnedExperts, PinnedLru, Resident
 from report import goals, table
+from setting import PLAN, machine, patience, place, options_of
 from rounds import System, interleaved, plain_copy_rate, settle
 
 import tpad
@@ -68,9 +66,9 @@ class Bench:
             "shape": asdict(self.shape),
             "shape_in_words": (
                 f"Mixtral's shape, {self.shape.layers} layers of {self.shape.experts} experts of "
-                f"{self.shape.expert_bytes / 1e6:.1f} MB, {self.shape.experts_bytes / 1e9:.2f} GB of experts; random "
-                f"weights; routers with a made-up taste after Zipf's law, exponent {self.shape.zipf} "
-                "(no recorded traffic); random tokens, one at a time"
+                f"{self.shape.expert_bytes / 1e6:.1f} MB, {self.shape.experts_bytes / 1e9:.2f} GB "
+                "of experts; random weights; routers with a made-up taste after Zipf's law, "
+                f"exponent {self.shape.zipf} (no recorded traffic); random tokens, one at a time"
             ),
             "failed": {},
             "seconds": {},
@@ -103,7 +101,9 @@ class Bench:
             programs = Path(self.options.programs)
             (self.state / "plan.toml").write_text(PLAN.format(last=self.shape.experts - 1))
             plan = str(self.state / "plan.toml")
-            tpactl(programs, self.state, "import", str(self.root), "--model", "bench", "--plan", plan)
+            tpactl(
+                programs, self.state, "import", str(self.root), "--model", "bench", "--plan", plan
+            )
         with self.section("serve"):
             self.serve(programs)
         with self.section("load tpad"):
@@ -116,7 +116,18 @@ class Bench:
             self.decode()
         if self.daemon is not None and time.monotonic() < self.until + 60:
             with self.section("pair and restart"):
-                self.workers()
+                found = pair_and_restart(
+                    self.daemon.address,
+                    self.device,
+                    self.third * 2 // 5,
+                    [system.leave for system in self.systems],
+                    self.closing,
+                )
+                self.results |= found
+                level = self.results["serve"]["hbm"]["devices"]
+                self.results["pair"]["hbm_capacity_bytes"] = sum(d["capacity_bytes"] for d in level)
+                for name in ("fresh_load_seconds", "pinned_load_seconds"):
+                    self.results["restart"][name] = self.results.get(name)
 
     def serve(self, programs: Path) -> None:
         """Starts the daemon: host memory for the whole model, a third of it on the GPU."""
@@ -142,7 +153,11 @@ class Bench:
             self.results["prefetched"] = client.prefetch(model, keys).wait(180)
             seconds += time.monotonic() - begun
             status = client.status()
-        self.results["serve"] = {"ready_seconds": seconds, "hbm": status["hbm"], "models": status["models"]}
+        self.results["serve"] = {
+            "ready_seconds": seconds,
+            "hbm": status["hbm"],
+            "models": status["models"],
+        }
         if cuda and status["hbm"]["mode"] != "cuda":
             raise RuntimeError(f"the daemon has no GPU: {status['hbm']}")
 
@@ -179,7 +194,9 @@ class Bench:
         model = load_local(self.root, self.device, lru)
         self.results["pinned_load_seconds"] = time.perf_counter() - begun
         self.notes["pinned LRU"] = f"{len(lru.slots)} slots on the device"
-        self.systems.append(System("pinned LRU", model, lambda: lru.missed_bytes, self.options.tokens))
+        self.systems.append(
+            System("pinned LRU", model, lambda: lru.missed_bytes, self.options.tokens)
+        )
         if self.device.type == "cuda":
             free = torch.cuda.mem_get_info(self.device)[0]
             if free < 2.2 * self.shape.experts_bytes:
@@ -190,7 +207,10 @@ class Bench:
 
     def load_offload(self) -> None:
         """Accelerate, whose load to the first token is the fresh load that a restart replaces."""
-        dense = 2 * (2 * self.shape.vocab * self.shape.hidden) + self.shape.layers * 5 * self.shape.hidden**2
+        dense = (
+            2 * (2 * self.shape.vocab * self.shape.hidden)
+            + self.shape.layers * 5 * self.shape.hidden**2
+        )
         begun = time.perf_counter()
         model, how = load_offloaded(self.root, self.device, self.third + dense, self.shape)
         system = System("offload", model, lambda: 0, self.options.offload_tokens)
@@ -206,7 +226,13 @@ class Bench:
         rate = plain_copy_rate(self.shape.expert_bytes, self.device)
         spare = 90 if self.device.type == "cuda" else 0
         rates, differ = interleaved(
-            self.systems, self.shape.vocab, self.options.rounds, self.options.warm, self.device, self.until - spare, rate
+            self.systems,
+            self.shape.vocab,
+            self.options.rounds,
+            self.options.warm,
+            self.device,
+            self.until - spare,
+            rate,
         )
         self.results["decode"] = {
             "copy_rates": rates,
@@ -218,72 +244,20 @@ class Bench:
         for system in self.systems:
             served = getattr(system.model, "tpad", None)
             if served is not None:
-                counters = {k: v if isinstance(v, int) else len(v) for k, v in vars(served.counters).items()}
+                counters = {
+                    k: v if isinstance(v, int) else len(v) for k, v in vars(served.counters).items()
+                }
                 self.results["decode"][f"counters of {system.name}"] = counters
                 self.results["decode"][f"guesses right, {system.name}"] = served.store.right
-        self.results["decode"]["daemon"] = {
-            k: v for k, v in self.daemon.metrics().items() if k.startswith("tpad_hbm") and "bucket" not in k
-        } if self.daemon else {}
-
-    def workers(self) -> None:
-        """Two processes on one daemon: what they take, and how fast one is back when it is killed."""
-        budget = self.third * 2 // 5
-        for system in self.systems:
-            system.leave()
-        used = [self.used()]
-        first, said = self.worker(budget)
-        used.append(self.used())
-        second, also = self.worker(budget)
-        used.append(self.used())
-        level = self.results["serve"]["hbm"]
-        one, two = used[1] - used[0], used[2] - used[1]
-        self.results["pair"] = {
-            "first_worker_bytes": one,
-            "second_worker_bytes": two,
-            # What torch reserved and CUDA's context, as the first worker has them as well.
-            "own_bytes": max(one, said[1].get("torch_reserved_bytes", 0)),
-            "torch_reserved_bytes": said[1].get("torch_reserved_bytes"),
-            "hbm_capacity_bytes": sum(d["capacity_bytes"] for d in level["devices"]),
-            "tokens_per_second": [said[1]["tokens_per_second"], also[1]["tokens_per_second"]],
-        }
-        first.kill()
-        first.wait()
-        third, again = self.worker(budget)
-        self.results["restart"] = {
-            "first_token_seconds": again[0]["first_token_seconds"],
-            "load_seconds": again[0]["load_seconds"],
-            "fresh_load_seconds": self.results.get("fresh_load_seconds"),
-            "pinned_load_seconds": self.results.get("pinned_load_seconds"),
-        }
-        for process in (second, third):
-            process.stdin.close()
-            process.wait(30)
-
-    def used(self) -> int:
-        """Bytes of the device that are in use, whoever uses them."""
-        if self.device.type != "cuda":
-            return 0
-        free, total = torch.cuda.mem_get_info(self.device)
-        return total - free
-
-    def worker(self, budget: int) -> tuple[subprocess.Popen, list[dict]]:
-        """Starts a worker and waits until it has decoded."""
-        command = [sys.executable, str(Path(__file__).with_name("worker.py")), self.daemon.address]
-        command += [str(self.device), str(budget), "16"]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-        def end() -> None:
-            with suppress(ProcessLookupError):
-                process.kill()
-
-        self.closing.append(end)
-        said = []
-        for _ in range(2):
-            line = process.stdout.readline()
-            if not line:
-                raise RuntimeError(f"a worker ended with {process.wait()}")
-            said.append(json.loads(line))
-        return process, said
+        self.results["decode"]["daemon"] = (
+            {
+                k: v
+                for k, v in self.daemon.metrics().items()
+                if k.startswith("tpad_hbm") and "bucket" not in k
+            }
+            if self.daemon
+            else {}
+        )
 
     def close(self) -> None:
         """Ends what is left, the last first."""
@@ -293,72 +267,14 @@ class Bench:
         shutil.rmtree(self.state, ignore_errors=True)
 
 
-PLAN = """[[tiers]]
-id = "base"
-placement = "hbm"
-k_expert = 2
-[[tiers.groups]]
-experts = "0-{last}"
-"""
-
-
-@contextmanager
-def patience(seconds: int):
-    """Raises in the main thread after so long."""
-
-    def give_up(*_: object) -> None:
-        raise TimeoutError(f"not done after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def machine(device: torch.device) -> str:
-    """The machine in a line."""
-    what = f"torch {torch.__version__}, {os.cpu_count()} processors, {time.strftime('%Y-%m-%d')}"
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, {what}"
-    return f"no GPU: tries the program, measures nothing; {what}"
-
-
-def place(options: argparse.Namespace, shape: Shape) -> Path:
-    """Where the model goes: in memory where there is plenty, on disk otherwise."""
-    if options.dir:
-        at = options.dir
-    else:
-        needed = int(1.15 * shape.experts_bytes) + (4 << 30)
-        available = int(next(l for l in open("/proc/meminfo") if l.startswith("MemAvailable")).split()[1]) << 10
-        roomy = shutil.disk_usage("/dev/shm").free > needed and available > 4.4 * shape.experts_bytes
-        at = "/dev/shm" if roomy and not options.tiny else tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="tpad-decode-", dir=at))
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--programs", required=True, help="the directory of tpad and tpactl")
-    parser.add_argument("--out", default=".", help="where decode.json and decode.txt go")
-    parser.add_argument("--dir", help="where the model is made (default: /dev/shm or the temporary directory)")
-    parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--layers", type=int, default=9, help="9 layers are 25 GB of experts")
-    parser.add_argument("--zipf", type=float, default=1.0, help="how skewed the routers are; 0: not at all")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=32, help="of a round")
-    parser.add_argument("--offload-tokens", type=int, default=4, help="of a round, of accelerate")
-    parser.add_argument("--warm", type=int, default=16, help="tokens before the first round")
-    parser.add_argument("--until", type=float, default=410.0, help="seconds after which no round begins")
-    parser.add_argument("--tiny", action="store_true", help="a model of a megabyte")
-    options = parser.parse_args()
+    options = options_of(__doc__)
     torch.set_num_threads(2 if options.tiny else 8)
     bench = Bench(options)
     try:
         bench.run()
     finally:
-        bench.results["goals"] = goals(bench.results)
+        bench.results["goals"] = goals(bench.results) if bench.device.type == "cuda" else []
         text = table(bench.results)
         out = Path(options.out)
         out.mkdir(parents=True, exist_ok=True)

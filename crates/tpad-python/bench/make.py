@@ -76,7 +76,11 @@ NOISE = 1.28
 
 
 def shapes_of_layer(shape: Shape, layer: int) -> dict[str, tuple[int, ...]]:
-    at, hidden, kv = f"model.layers.{layer}", shape.hidden, shape.hidden // shape.heads * shape.kv_heads
+    at, hidden, kv = (
+        f"model.layers.{layer}",
+        shape.hidden,
+        shape.hidden // shape.heads * shape.kv_heads,
+    )
     tensors = {
         f"{at}.input_layernorm.weight": (hidden,),
         f"{at}.post_attention_layernorm.weight": (hidden,),
@@ -113,7 +117,9 @@ def value(name: str, size: tuple[int, ...], shape: Shape, draw: torch.Generator)
     return made * DEVIATION
 
 
-def write_shard(path: Path, tensors: dict[str, tuple[int, ...]], shape: Shape, device: str, seed: int) -> None:
+def write_shard(
+    path: Path, tensors: dict[str, tuple[int, ...]], shape: Shape, device: str, seed: int
+) -> None:
     """A safetensors file, one tensor in memory at a time."""
     header, at = {}, 0
     for name, size in tensors.items():
@@ -151,7 +157,9 @@ def make(root: Path, shape: Shape, device: str, threads: int) -> None:
         ]
         for job in jobs:
             job.result()
-    weights = {tensor: name for name, tensors in zip(names, shards, strict=True) for tensor in tensors}
+    weights = {
+        tensor: name for name, tensors in zip(names, shards, strict=True) for tensor in tensors
+    }
     index = {"metadata": {"shape": asdict(shape)}, "weight_map": weights}
     (root / "model.safetensors.index.json").write_text(json.dumps(index))
     (root / "config.json").write_text(json.dumps(shape.config(), indent=1))

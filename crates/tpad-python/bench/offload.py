@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 
 
-def load_offloaded(root: Path, device: torch.device, gpu_bytes: int, shape) -> tuple[torch.nn.Module, str]:
+def load_offloaded(
+    root: Path, device: torch.device, gpu_bytes: int, shape
+) -> tuple[torch.nn.Module, str]:
     """The model by `from_pretrained`, and in words how its weights are moved."""
     from transformers import AutoModelForCausalLM
 
@@ -15,7 +17,9 @@ def load_offloaded(root: Path, device: torch.device, gpu_bytes: int, shape) -> t
         import accelerate
     except ImportError:
         model = AutoModelForCausalLM.from_pretrained(root, dtype=torch.bfloat16, device_map=None)
-        return hooked(model.eval(), device, gpu_bytes), "hooks after accelerate's scheme (it is not installed)"
+        return hooked(
+            model.eval(), device, gpu_bytes
+        ), "hooks after accelerate's scheme (it is not installed)"
     if device.type == "cpu":
         # There is nowhere to move to: the hooks run, the memory is the same.
         model = AutoModelForCausalLM.from_pretrained(root, dtype=torch.bfloat16)
@@ -32,8 +36,8 @@ def load_offloaded(root: Path, device: torch.device, gpu_bytes: int, shape) -> t
     places = list(model.hf_device_map.values())
     on_gpu = sum(1 for place in places if place not in ("cpu", "disk"))
     return model.eval(), (
-        f"accelerate {accelerate.__version__}, device_map=auto, max_memory {gpu_bytes / 1e9:.2f} GB: "
-        f"{on_gpu} of {len(places)} parts on the GPU"
+        f"accelerate {accelerate.__version__}, device_map=auto, max_memory "
+        f"{gpu_bytes / 1e9:.2f} GB: {on_gpu} of {len(places)} parts on the GPU"
     )
 
 

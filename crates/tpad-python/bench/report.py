@@ -34,11 +34,21 @@ def goals(results: dict) -> list[dict]:
     pair = results.get("pair", {})
     if pair.get("own_bytes"):
         own = pair["own_bytes"]
-        goal("GPU memory of the second worker over its own need", pair["second_worker_bytes"] / own, 1.1, False)
+        goal(
+            "GPU memory of the second worker over its own need",
+            pair["second_worker_bytes"] / own,
+            1.1,
+            False,
+        )
     restart = results.get("restart", {})
     fresh = restart.get("fresh_load_seconds")
     if fresh and restart.get("first_token_seconds"):
-        goal("first token of a restarted worker over a fresh load", restart["first_token_seconds"] / fresh, 0.1, False)
+        goal(
+            "first token of a restarted worker over a fresh load",
+            restart["first_token_seconds"] / fresh,
+            0.1,
+            False,
+        )
     return made
 
 
@@ -47,7 +57,10 @@ def table(results: dict) -> str:
     lines = [results["machine"], results["shape_in_words"], ""]
     decode = results.get("decode", {})
     if decode:
-        lines.append(f"plain pinned copy: {decode['copy_rate'] / 1e9:.2f} GB/s (median of {len(decode['copy_rates'])})")
+        lines.append(
+            f"plain pinned copy: {decode['copy_rate'] / 1e9:.2f} GB/s, the median of "
+            f"{len(decode['copy_rates'])} before the rounds"
+        )
         lines.append(f"{'system':<24}{'tokens/s':>10}{'ms/token':>10}{'missed/token':>15}  notes")
         for row in decode["systems"]:
             if "tokens_per_second" not in row:
@@ -55,10 +68,13 @@ def table(results: dict) -> str:
                 continue
             note = decode["notes"].get(row["system"], "")
             lines.append(
-                f"{row['system']:<24}{row['tokens_per_second']:>10.2f}{row['seconds_per_token'] * 1e3:>10.2f}"
+                f"{row['system']:<24}{row['tokens_per_second']:>10.2f}"
+                f"{row['seconds_per_token'] * 1e3:>10.2f}"
                 f"{gb(row['missed_bytes_per_token']):>15}  {note}"
             )
-        lines.append(f"largest difference of logits from the first system's: {decode['logits_differ']}")
+        lines.append(
+            f"largest difference of logits from the first system's: {decode['logits_differ']}"
+        )
     for section in ("pair", "restart"):
         if results.get(section):
             lines.append(f"{section}: {results[section]}")

@@ -300,13 +300,17 @@ impl Tensor {
         }
     }
 
-    /// The bytes as a capsule of an older DLPack, flat and without their type.
-    fn _dlpack_bytes<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+    /// A capsule of an older DLPack: of the elements, or flat and of bytes.
+    fn _dlpack<'py>(slf: &Bound<'py, Self>, bytes: bool) -> PyResult<Bound<'py, PyAny>> {
         let this = slf.get();
         this.lease.get().map_err(|failure| failure.raise(slf.py()))?;
         let facts = this.facts();
-        let shape = [i64::try_from(facts.bytes).unwrap_or(i64::MAX)];
-        dlpack::export(slf.py(), this, facts.address, dlpack::BYTE, &shape, None)
+        let flat = [i64::try_from(facts.bytes).unwrap_or(i64::MAX)];
+        let (element, shape) = match dlpack::element(facts.dtype.name()) {
+            Some(element) if !bytes => (element, &*this.shape),
+            _ => (dlpack::BYTE, &flat[..]),
+        };
+        dlpack::export(slf.py(), this, facts.address, element, shape, None)
     }
 
     // SAFETY: Python calls it with a `Py_buffer` to fill.

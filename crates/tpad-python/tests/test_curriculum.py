@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs tpad[transformers]")
-pytest.importorskip("transformers", reason="needs tpad[transformers]")
+import torch
 
 from serving import REPOSITORY, program
 

@@ -8,12 +8,11 @@ from collections import OrderedDict
 
 import pytest
 
-pytest.importorskip("torch", reason="needs tpad[transformers]")
-pytest.importorskip("transformers", reason="needs tpad[transformers]")
 
 from serving import wait_for
 from tpad.transformers import BudgetTooSmall
 from tpad.transformers.cache import ExpertCache
+from tpad.transformers.store import ServedStore
 
 
 class Piece:
@@ -209,6 +208,40 @@ def test_who_waits_for_a_guess_that_fails_fetches_for_himself() -> None:
     assert source.asked == [[1], [1]]
     cache.close()
     assert source.out == 0
+
+
+def test_guesses_are_fetched_while_they_gain_time() -> None:
+    source = Pieces()
+    store = ServedStore(ExpertCache(source, 1000), {5: range(16)}, guesses=True)
+
+    def guessed(right: float, lead: float, fetch: float) -> bool:
+        """Whether a guess is fetched after what was measured so far."""
+        seen = store.cache.counters
+        wait_for(lambda: seen.fetches == seen.guesses, "earlier guesses are there")
+        store.cache.clear()
+        store.right[5], store.lead[5], store.cache.fetch_seconds = right, lead, fetch
+        before = seen.guesses
+        store.guess(5, [1, 2])
+        return seen.guesses > before
+
+    assert guessed(0.55, lead=5e-3, fetch=1e-3), "a fetch that is over before the layer begins"
+    assert not guessed(0.45, lead=5e-3, fetch=1e-3)
+    assert not guessed(0.9, lead=3e-4, fetch=6e-3), "a bus that is busy all the time"
+    assert guessed(0.97, lead=3e-4, fetch=6e-3)
+    store.cache.close()
+
+
+def test_how_often_guesses_are_right_is_measured_whether_they_are_fetched_or_not() -> None:
+    for guesses in (True, False):
+        source = Pieces()
+        store = ServedStore(ExpertCache(source, 1000), {5: range(16)}, guesses=guesses)
+        for turn in range(100):
+            store.guess(5, [1, 2])
+            store._judge(5, [1, 2] if turn % 4 else [3, 4])
+        assert 0.6 < store.right[5] < 0.9
+        assert store.lead[5] >= 0
+        assert (store.cache.counters.guesses > 0) == guesses
+        store.cache.close()
 
 
 def test_after_it_is_closed_nothing_is_guessed_and_nothing_held() -> None:

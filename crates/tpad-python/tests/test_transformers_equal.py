@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs tpad[transformers]")
-pytest.importorskip("transformers", reason="needs tpad[transformers]")
+import torch
 
 import tpad
 import tpad.transformers
 from checkpoints import greedy, prompt, unmodified, write
-from serving import FIXTURES, Daemon, import_checkpoint, tpactl
+from serving import FIXTURES, Daemon, import_checkpoint, tpactl, wait_for
 from transformers import FineGrainedFP8Config, Mxfp4Config
 
 torch.set_num_threads(1)
@@ -50,7 +49,10 @@ def check(root: Path, model, reference) -> None:
 def test_a_model_larger_than_the_daemons_memory_says_the_same(family: str, tmp_path: Path) -> None:
     size = write(family, tmp_path / "model")
     root = published(tmp_path, tmp_path / "model")
-    with Daemon(tmp_path, {"m": root}, dram="2MiB") as daemon, tpad.connect(daemon.address) as client:
+    with (
+        Daemon(tmp_path, {"m": root}, dram="2MiB") as daemon,
+        tpad.connect(daemon.address) as client,
+    ):
         assert size > 1.5 * (2 << 20), "the model has to be larger than the daemon's memory"
         largest = max(block_bytes(client))
         budget = 6 * largest
@@ -78,7 +80,10 @@ def test_a_fixture_says_the_same(name: str, tmp_path: Path) -> None:
         options["quantization_config"] = FineGrainedFP8Config(
             dequantize=True, weight_block_size=(128, 128)
         )
-    with Daemon(tmp_path, {"m": root}, dram="1MiB") as daemon, tpad.connect(daemon.address) as client:
+    with (
+        Daemon(tmp_path, {"m": root}, dram="1MiB") as daemon,
+        tpad.connect(daemon.address) as client,
+    ):
         budget = 3 * max(block_bytes(client))
         model = tpad.transformers.load(client, "m", expert_budget=budget)
         check(root, model, unmodified(FIXTURES[name], **options))
@@ -91,7 +96,10 @@ def test_packed_weights_are_unpacked_as_transformers_does(tmp_path: Path) -> Non
     sizes = "--hidden 64 --intermediate 64 --layers 2 --experts 8 --vocab 512"
     tpactl("synth", root, "--preset", "gpt-oss-20b", *sizes.split(), "--dtype", "mxfp4")
     published(tmp_path, root)
-    with Daemon(tmp_path, {"m": root}, dram="4MiB") as daemon, tpad.connect(daemon.address) as client:
+    with (
+        Daemon(tmp_path, {"m": root}, dram="4MiB") as daemon,
+        tpad.connect(daemon.address) as client,
+    ):
         model = tpad.transformers.load(client, "m", expert_budget="100KiB")
         check(root, model, unmodified(root, quantization_config=Mxfp4Config(dequantize=True)))
         # What is held is what is stored: an expert of 25 thousand weights, four bits each.
@@ -131,6 +139,45 @@ def test_distinct_blocks_fetched_are_those_picked_or_guessed(tmp_path: Path) -> 
         assert len(counters.fetched) < 16 * 4, "every expert was wanted: it proves nothing"
         # The daemon counts the same: each was read once, and none besides.
         assert tier_reads(daemon) - before == len(counters.fetched)
+
+
+@pytest.mark.parametrize("prefetch", [True, False])
+def test_what_the_next_layer_is_likely_to_pick_is_there_before(
+    prefetch: bool, tmp_path: Path
+) -> None:
+    # Weights so small that a layer changes little of what the next one sees.
+    write("mixtral", tmp_path / "model", initializer_range=0.004)
+    root = published(tmp_path, tmp_path / "model")
+    with Daemon(tmp_path, {"m": root}) as daemon, tpad.connect(daemon.address) as client:
+        budget = 8 * max(block_bytes(client))
+        model = tpad.transformers.load(client, "m", expert_budget=budget, prefetch=prefetch)
+        with torch.no_grad():
+            for token in prompt(60)[0]:
+                model(token.view(1, 1), use_cache=False)
+        counters, right = model.tpad.counters, model.tpad.store.right
+        assert min(right[layer] for layer in (1, 2, 3)) > 0.6, right
+        model.tpad.close()
+        if not prefetch:
+            assert counters.guesses == 0 and counters.guessed == set()
+            return
+        assert counters.guesses_used > 0.5 * counters.guesses > 20
+        assert counters.fetched == counters.picked | counters.guessed
+        assert model.tpad.memory().experts_peak <= budget
+
+
+def test_copies_are_the_workers_own(tmp_path: Path) -> None:
+    root = published(tmp_path, FIXTURES["mixtral"])
+    with Daemon(tmp_path, {"m": root}) as daemon, tpad.connect(daemon.address) as client:
+        model = tpad.transformers.load(client, "m", expert_budget="1GiB", in_place=False)
+        check(root, model, unmodified(root))
+        assert not model.tpad.in_place and model.tpad.memory().experts > 0
+        wait_for(lambda: daemon.status()["leases"]["bytes"] == 0, "nothing is held")
+        key = next(iter(model.tpad.counters.picked))
+        index = model.tpad.store.keys[key.layer].index(key)
+        (weights,) = model.tpad.store.use(key.layer, [index])
+        with client.experts("m", [key])[0] as block:
+            assert weights.down.data_ptr() != block.by_role("down").address
+        model.tpad.close()
 
 
 def tier_reads(daemon: Daemon) -> int:

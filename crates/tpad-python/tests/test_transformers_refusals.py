@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs tpad[transformers]")
-pytest.importorskip("transformers", reason="needs tpad[transformers]")
+import torch
 
 import tpad
 import tpad.transformers
@@ -41,11 +40,13 @@ def served(place: Path, change) -> Daemon:
 
 
 def test_an_unsupported_family_is_refused_with_those_that_are(tmp_path: Path) -> None:
-    with served(tmp_path, lambda c: c.update(model_type="qwen2_moe", shared_expert_intermediate_size=0)) as daemon:
+    with served(
+        tmp_path, lambda c: c.update(model_type="qwen2_moe", shared_expert_intermediate_size=0)
+    ) as daemon:
         with tpad.connect(daemon.address) as client:
             with pytest.raises(
                 tpad.transformers.UnsupportedFamily,
-                match="'qwen2_moe'.*deepseek_v3, gpt_oss, mixtral, olmoe, qwen3_moe.*tpad.Client.experts",
+                match=r"'qwen2_moe'.*deepseek_v3, gpt_oss, mixtral, .*Client\.experts",
             ):
                 tpad.transformers.load(client, "m", expert_budget="1MiB")
 
@@ -73,7 +74,9 @@ def test_an_unknown_tier_set_is_the_daemons_refusal(tmp_path: Path) -> None:
 def test_a_budget_below_one_expert_says_so_at_the_first_step(tmp_path: Path) -> None:
     with served(tmp_path, lambda c: None) as daemon, tpad.connect(daemon.address) as client:
         model = tpad.transformers.load(client, "m", expert_budget="4KiB")
-        with pytest.raises(tpad.transformers.BudgetTooSmall, match="expert_budget is 4096: raise it"):
+        with pytest.raises(
+            tpad.transformers.BudgetTooSmall, match="expert_budget is 4096: raise it"
+        ):
             model(torch.tensor([[5]]))
         model.tpad.close()
 
@@ -102,7 +105,9 @@ def test_scales_cover_the_cut_off_blocks_of_an_edge() -> None:
 def test_weights_that_are_not_understood_are_named() -> None:
     unpack = Unpack(torch.bfloat16)
     packed = torch.zeros(8, 4, dtype=torch.int32)
-    with pytest.raises(tpad.transformers.UnsupportedWeights, match="gate is stored as torch.int32"):
+    with pytest.raises(
+        tpad.transformers.UnsupportedWeights, match=r"gate is stored as torch\.int32"
+    ):
         unpack({("gate", "weight"): packed})
     with pytest.raises(tpad.transformers.UnsupportedWeights, match="'zero_point'"):
         unpack({("gate", "zero_point"): packed})

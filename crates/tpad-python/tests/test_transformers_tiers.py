@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs tpad[transformers]")
-pytest.importorskip("transformers", reason="needs tpad[transformers]")
+import torch
 
 import tpad
 import tpad.publish
@@ -68,9 +67,7 @@ def masked_reference(root: Path, allowed: list[int]):
     return model
 
 
-def test_experts_outside_of_the_tier_set_are_never_picked(
-    cut: tpad.Client, tmp_path: Path
-) -> None:
+def test_experts_outside_of_the_tier_set_are_never_picked(cut: tpad.Client, tmp_path: Path) -> None:
     model = tpad.transformers.load(cut, "m", expert_budget="1GiB")
     tokens, root = prompt(40, rows=4), tmp_path / "model"
     with torch.no_grad():
@@ -178,9 +175,7 @@ def test_a_worker_refuses_to_mix_the_weights_of_two_majors(tmp_path: Path) -> No
     write("mixtral", root / "first")
     write("mixtral", root / "second", seed=1)
     for version in ("first", "second"):
-        tpad.publish.import_checkpoint(
-            root / version, "m", out=root, state_dir=tmp_path / "state"
-        )
+        tpad.publish.import_checkpoint(root / version, "m", out=root, state_dir=tmp_path / "state")
         if version == "first":
             tpad.publish.activate(root)
     bases = f'allowed_bases = ["{root}/first", "{root}/second"]'
@@ -201,5 +196,7 @@ def test_a_worker_refuses_to_mix_the_weights_of_two_majors(tmp_path: Path) -> No
         assert not model.tpad.guard._thread.is_alive()
         again = tpad.transformers.load(client, "m", expert_budget="1MiB")
         with torch.no_grad():
-            assert torch.equal(again(prompt(9)).logits, unmodified(root / "second")(prompt(9)).logits)
+            assert torch.equal(
+                again(prompt(9)).logits, unmodified(root / "second")(prompt(9)).logits
+            )
         again.tpad.close()

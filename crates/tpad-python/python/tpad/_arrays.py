@@ -3,6 +3,7 @@ tensor asks for them, and nowhere else."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,6 +101,12 @@ def array_of(tensor: Tensor, dtype: object, copy: bool | None) -> np.ndarray[Any
     return array.copy() if copy else array
 
 
+# What every version of PyTorch takes by DLPack as it is; others as bytes, and then by their type.
+_DIRECT = frozenset(
+    ("BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "BF16", "F32", "F64", "C64")
+)
+
+
 def torch_dtype(name: str) -> torch.dtype:
     """PyTorch's type of safetensors' ``name``."""
     import torch
@@ -112,18 +119,49 @@ def torch_dtype(name: str) -> torch.dtype:
 
 def torch_of(tensor: Tensor) -> torch.Tensor:
     """Backs ``Tensor.torch``."""
+    from_dlpack = _torch.from_dlpack
+    if from_dlpack is None:
+        from_dlpack = _torch()
+    device = tensor.device
+    if device != "cpu":
+        _torch.ready_for_cuda()
+    name = tensor.dtype
+    if name in _DIRECT and tensor.nbytes:
+        there: torch.Tensor = from_dlpack(tensor._dlpack(False))
+        return there
     import torch
-    from torch.utils.dlpack import from_dlpack
 
-    dtype = torch_dtype(tensor.dtype)
-    shape = tensor.shape
-    if tensor.dtype == "F4":
+    dtype, shape = torch_dtype(name), tensor.shape
+    if name == "F4":
         if not shape or shape[-1] % 2:
-            raise TypeError(f"{tensor.name}: rows of {tensor.dtype} elements do not fill bytes")
+            raise TypeError(f"{tensor.name}: rows of {name} elements do not fill bytes")
         shape = (*shape[:-1], shape[-1] // 2)
-    if tensor.device != "cpu":
-        torch.cuda.init()
     if tensor.nbytes == 0:
-        return torch.empty(shape, dtype=dtype, device=tensor.device)
-    # As bytes, which every version of PyTorch takes, and then by their type: a view of a view.
-    return from_dlpack(tensor._dlpack_bytes()).view(dtype).view(shape)
+        return torch.empty(shape, dtype=dtype, device=device)
+    there = from_dlpack(tensor._dlpack(True))
+    return there.view(dtype).view(shape)
+
+
+class _Torch:
+    """PyTorch, once a tensor asked for it."""
+
+    def __init__(self) -> None:
+        self.from_dlpack: Callable[[Any], Any] | None = None
+        self._cuda = False
+
+    def __call__(self) -> Callable[[Any], Any]:
+        from torch.utils.dlpack import from_dlpack
+
+        self.from_dlpack = from_dlpack
+        return from_dlpack
+
+    def ready_for_cuda(self) -> None:
+        """CUDA's part of PyTorch starts when it is first used, and a capsule is no use of it."""
+        if not self._cuda:
+            import torch
+
+            torch.cuda.init()
+            self._cuda = True
+
+
+_torch = _Torch()

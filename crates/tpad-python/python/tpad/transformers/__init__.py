@@ -11,7 +11,13 @@ Importing it imports torch and transformers, which ``pip install tpad[transforme
 `docs/transformers.md` says what is supported.
 """
 
-from .errors import BudgetTooSmall, MissingWeights, ModelChanged, UnsupportedFamily, UnsupportedWeights
+from .errors import (
+    BudgetTooSmall,
+    MissingWeights,
+    ModelChanged,
+    UnsupportedFamily,
+    UnsupportedWeights,
+)
 from .load import load, tokenizer
 from .served import Memory, Served
 

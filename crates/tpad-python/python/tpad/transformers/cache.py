@@ -8,79 +8,47 @@ go of the rest.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Protocol
+from contextlib import suppress
+from typing import Generic
 
 from .errors import BudgetTooSmall
+from .holding import Counters, H, K, Source
+
+#: Guesses are fetched so many bytes at a time: enough to fill a bus.
+AT_A_TIME = 32 << 20
 
 
-class Held(Protocol):
-    """A block that a source gave: readable until it is released."""
+class _Entry(Generic[K, H]):
+    __slots__ = ("guess", "held", "key", "nbytes", "pins")
 
-    nbytes: int
-
-    def release(self) -> None: ...
-
-
-class Source(Protocol):
-    """Where blocks come from."""
-
-    def nbytes(self, key: Hashable) -> int | None:
-        """What holding the block takes; None while no block like it was seen."""
-
-    def fetch(self, keys: Sequence[Hashable]) -> list[Held]:
-        """The blocks, in the order asked; all or an exception."""
-
-    def warm(self, keys: Sequence[Hashable]) -> bool:
-        """Has blocks brought near without holding them. False: hold them to that end."""
-
-
-@dataclass
-class Counters:
-    """What a cache has seen since it was made."""
-
-    picked: set = field(default_factory=set)
-    guessed: set = field(default_factory=set)
-    fetched: set = field(default_factory=set)
-    uses: int = 0
-    hits: int = 0
-    fetches: int = 0
-    fetched_bytes: int = 0
-    guesses: int = 0
-    guesses_used: int = 0
-    guesses_wasted: int = 0
-    evictions: int = 0
-    peak_bytes: int = 0
-
-
-class _Entry:
-    __slots__ = ("key", "nbytes", "held", "pins", "guess")
-
-    def __init__(self, key: Hashable, nbytes: int, guess: bool) -> None:
+    def __init__(self, key: K, nbytes: int, guess: bool) -> None:
         self.key = key
         self.nbytes = nbytes
-        self.held: Held | None = None
+        self.held: H | None = None
         self.pins = 0
         self.guess = guess
 
 
-class ExpertCache:
+class ExpertCache(Generic[K, H]):
     """Blocks by key within a budget."""
 
-    def __init__(self, source: Source, budget: int) -> None:
+    def __init__(self, source: Source[K, H], budget: int) -> None:
         self.source = source
         self.budget = budget
         self.bytes = 0
         self.counters = Counters()
-        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        #: What fetching one block takes, of late.
+        self.fetch_seconds: float | None = None
+        self._entries: OrderedDict[K, _Entry[K, H]] = OrderedDict()
         self._changed = threading.Condition()
         self._closed = False
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="tpad-prefetch")
 
-    def use(self, keys: Sequence[Hashable]) -> Iterator[Held]:
+    def use(self, keys: Sequence[K]) -> Generator[H, None, None]:
         """Each block, in order. One is in place until the next is asked for."""
         with self._changed:
             self.counters.uses += len(keys)
@@ -90,7 +58,8 @@ class ExpertCache:
             window = self._acquire(keys[at:])
             try:
                 for entry in window:
-                    yield entry.held
+                    if entry.held is not None:
+                        yield entry.held
             finally:
                 with self._changed:
                     for entry in window:
@@ -98,7 +67,7 @@ class ExpertCache:
                     self._changed.notify_all()
             at += len(window)
 
-    def guess(self, keys: Sequence[Hashable]) -> None:
+    def guess(self, keys: Sequence[K]) -> None:
         """Brings blocks that are likely to be used next, as far as there is room; never waits."""
         with self._changed:
             absent = [key for key in keys if key not in self._entries]
@@ -135,7 +104,7 @@ class ExpertCache:
                 if entry.held is not None and not entry.pins:
                     self._drop(entry)
 
-    def _acquire(self, keys: Sequence[Hashable]) -> list[_Entry]:
+    def _acquire(self, keys: Sequence[K]) -> list[_Entry[K, H]]:
         """The first of the keys that fit together, one at least, each pinned."""
         while True:
             with self._changed:
@@ -151,22 +120,24 @@ class ExpertCache:
                 for entry in window:
                     entry.pins -= 1
 
-    def _plan(self, keys: Sequence[Hashable]) -> tuple[list[_Entry], list[_Entry]]:
+    def _plan(self, keys: Sequence[K]) -> tuple[list[_Entry[K, H]], list[_Entry[K, H]]]:
         """Pins what is there of the keys and reserves what is not, as far as that fits."""
         while True:
             there = {key: self._entries[key] for key in keys if key in self._entries}
             for entry in there.values():
                 entry.pins += 1
-            window, missing = [], []
+            window: list[_Entry[K, H]] = []
+            missing: list[_Entry[K, H]] = []
             for key in keys:
-                entry = there.get(key)
-                if entry is None:
-                    entry = None if window and self._is_new(key) else self._reserve(key, guess=False)
-                    if entry is None:
+                known = there.get(key)
+                if known is None:
+                    new = bool(window) and self.source.nbytes(key) is None
+                    known = None if new else self._reserve(key, guess=False)
+                    if known is None:
                         break
-                    entry.pins += 1
-                    missing.append(entry)
-                window.append(entry)
+                    known.pins += 1
+                    missing.append(known)
+                window.append(known)
             taken = set(map(id, window))
             for entry in there.values():
                 if id(entry) not in taken:
@@ -174,10 +145,10 @@ class ExpertCache:
             if window:
                 break
             # What is further down the list may stand in the way of its first.
-            entry = self._reserve(keys[0], guess=False)
-            if entry is not None:
-                entry.pins += 1
-                window = missing = [entry]
+            first = self._reserve(keys[0], guess=False)
+            if first is not None:
+                first.pins += 1
+                window = missing = [first]
                 break
             if not self._changed.wait(timeout=60.0):
                 raise BudgetTooSmall(
@@ -185,52 +156,51 @@ class ExpertCache:
                     f"{self.source.nbytes(keys[0])} bytes: {self.bytes} bytes are in use; raise "
                     "expert_budget"
                 )
-        new = set(map(id, missing))
+        fresh = set(map(id, missing))
         for entry in window:
             self._entries.move_to_end(entry.key)
-            if id(entry) not in new:
+            if id(entry) not in fresh:
                 self.counters.hits += 1
                 if entry.guess:
                     entry.guess = False
                     self.counters.guesses_used += 1
         return window, missing
 
-    def _is_new(self, key: Hashable) -> bool:
-        """Whether no block like it was seen, so that its size is not known."""
-        return self.source.nbytes(key) is None
-
-    def _reserve(self, key: Hashable, *, guess: bool) -> _Entry | None:
+    def _reserve(self, key: K, *, guess: bool) -> _Entry[K, H] | None:
         nbytes = self.source.nbytes(key)
         if nbytes is None:
             return None if guess else self._reserve_all(key)
         if nbytes > self.budget:
             raise self._too_small(nbytes)
-        victims, room = [], self.budget - self.bytes
+        victims: list[_Entry[K, H]] = []
+        room = self.budget - self.bytes
         if room < nbytes:
-            for entry in self._entries.values():
-                if entry.pins or entry.held is None:
+            for old in self._entries.values():
+                if old.pins or old.held is None:
                     continue
-                victims.append(entry)
-                room += entry.nbytes
+                victims.append(old)
+                room += old.nbytes
                 if room >= nbytes:
                     break
             else:
                 return None
-        for entry in victims:
-            self._drop(entry)
+        for old in victims:
+            self._drop(old)
             self.counters.evictions += 1
-        entry = self._entries[key] = _Entry(key, nbytes, guess)
+        entry: _Entry[K, H] = _Entry(key, nbytes, guess)
+        self._entries[key] = entry
         self.bytes += nbytes
         return entry
 
-    def _reserve_all(self, key: Hashable) -> _Entry | None:
+    def _reserve_all(self, key: K) -> _Entry[K, H] | None:
         """The whole budget, for a block of a size that nobody knows yet."""
-        if any(entry.pins or entry.held is None for entry in self._entries.values()):
+        if any(old.pins or old.held is None for old in self._entries.values()):
             return None
-        for entry in list(self._entries.values()):
-            self._drop(entry)
+        for old in list(self._entries.values()):
+            self._drop(old)
             self.counters.evictions += 1
-        entry = self._entries[key] = _Entry(key, self.budget, guess=False)
+        entry: _Entry[K, H] = _Entry(key, self.budget, guess=False)
+        self._entries[key] = entry
         self.bytes += self.budget
         return entry
 
@@ -240,7 +210,7 @@ class ExpertCache:
             "few experts at least"
         )
 
-    def _drop(self, entry: _Entry) -> None:
+    def _drop(self, entry: _Entry[K, H]) -> None:
         del self._entries[entry.key]
         self.bytes -= entry.nbytes
         if entry.guess:
@@ -249,8 +219,9 @@ class ExpertCache:
             entry.held.release()
             entry.held = None
 
-    def _fill(self, entries: list[_Entry], pinned: list[_Entry]) -> None:
+    def _fill(self, entries: list[_Entry[K, H]], pinned: list[_Entry[K, H]]) -> None:
         """Fetches into entries that are reserved; takes them back if that fails."""
+        begun = time.perf_counter()
         try:
             blocks = self.source.fetch([entry.key for entry in entries])
         except BaseException:
@@ -262,7 +233,10 @@ class ExpertCache:
                     self._drop(entry)
                 self._changed.notify_all()
             raise
+        spent = (time.perf_counter() - begun) / len(entries)
         with self._changed:
+            before = spent if self.fetch_seconds is None else self.fetch_seconds
+            self.fetch_seconds = 0.95 * before + 0.05 * spent
             for entry, held in zip(entries, blocks, strict=True):
                 entry.held = held
                 self.bytes += held.nbytes - entry.nbytes
@@ -278,9 +252,14 @@ class ExpertCache:
                 raise self._too_small(entries[0].nbytes)
             self._changed.notify_all()
 
-    def _fill_ahead(self, entries: list[_Entry]) -> None:
-        # A guess that fails is no failure: whoever needs the block asks again and is told.
-        try:
-            self._fill(entries, [])
-        except Exception:
-            pass
+    def _fill_ahead(self, entries: list[_Entry[K, H]]) -> None:
+        while entries:
+            # In turns, so that a large one that is right does not wait for one that is wrong.
+            count, size = 1, entries[0].nbytes
+            while count < len(entries) and size < AT_A_TIME:
+                size += entries[count].nbytes
+                count += 1
+            # One that fails is no failure: whoever needs the block asks again and is told.
+            with suppress(Exception):
+                self._fill(entries[:count], [])
+            entries = entries[count:]

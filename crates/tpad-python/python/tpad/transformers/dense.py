@@ -16,14 +16,18 @@ from .weights import scaled
 SCALE = "_scale_inv"
 
 
-def skeleton(config: PreTrainedConfig, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+def skeleton(
+    config: PreTrainedConfig, dtype: torch.dtype, attention: str | None
+) -> PreTrainedModel:
     """The model on the meta device: modules and shapes, no memory."""
     options = {} if attention is None else {"attn_implementation": attention}
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
+        made = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=dtype, experts_implementation="eager", **options
         )
-    return model.eval()
+    model: PreTrainedModel = made
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def read_config(directory: str) -> tuple[PreTrainedConfig, tuple[int, int] | None, torch.dtype]:
@@ -52,7 +56,7 @@ def kept_exact(model: PreTrainedModel, dtype: torch.dtype) -> re.Pattern[str] | 
 
 def wanted(model: PreTrainedModel, family: Family) -> list[str]:
     """Parameters and kept buffers outside of routers and experts, by transformers' names."""
-    inside = set()
+    inside: set[int] = set()
     for _, block in family.blocks(model):
         for part in (block.experts, getattr(block, family.router)):
             inside.update(map(id, part.parameters()))
@@ -123,7 +127,7 @@ def put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 
 def finish(model: PreTrainedModel, device: torch.device) -> None:
-    """Computes what no checkpoint holds (rotary frequencies), ties what is tied, checks the rest."""
+    """Computes what no checkpoint holds (rotary frequencies), ties what is tied, and checks."""
     for module in model.modules():
         own = dict(module.named_buffers(recurse=False))
         absent = [name for name, buffer in own.items() if buffer.is_meta]
@@ -132,15 +136,15 @@ def finish(model: PreTrainedModel, device: torch.device) -> None:
         for name in absent:
             module._buffers[name] = torch.empty_like(own[name], device="cpu")
         # What from_pretrained calls to the same end.
-        model._init_weights(module)
+        model._init_weights(module)  # type: ignore[no-untyped-call]
         for name in absent:
-            module._buffers[name] = module._buffers[name].to(device)
+            module._buffers[name] = module.get_buffer(name).to(device)
     model.tie_weights()
     left = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor.is_meta]
     left += [name for name, buffer in model.named_buffers() if buffer.is_meta]
     if left:
+        names, more = sorted(set(left)), " and others" if len(set(left)) > 5 else ""
         raise MissingWeights(
-            f"the published model has no tensor for {', '.join(sorted(set(left))[:5])}"
-            f"{' and others' if len(set(left)) > 5 else ''}: its config.json asks for {len(set(left))} "
-            "that are not there"
+            f"the published model has no tensor for {', '.join(names[:5])}{more}: its config.json "
+            f"asks for {len(names)} that are not there"
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -22,13 +22,18 @@ from .weights import ExpertWeights
 class Store(Protocol):
     """The experts of all layers, by layer and index."""
 
-    def use(self, layer: int, experts: Sequence[int]) -> Generator[ExpertWeights]: ...
+    def use(self, layer: int, experts: Sequence[int]) -> Generator[ExpertWeights, None, None]: ...
 
     def guess(self, layer: int, experts: Sequence[int]) -> None: ...
 
 
 class ServedExperts(nn.Module):
     """A layer's experts, from a store."""
+
+    #: transformers' module: its functions are used, its weights do not exist.
+    original: Any
+    #: The next layer with experts, and what its router picks for hidden states.
+    ahead: tuple[int, Callable[[torch.Tensor], torch.Tensor]] | None
 
     def __init__(
         self,
@@ -40,7 +45,7 @@ class ServedExperts(nn.Module):
         ahead: tuple[int, Callable[[torch.Tensor], torch.Tensor]] | None = None,
     ) -> None:
         super().__init__()
-        # Its functions are used, its weights do not exist; so it is no submodule.
+        # So it is no submodule.
         object.__setattr__(self, "original", original)
         object.__setattr__(self, "ahead", ahead)
         self.store = store
@@ -58,12 +63,12 @@ class ServedExperts(nn.Module):
         picked, likely = self._look(hidden_states, top_k_index)
         hit = sorted({expert for row in picked for expert in row if expert >= 0})
         alone = len(picked) == 1
-        places = None if alone else _places(picked, hit, hidden_states.device)
+        places = {} if alone else _places(picked, hit, hidden_states.device)
         with closing(self.store.use(self.layer, hit)) as blocks:
             for expert, weights in zip(hit, blocks, strict=True):
                 if alone:
-                    at = picked[0].index(expert)
-                    state, weight = hidden_states, top_k_weights[:, at, None]
+                    place = picked[0].index(expert)
+                    state, weight = hidden_states, top_k_weights[:, place, None]
                 else:
                     at, token = places[expert]
                     state, weight = hidden_states[token], top_k_weights[token, at, None]
@@ -72,7 +77,7 @@ class ServedExperts(nn.Module):
                     result += part
                 else:
                     result.index_add_(0, token, part)
-                if likely is not None and expert == hit[-1]:
+                if likely and self.ahead is not None and expert == hit[-1]:
                     self.store.guess(self.ahead[0], likely)
         return result
 
@@ -93,14 +98,15 @@ class ServedExperts(nn.Module):
 
     def _expert(self, state: torch.Tensor, weights: ExpertWeights) -> torch.Tensor:
         if self.transposed:
-            gate_up = state @ weights.gate_up + weights.gate_up_bias
+            gate_up = state @ weights.of("gate_up") + weights.of("gate_up_bias")
             gated = self.original._apply_gate(gate_up)
-            return gated @ weights.down + weights.down_bias
+            made: torch.Tensor = gated @ weights.down + weights.of("down_bias")
+            return made
         if weights.gate_up is not None:
             gate, up = functional.linear(state, weights.gate_up).chunk(2, dim=-1)
         else:
-            gate = functional.linear(state, weights.gate)
-            up = functional.linear(state, weights.up)
+            gate = functional.linear(state, weights.of("gate"))
+            up = functional.linear(state, weights.of("up"))
         return functional.linear(self.original.act_fn(gate) * up, weights.down)
 
 

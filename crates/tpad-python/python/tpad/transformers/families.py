@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-from torch import nn
+from typing import Any
 
 from .errors import UnsupportedFamily
 
@@ -25,7 +24,7 @@ class Family:
     #: Whether an expert's matrices lie as ``[in, out]``, gate and up alternating, with biases.
     transposed: bool = False
 
-    def blocks(self, model: nn.Module) -> Iterator[tuple[int, nn.Module]]:
+    def blocks(self, model: Any) -> Iterator[tuple[int, Any]]:
         """The layers that have experts: their numbers and their sparse blocks."""
         for number, layer in enumerate(model.model.layers):
             if hasattr(layer.mlp, "experts"):

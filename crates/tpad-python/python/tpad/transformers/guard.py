@@ -13,6 +13,7 @@ import threading
 
 import tpad
 import tpad.aio
+from tpad import Client
 
 from .errors import ModelChanged
 
@@ -31,14 +32,14 @@ def digests(published: tpad.Model, tiers: list[str]) -> dict[str, str | None]:
 class Guard:
     """Follows a model in a thread of its own."""
 
-    def __init__(self, client, published: tpad.Model, tiers: list[str]) -> None:
+    def __init__(self, client: Client, published: tpad.Model, tiers: list[str]) -> None:
         self.name = published.name
         self.revision = published.revision
         self.expected = digests(published, tiers)
         self.changed: str | None = None
         self._address = client.address
         self._loop = asyncio.new_event_loop()
-        self._task: asyncio.Task | None = None
+        self._task: asyncio.Task[None] | None = None
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tpad-guard", daemon=True)
         self._thread.start()

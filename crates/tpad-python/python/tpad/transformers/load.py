@@ -7,9 +7,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
+
+from tpad import Client, Model, TierSet
 
 from . import dense
 from .cache import ExpertCache
@@ -27,12 +30,12 @@ DENSE_AT_A_TIME = 32
 
 
 def load(
-    client,
-    model=None,
+    client: Client,
+    model: Model | str | None = None,
     device: torch.device | str = "cpu",
     *,
     expert_budget: int | str,
-    tier_set=None,
+    tier_set: TierSet = None,
     dtype: torch.dtype | None = None,
     prefetch: bool = True,
     in_place: bool | None = None,
@@ -92,13 +95,14 @@ def load(
         block.experts = ServedExperts(
             block.experts, store, layer, transposed=family.transposed, ahead=ahead
         )
-    made.tpad = Served(client, routing.published, routing, cache, store)
-    made.tpad.dense_bytes = routing.install(store)
+    served = Served(client, routing.published, routing, source, cache, store)
+    served.dense_bytes = routing.install(store)
+    object.__setattr__(made, "tpad", served)
     dense.finish(made, device)
     return made
 
 
-def tokenizer(client, model=None):
+def tokenizer(client: Client, model: Model | str | None = None) -> Any:
     """The tokenizer of a published model, from the files that were published with it."""
     published = client.model(model if model is None or isinstance(model, str) else model.name)
     with files(client, published) as directory:
@@ -106,7 +110,7 @@ def tokenizer(client, model=None):
 
 
 @contextmanager
-def files(client, published) -> Iterator[str]:
+def files(client: Client, published: Model) -> Iterator[str]:
     """A directory with a model's small files, which transformers only reads from one."""
     with tempfile.TemporaryDirectory(prefix="tpad-") as directory:
         for name in published.files:
@@ -116,7 +120,7 @@ def files(client, published) -> Iterator[str]:
         yield directory
 
 
-def copy_dense(client, published, wanted: list[str], assign: dense.Assign) -> None:
+def copy_dense(client: Client, published: Model, wanted: list[str], assign: dense.Assign) -> None:
     """Copies the dense tensors that the model needs; each is let go of when it is copied."""
     for at in range(0, len(wanted), DENSE_AT_A_TIME):
         names = wanted[at : at + DENSE_AT_A_TIME]
@@ -134,7 +138,7 @@ def bytes_of(size: int | str) -> int:
     else:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]iB)?", size.strip())
         if match is None:
-            raise ValueError(f"expert_budget={size!r}: a number of bytes, or \"8GiB\" is expected")
+            raise ValueError(f'expert_budget={size!r}: a number of bytes, or "8GiB" is expected')
         value = int(float(match[1]) * UNITS[match[2] or ""])
     if value <= 0:
         raise ValueError(f"expert_budget={size!r}: it has to be more than nothing")

@@ -12,15 +12,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from tpad import BlockKey, FailedPrecondition
+from tpad import Block, BlockKey, Client, FailedPrecondition, Mask, TierMask, TierSet
 
 from .dense import Assign, put
 from .errors import UnsupportedWeights
 from .families import Family
+from .store import ServedStore
 from .tiered import TieredRouter
 
 #: What transformers' routers call the parts of a router block.
@@ -49,7 +52,15 @@ class ActiveTier:
 class Routing:
     """The routers and keys of a model for one tier set at one revision."""
 
-    def __init__(self, client, model_name: str, tier_set, model, family: Family, assign: Assign) -> None:
+    def __init__(
+        self,
+        client: Client,
+        model_name: str,
+        tier_set: TierSet,
+        model: PreTrainedModel,
+        family: Family,
+        assign: Assign,
+    ) -> None:
         self.family = family
         self.assign = assign
         self.torch_model = model
@@ -60,13 +71,13 @@ class Routing:
         }
         self._read(client, model_name, tier_set)
 
-    def again(self, client, model_name: str, tier_set) -> Routing:
+    def again(self, client: Client, model_name: str, tier_set: TierSet) -> Routing:
         """The same model's for another tier set, or at another revision."""
         other = copy.copy(self)
         other._read(client, model_name, tier_set)
         return other
 
-    def _read(self, client, model_name: str, tier_set) -> None:
+    def _read(self, client: Client, model_name: str, tier_set: TierSet) -> None:
         mask = client.mask(model_name, tier_set)
         published = client.model(model_name)
         if published.revision != mask.revision:
@@ -87,7 +98,7 @@ class Routing:
             blocks = [client.router(model_name, tier, layer) for tier in self.tiers]
             self.routers[layer] = [own_parts(block) for block in blocks]
 
-    def _keys(self, mask, layer: int) -> list[BlockKey]:
+    def _keys(self, mask: Mask, layer: int) -> list[BlockKey]:
         """The experts of a layer in the order of their rows."""
         keys = []
         for tier in self.active:
@@ -97,7 +108,7 @@ class Routing:
             keys = [keys[row] for row in self._order(mask, layer)]
         return keys
 
-    def _order(self, mask, layer: int) -> list[int]:
+    def _order(self, mask: Mask, layer: int) -> list[int]:
         """The rows of the only tier: as the checkpoint's router has them where it is all of that
         router, so that sums are formed as there, and as the mask has them otherwise."""
         sources, count = mask.tiers[0].sources(layer), self.active[0].experts
@@ -106,7 +117,7 @@ class Routing:
         columns = [column for group in sources for _, column in group]
         return sorted(range(len(columns)), key=columns.__getitem__)
 
-    def install(self, store) -> int:
+    def install(self, store: ServedStore) -> int:
         """Puts the routers into the model and the keys into the store.
 
         Returns the bytes of what is the worker's own: dense tensors and routers.
@@ -123,7 +134,12 @@ class Routing:
     def predictor(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """What a layer's router picks for given hidden states, now and after `adopt`."""
         block = dict(self.family.blocks(self.torch_model))[layer]
-        return lambda hidden_states: getattr(block, self.family.router)(hidden_states)[2]
+
+        def picks(hidden_states: torch.Tensor) -> torch.Tensor:
+            index: torch.Tensor = getattr(block, self.family.router)(hidden_states)[2]
+            return index
+
+        return picks
 
     def _router(self, layer: int) -> nn.Module:
         name = f"model.layers.{layer}.mlp.{self.family.router}"
@@ -137,7 +153,7 @@ class Routing:
         return TieredRouter(self.mask, self.scoring, [t.groups for t in self.active], parts)
 
     def _flat(
-        self, pattern: nn.Module, parts: Mapping[str, torch.Tensor], layer: int
+        self, pattern: Any, parts: Mapping[str, torch.Tensor], layer: int
     ) -> nn.Module | None:
         """transformers' own router, if the only tier is what that chooses from."""
         tier = self.active[0]
@@ -153,7 +169,7 @@ class Routing:
                 return None
         elif tier.k_group < groups:
             return None
-        router = copy.deepcopy(pattern)
+        router: nn.Module = copy.deepcopy(pattern)
         order = torch.tensor(self._order(self.mask, layer), device=self.assign.device)
         for name in router.state_dict():
             if name not in parts:
@@ -165,7 +181,7 @@ class Routing:
         return router
 
 
-def active(tier) -> ActiveTier:
+def active(tier: TierMask) -> ActiveTier:
     """A tier of a mask."""
     allowed, groups, at = [byte == 1 for byte in tier.allowed()], [], 0
     for count in tier.experts:
@@ -174,7 +190,7 @@ def active(tier) -> ActiveTier:
     return ActiveTier(tier.tier, tier.k_group, tier.k_expert, groups)
 
 
-def own_parts(block) -> dict[str, torch.Tensor]:
+def own_parts(block: Block) -> dict[str, torch.Tensor]:
     """A router block's tensors by transformers' names, copied out of the daemon's memory."""
     known = {part: name for name, part in PARTS.items()}
     parts = {}

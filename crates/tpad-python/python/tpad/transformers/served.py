@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .cache import Counters, ExpertCache
+from tpad import BlockKey, Client, Model, TierSet
+
+from .cache import ExpertCache
 from .guard import Guard
+from .holding import Counters
+from .routing import Routing
+from .source import ClientSource, ServedExpert
 from .store import ServedStore
 
 
@@ -26,10 +31,19 @@ class Memory:
 class Served:
     """The daemon's side of a model that runs on it."""
 
-    def __init__(self, client, model, routing, cache: ExpertCache, store: ServedStore) -> None:
+    def __init__(
+        self,
+        client: Client,
+        model: Model,
+        routing: Routing,
+        source: ClientSource,
+        cache: ExpertCache[BlockKey, ServedExpert],
+        store: ServedStore,
+    ) -> None:
         self.guard = Guard(client, model, routing.tiers)
-        cache.source.check = self.guard.check
+        source.check = self.guard.check
         self.client = client
+        self.source = source
         self.model = model
         self.cache = cache
         self.store = store
@@ -49,7 +63,7 @@ class Served:
     @property
     def in_place(self) -> bool:
         """Whether experts are used in the daemon's memory, or copied first."""
-        return self.cache.source.in_place
+        return self.source.in_place
 
     @property
     def counters(self) -> Counters:
@@ -61,7 +75,7 @@ class Served:
         cache = self.cache
         return Memory(self.dense_bytes, cache.bytes, cache.counters.peak_bytes, cache.budget)
 
-    def adopt(self, tier_set=None) -> list[str]:
+    def adopt(self, tier_set: TierSet = None) -> list[str]:
         """Routes over another tier set, or over what is now the default; returns its tiers.
 
         Only routers are fetched; dense weights and the experts that are held stay. Call it

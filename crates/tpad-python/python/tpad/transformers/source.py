@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
+
+from tpad import Block, BlockKey, Client
 
 from .weights import ExpertWeights, Unpack, is_plain
 
@@ -13,10 +16,21 @@ from .weights import ExpertWeights, Unpack, is_plain
 PATIENCE = 60.0
 
 
+class ServedExpert(Protocol):
+    """An expert that a worker holds."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def weights(self) -> ExpertWeights: ...
+
+    def release(self) -> None: ...
+
+
 class LeasedExpert:
     """An expert where the daemon has it: in place as long as it is held."""
 
-    def __init__(self, block, unpack: Unpack) -> None:
+    def __init__(self, block: Block, unpack: Unpack) -> None:
         self._block = block
         self._unpack = unpack
         self._tensors = tensors_of(block)
@@ -39,11 +53,11 @@ class LeasedExpert:
 class CopiedExpert:
     """An expert in memory of the worker's own device."""
 
-    def __init__(self, block, unpack: Unpack, device: torch.device) -> None:
+    def __init__(self, block: Block, unpack: Unpack, device: torch.device) -> None:
         self._unpack = unpack
         self.nbytes = block.nbytes
         # The copy is over when `to` returns: from here on the daemon may use its memory again.
-        self._tensors = {k: tensor.to(device) for k, tensor in tensors_of(block).items()}
+        self._tensors = {k: t.to(device, copy=True) for k, t in tensors_of(block).items()}
         self._weights = unpack(self._tensors) if is_plain(self._tensors, unpack.dtype) else None
         block.release()
 
@@ -56,7 +70,7 @@ class CopiedExpert:
         self._weights, self._tensors = None, {}
 
 
-def tensors_of(block) -> dict[tuple[str, str], torch.Tensor]:
+def tensors_of(block: Block) -> dict[tuple[str, str], torch.Tensor]:
     """A block's tensors by role and part, where they lie."""
     return {(tensor.role, tensor.part): tensor.torch() for tensor in block.values()}
 
@@ -65,7 +79,7 @@ class ClientSource:
     """A daemon's experts by key."""
 
     def __init__(
-        self, client, name: str, unpack: Unpack, device: torch.device, *, in_place: bool
+        self, client: Client, name: str, unpack: Unpack, device: torch.device, *, in_place: bool
     ) -> None:
         self.client = client
         self.name = name
@@ -77,20 +91,23 @@ class ClientSource:
         self.in_place = in_place
         self._seen: dict[tuple[str, int], int] = {}
 
-    def nbytes(self, key) -> int | None:
+    def nbytes(self, key: BlockKey) -> int | None:
         """What an expert of this tier and group takes: they are of one size."""
         return self._seen.get((key.tier, key.group))
 
-    def fetch(self, keys: Sequence) -> list[LeasedExpert] | list[CopiedExpert]:
+    def fetch(self, keys: Sequence[BlockKey]) -> Sequence[ServedExpert]:
         """Experts in the order asked, with one call."""
         on = self.device if self.in_place and self.device.type == "cuda" else None
-        blocks = self.client.experts(self.name, list(keys), device=on, timeout=PATIENCE)
+        blocks = self.client.experts(
+            self.name, list(keys), device=None if on is None else str(on), timeout=PATIENCE
+        )
         try:
             self.check()
         except BaseException:
             for block in blocks:
                 block.release()
             raise
+        held: list[ServedExpert]
         if self.in_place:
             held = [LeasedExpert(block, self.unpack) for block in blocks]
         else:
@@ -100,7 +117,7 @@ class ClientSource:
             self._seen[key.tier, key.group] = max(known, expert.nbytes)
         return held
 
-    def warm(self, keys: Sequence) -> bool:
+    def warm(self, keys: Sequence[BlockKey]) -> bool:
         """Guesses that would be copied come to the daemon's host memory only."""
         if self.in_place:
             return False
@@ -108,7 +125,7 @@ class ClientSource:
         return True
 
 
-def hands_over(client, device: torch.device) -> bool:
+def hands_over(client: Client, device: torch.device) -> bool:
     """Whether the daemon hands over memory of this device."""
     uuid = str(torch.cuda.get_device_properties(device).uuid)
     return any(uuid in known for known in client.devices)

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 
+from tpad import BlockKey
+
 from .cache import ExpertCache
+from .source import ServedExpert
 from .weights import ExpertWeights
 
-#: A guess is worth its transfer when it is right this often; measured layer by layer with
-#: the guesses themselves, whether they are fetched or not.
-WORTH_GUESSING = 0.7
-#: How fast old guesses are forgotten.
+#: How fast what was measured is forgotten.
 MEMORY = 0.95
 
 
 class ServedStore:
     """Experts by layer and index from a cache of blocks by key."""
 
-    def __init__(self, cache: ExpertCache, keys: Mapping[int, Sequence], *, guesses: bool) -> None:
+    def __init__(
+        self,
+        cache: ExpertCache[BlockKey, ServedExpert],
+        keys: Mapping[int, Sequence[BlockKey]],
+        *,
+        guesses: bool,
+    ) -> None:
         self.cache = cache
         self.keys = keys
         self.guesses = guesses
         self._guessed: dict[int, frozenset[int]] = {}
-        #: How often guesses for a layer were right of late.
+        #: How often guesses for a layer were right of late, fetched or not.
         self.right: dict[int, float] = {}
+        #: Seconds from a guess for a layer to what the layer picks.
+        self.lead: dict[int, float] = {}
+        self._guessed_at = 0.0
 
-    def use(self, layer: int, experts: Sequence[int]) -> Generator[ExpertWeights]:
+    def use(self, layer: int, experts: Sequence[int]) -> Generator[ExpertWeights, None, None]:
         """The experts' weights, in order; each in place until the next is asked for."""
         self._judge(layer, experts)
         keys = self.keys[layer]
@@ -37,19 +47,37 @@ class ServedStore:
     def guess(self, layer: int, experts: Sequence[int]) -> None:
         """Experts that a layer is likely to use next."""
         self._guessed[layer] = frozenset(experts)
-        if self.guesses and self.right.get(layer, 1.0) >= WORTH_GUESSING:
+        self._guessed_at = time.perf_counter()
+        if self.guesses and self.is_worth_it(layer):
             keys = self.keys[layer]
             self.cache.guess([keys[expert] for expert in experts])
+
+    def is_worth_it(self, layer: int) -> bool:
+        """Whether guessing gains time: a right guess saves what it is ahead by, of a fetch's
+        time at most, and a wrong one costs a fetch's time, for which what is needed waits.
+        """
+        right, lead = self.right.get(layer), self.lead.get(layer)
+        fetch = self.cache.fetch_seconds
+        if right is None or lead is None or fetch is None:
+            return True
+        return right * min(lead, fetch) > (1 - right) * fetch
 
     def _judge(self, layer: int, experts: Sequence[int]) -> None:
         guessed = self._guessed.pop(layer, None)
         if guessed:
             right = len(guessed.intersection(experts)) / len(guessed)
-            before = self.right.get(layer, 1.0)
-            self.right[layer] = MEMORY * before + (1 - MEMORY) * right
+            lead = time.perf_counter() - self._guessed_at
+            self.right[layer] = blend(self.right.get(layer), right)
+            self.lead[layer] = blend(self.lead.get(layer), lead)
 
-    def replace(self, keys: Mapping[int, Sequence]) -> None:
+    def replace(self, keys: Mapping[int, Sequence[BlockKey]]) -> None:
         """Other experts from here on; those that are held stay held."""
         self.keys = keys
         self._guessed.clear()
         self.right.clear()
+        self.lead.clear()
+
+
+def blend(before: float | None, now: float) -> float:
+    """A mean in which the past fades."""
+    return now if before is None else MEMORY * before + (1 - MEMORY) * now

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from tpad import Mask
 from tpad.router import Router, TierLogits
 
 
@@ -18,10 +20,13 @@ class TieredRouter(nn.Module):
     fewer choices than others, is no expert and has weight 0.
     """
 
+    #: Where each group of each tier begins among the experts of all.
+    starts: torch.Tensor
+
     def __init__(
         self,
-        mask,
-        scoring: Mapping[str, object],
+        mask: Mask,
+        scoring: Mapping[str, Any],
         tiers: Sequence[Sequence[Sequence[bool]]],
         parts: Sequence[Mapping[str, torch.Tensor]],
     ) -> None:
@@ -33,7 +38,6 @@ class TieredRouter(nn.Module):
         for head, of in zip(self.heads, parts, strict=True):
             for name, tensor in of.items():
                 head.register_buffer(name, tensor)
-        # Where each group of each tier begins among the experts of all.
         starts, at, widest = [], 0, max(map(len, tiers))
         for groups in tiers:
             row = []
@@ -41,7 +45,7 @@ class TieredRouter(nn.Module):
                 row.append(at)
                 at += len(group)
             starts.append(row + [0] * (widest - len(row)))
-        device = self.heads[0].weight.device
+        device = parts[0]["weight"].device
         self.register_buffer("starts", torch.tensor(starts, device=device), persistent=False)
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -54,7 +58,7 @@ class TieredRouter(nn.Module):
         index = torch.where(routed.tier < 0, -1, index)
         return torch.cat([of.experts for of in tiers], dim=1), routed.weight, index
 
-    def _score(self, head: nn.Module, state: torch.Tensor) -> TierLogits:
+    def _score(self, head: Any, state: torch.Tensor) -> TierLogits:
         state = state.to(head.weight.dtype)
 
         def scores(name: str) -> torch.Tensor | None:

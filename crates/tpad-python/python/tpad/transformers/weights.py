@@ -26,6 +26,13 @@ class ExpertWeights:
     gate_up_bias: torch.Tensor | None = None
     down_bias: torch.Tensor | None = None
 
+    def of(self, part: str) -> torch.Tensor:
+        """A part that the family's experts have."""
+        found: torch.Tensor | None = getattr(self, part)
+        if found is None:
+            raise UnsupportedWeights(f"an expert has no {part}, which its model type needs")
+        return found
+
 
 ROLES = ("gate", "up", "down", "gate_up")
 
@@ -52,9 +59,7 @@ class Unpack:
                 made[f"{role}_bias"] = tensor.to(self.dtype)
         return ExpertWeights(**made)
 
-    def matrix(
-        self, role: str, weight: torch.Tensor, scale: torch.Tensor | None
-    ) -> torch.Tensor:
+    def matrix(self, role: str, weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
         """The matrix that a weight stands for; the weight itself where it is one."""
         if scale is None and weight.is_floating_point() and weight.dtype.itemsize > 1:
             return weight.to(self.dtype)
