@@ -3,6 +3,8 @@
 use std::ffi::c_uint;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use cudarc::driver::sys::{CUevent, CUstream};
 
@@ -10,9 +12,13 @@ use super::call::check;
 use super::context::{Context, Entered};
 use crate::{Completion, CudaError};
 
-/// `CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING`: who waits sleeps, and
-/// timestamps cost.
-const FLAGS: c_uint = 1 | 2;
+/// `CU_EVENT_DISABLE_TIMING`: timestamps cost.
+const NO_TIMING: c_uint = 2;
+/// `CU_EVENT_BLOCKING_SYNC`: the device raises an interrupt, and who waits sleeps until then.
+const INTERRUPTS: c_uint = 1;
+/// How long a wait without an interrupt sleeps between two looks. With the kernel's slack it
+/// is some four times that.
+const LOOK_AGAIN: Duration = Duration::from_micros(20);
 /// `CUDA_ERROR_NOT_READY`.
 const NOT_READY: u32 = 600;
 
@@ -21,6 +27,8 @@ const NOT_READY: u32 = 600;
 pub(super) struct Event {
     context: Arc<Context>,
     raw: CUevent,
+    /// Whether the device tells of it, or is asked.
+    tells: bool,
 }
 
 // SAFETY: an event may be used by any thread, and by several at once.
@@ -29,13 +37,19 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
+    /// One that the device tells of.
     pub(super) fn new(context: &Arc<Context>) -> Result<Self, CudaError> {
+        Self::create(context, true)
+    }
+
+    fn create(context: &Arc<Context>, tells: bool) -> Result<Self, CudaError> {
         let _entered = context.enter()?;
         let mut raw: CUevent = ptr::null_mut();
+        let flags = if tells { NO_TIMING | INTERRUPTS } else { NO_TIMING };
         // SAFETY: the pointer is to a live handle.
-        let code = unsafe { (context.calls.event_create)(&raw mut raw, FLAGS) };
+        let code = unsafe { (context.calls.event_create)(&raw mut raw, flags) };
         check("cuEventCreate", code)?;
-        Ok(Self { context: Arc::clone(context), raw })
+        Ok(Self { context: Arc::clone(context), raw, tells })
     }
 
     pub(super) fn raw(&self) -> CUevent {
@@ -59,10 +73,24 @@ impl Event {
     }
 
     pub(super) fn wait(&self) -> Result<(), CudaError> {
+        if !self.tells {
+            return self.ask();
+        }
         let _entered = self.context.enter()?;
         // SAFETY: the event lives.
         let code = unsafe { (self.context.calls.event_synchronize)(self.raw) };
         check("cuEventSynchronize", code)
+    }
+}
+
+impl Event {
+    /// Waits without an interrupt.
+    #[expect(clippy::disallowed_methods, reason = "nobody else is to run on this thread")]
+    fn ask(&self) -> Result<(), CudaError> {
+        while !self.is_done()? {
+            thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
     }
 }
 
@@ -75,22 +103,30 @@ impl Drop for Event {
     }
 }
 
-/// Events to be used again: a driver takes longer to make one than to record it.
+/// Events of one kind, to be used again: a driver takes longer to make one than to record it.
 #[derive(Debug)]
 pub(super) struct Events {
     context: Arc<Context>,
+    tell: bool,
     spare: Mutex<Vec<Event>>,
 }
 
 impl Events {
-    pub(super) fn new(context: &Arc<Context>) -> Arc<Self> {
-        Arc::new(Self { context: Arc::clone(context), spare: Mutex::default() })
+    /// Such that the device tells of. Each takes an interrupt, some 25 µs of one thread of the
+    /// driver's, and they are taken one after the other: for work that takes longer.
+    pub(super) fn that_tell(context: &Arc<Context>) -> Arc<Self> {
+        Arc::new(Self { context: Arc::clone(context), tell: true, spare: Mutex::default() })
+    }
+
+    /// Such that who waits has to ask for, again and again.
+    pub(super) fn to_ask_for(context: &Arc<Context>) -> Arc<Self> {
+        Arc::new(Self { context: Arc::clone(context), tell: false, spare: Mutex::default() })
     }
 
     /// One that nobody waits for.
     pub(super) fn take(&self) -> Result<Event, CudaError> {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        spare.map_or_else(|| Event::new(&self.context), Ok)
+        spare.map_or_else(|| Event::create(&self.context, self.tell), Ok)
     }
 
     /// Takes back one that is over.

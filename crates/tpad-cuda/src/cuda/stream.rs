@@ -16,11 +16,16 @@ use crate::{Completion, CudaError, HostCopy, Stream};
 /// `CU_STREAM_NON_BLOCKING`: it does not wait for the default stream, nor that for it.
 const NON_BLOCKING: c_uint = 1;
 
+/// A copy of less is over before an interrupt would have been dealt with twice.
+const SHORT_BYTES: usize = 4 << 20;
+
 /// A stream of a context.
 #[derive(Debug)]
 pub(super) struct CudaStream {
     context: Arc<Context>,
-    events: Arc<Events>,
+    /// Of copies that are long, and of those that are short.
+    long: Arc<Events>,
+    short: Arc<Events>,
     raw: CUstream,
 }
 
@@ -48,7 +53,8 @@ impl CudaStream {
         // SAFETY: the pointer is to a live handle.
         let code = unsafe { (context.calls.stream_create)(&raw mut raw, NON_BLOCKING) };
         check("cuStreamCreate", code)?;
-        Ok(Self { context: Arc::clone(context), events: Events::new(context), raw })
+        let (long, short) = (Events::that_tell(context), Events::to_ask_for(context));
+        Ok(Self { context: Arc::clone(context), long, short, raw })
     }
 
     #[cfg(feature = "testing")]
@@ -104,7 +110,8 @@ impl Drop for CudaStream {
 impl Stream for CudaStream {
     fn copy(&self, copy: HostCopy) -> Result<Box<dyn Completion>, CudaError> {
         span(copy.offset, copy.from.len(), copy.to.bytes())?;
-        let event = self.events.take()?;
+        let events = if copy.from.len() < SHORT_BYTES { &self.short } else { &self.long };
+        let event = events.take()?;
         // Once for all calls: each entering is four of the driver's own.
         let entered = self.context.enter()?;
         self.begin(&entered, copy.to.address() + copy.offset, &copy.from)?;
@@ -113,7 +120,7 @@ impl Stream for CudaStream {
             let _over = self.wait();
             return Err(error);
         }
-        let (event, events) = (Some(event), Arc::clone(&self.events));
+        let (event, events) = (Some(event), Arc::clone(events));
         Ok(Box::new(Flight { event, events, seen: AtomicBool::new(false), _copy: copy }))
     }
 }
