@@ -217,7 +217,7 @@ def test_asyncio_has_the_same(daemon: Daemon) -> None:
                 mask = await anext(aiter(watch))
                 assert mask.etag == (await client.mask(model)).etag
                 waiting = asyncio.ensure_future(anext(aiter(watch)))
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0)
                 # Others have their turn meanwhile.
                 assert (await client.models())[0].name
                 waiting.cancel()
