@@ -30,6 +30,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import tpad
+import tpad.transformers
 from daemon import Daemon, tpactl
 from fleet import pair_and_restart
 from local import load_local
@@ -37,11 +39,8 @@ from make import Shape, make
 from offload import load_offloaded
 from pinned_lru import PinnedExperts, PinnedLru, Resident
 from report import goals, table
-from setting import PLAN, machine, patience, place, options_of
 from rounds import System, interleaved, plain_copy_rate, settle
-
-import tpad
-import tpad.transformers
+from setting import PLAN, machine, options_of, patience, place, shape_of
 
 TINY = Shape(layers=3, hidden=64, inner=96, heads=4, kv_heads=2, vocab=256)
 #: A worker leaves this part of the GPU level to what it is not holding: blocks on their way
@@ -60,7 +59,7 @@ class Bench:
         self.begun = time.monotonic()
         self.until = self.begun + options.until
         self.device = torch.device(options.device)
-        self.shape = TINY if options.tiny else Shape(layers=options.layers, zipf=options.zipf)
+        self.shape = TINY if options.tiny else shape_of(options)
         self.results: dict = {
             "machine": machine(self.device),
             "shape": asdict(self.shape),

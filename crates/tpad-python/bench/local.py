@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-
 from tpad.transformers import dense
 from tpad.transformers.experts import ServedExperts
 from tpad.transformers.families import family_of

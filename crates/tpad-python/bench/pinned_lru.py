@@ -17,7 +17,6 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import torch
-
 from tpad.transformers.weights import ExpertWeights
 
 PROJECTIONS = ("w1", "w2", "w3")

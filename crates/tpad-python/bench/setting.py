@@ -82,6 +82,8 @@ def options_of(about: str) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--layers", type=int, default=9, help="9 layers are 25 GB of experts")
+    parser.add_argument("--hidden", type=int, default=4096, help="the width of the model")
+    parser.add_argument("--inner", type=int, default=14336, help="the width of an expert")
     parser.add_argument(
         "--zipf", type=float, default=1.0, help="how skewed the routers are; 0: not at all"
     )
@@ -94,3 +96,10 @@ def options_of(about: str) -> argparse.Namespace:
     )
     parser.add_argument("--tiny", action="store_true", help="a model of a megabyte")
     return parser.parse_args()
+
+
+def shape_of(options: argparse.Namespace) -> Shape:
+    """The model that the options ask for."""
+    return Shape(
+        layers=options.layers, hidden=options.hidden, inner=options.inner, zipf=options.zipf
+    )

@@ -16,11 +16,10 @@ import time
 def main() -> None:
     address, device, budget, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     import torch
-    import transformers.models.mixtral.modeling_mixtral  # noqa: F401  what a load imports late
-    from rounds import System, settle
-
     import tpad
     import tpad.transformers
+    import transformers.models.mixtral.modeling_mixtral  # noqa: F401  what a load imports late
+    from rounds import System, settle
 
     torch.set_num_threads(2)
     imported = time.perf_counter()

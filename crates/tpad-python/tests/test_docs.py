@@ -21,7 +21,6 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def test_every_snippet_of_the_first_hour_runs(request: pytest.FixtureRequest) -> None:
-    pytest.importorskip("torch")
     snippets = FENCE.findall(PAGE.read_text())
     kinds = [kind for kind, _ in snippets]
     assert set(kinds) == {"sh", "python", "text"} and kinds.count("python") >= 12

@@ -48,7 +48,8 @@ def held(daemon: Daemon) -> int:
 
 
 def test_tensors_on_the_device_equal_the_hosts(serving: Daemon) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     client = tpad.connect(serving.address, handoff="required")
     assert client.devices
     for name in sorted(FIXTURES):
@@ -77,7 +78,8 @@ def test_tensors_on_the_device_equal_the_hosts(serving: Daemon) -> None:
 
 
 def test_a_lease_lasts_as_long_as_the_work_that_was_submitted(serving: Daemon) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     client = tpad.connect(serving.address, handoff="required")
     gc.collect()
     wait_for(lambda: held(serving) == 0, "what earlier tests held is given back")
@@ -101,7 +103,8 @@ def test_a_lease_lasts_as_long_as_the_work_that_was_submitted(serving: Daemon) -
 
 
 def test_the_router_stays_on_the_device_and_selects_alike(serving: Daemon) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     import json
 
     from test_router import VECTORS, floats, mask_of, rows

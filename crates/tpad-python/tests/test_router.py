@@ -58,8 +58,6 @@ def rows(routed: Routed) -> list[tuple[list[list[int]], np.ndarray[Any, Any]]]:
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
 @pytest.mark.parametrize("file", VECTORS, ids=lambda file: file.stem)
 def test_tokens_route_as_the_vectors_say(file: Any, kind: str) -> None:
-    if kind == "torch":
-        pytest.importorskip("torch")
     convert: Callable[[Any], Any] = torch_tensor if kind == "torch" else numpy_array
     for case in json.loads(file.read_text()):
         mask = mask_of(case)
@@ -103,7 +101,6 @@ def test_tokens_route_as_the_vectors_say(file: Any, kind: str) -> None:
 
 
 def test_without_exact_sums_the_same_experts_are_picked() -> None:
-    pytest.importorskip("torch")
     (file,) = (file for file in VECTORS if file.stem == "shape_qwen3_30b_a3b")
     for case in json.loads(file.read_text()):
         logits = np.stack([floats(token["tiers"][0]["logits"]) for token in case["tokens"]])
@@ -114,7 +111,8 @@ def test_without_exact_sums_the_same_experts_are_picked() -> None:
 
 
 def test_the_exponential_is_the_c_librarys() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     import ctypes
 
     from tpad._router_torch import expf
@@ -135,8 +133,6 @@ def test_the_exponential_is_the_c_librarys() -> None:
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
 def test_a_models_own_router_leads_to_its_blocks(kind: str, client: tpad.Client) -> None:
-    if kind == "torch":
-        pytest.importorskip("torch")
     model = client.model("mixtral")
     layer = model.layers[1]
     mask = client.mask(model, resident="object_store", layers=[layer])

@@ -109,7 +109,8 @@ def test_every_tensor_equals_the_checkpoints(
 
 
 def test_torch_sees_the_same_memory(client: tpad.Client) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     for name in sorted(FIXTURES):
         for _, tensor in all_blocks(client, name):
             there = tensor.torch()
@@ -120,7 +121,8 @@ def test_torch_sees_the_same_memory(client: tpad.Client) -> None:
 
 
 def test_dlpack_is_read_by_numpy_and_torch(client: tpad.Client) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     name, model = "qwen3_moe", client.model("qwen3_moe")
     tensor = next(iter(client.expert(model, *model.key(model.layers[0], 0)).values()))
     assert tensor.__dlpack_device__() == (1, 0)
@@ -157,7 +159,6 @@ def test_views_cannot_be_written_to(client: tpad.Client, remote: tpad.Client) ->
 
 
 def test_a_write_by_torch_does_not_reach_the_daemon(daemon: Daemon, client: tpad.Client) -> None:
-    pytest.importorskip("torch")
     model = client.model("mixtral")
     key = model.key(model.layers[0], 0)
     before = bytes(next(iter(client.expert(model, *key).values())).raw())
@@ -230,8 +231,6 @@ def held(daemon: Daemon) -> int:
 def test_the_lease_ends_with_the_last_view(
     last: str, daemon: Daemon, client: tpad.Client
 ) -> None:
-    if last == "torch":
-        pytest.importorskip("torch")
     gc.collect()
     wait_for(lambda: held(daemon) == 0, "what earlier tests held is given back")
     model = client.model("mixtral")

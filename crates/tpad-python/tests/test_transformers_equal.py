@@ -165,6 +165,30 @@ def test_what_the_next_layer_is_likely_to_pick_is_there_before(
         assert model.tpad.memory().experts_peak <= budget
 
 
+def test_two_workers_share_the_daemons_copy(tmp_path: Path) -> None:
+    root = published(tmp_path, FIXTURES["mixtral"])
+    with (
+        Daemon(tmp_path, {"m": root}) as daemon,
+        tpad.connect(daemon.address, worker="one") as first,
+        tpad.connect(daemon.address, worker="two") as second,
+    ):
+        taken, said = [], []
+        workers = [tpad.transformers.load(c, "m", expert_budget="1GiB") for c in (first, second)]
+        for worker in workers:
+            with torch.no_grad():
+                said.append(worker(prompt(40)).logits)
+            status = daemon.status()
+            taken.append((status["leases"]["bytes"], status["store"]["arena"]["held"]))
+        assert torch.equal(*said)
+        held = workers[0].tpad.memory().experts
+        assert held == workers[1].tpad.memory().experts > 0
+        # Blocks that both hold are held once, and lie in memory once.
+        assert taken[0] == taken[1] and taken[0][0] >= held
+        for worker in workers:
+            worker.tpad.close()
+        wait_for(lambda: daemon.status()["leases"]["bytes"] == 0, "leases are given back")
+
+
 def test_copies_are_the_workers_own(tmp_path: Path) -> None:
     root = published(tmp_path, FIXTURES["mixtral"])
     with Daemon(tmp_path, {"m": root}) as daemon, tpad.connect(daemon.address) as client:

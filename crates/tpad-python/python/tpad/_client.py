@@ -107,7 +107,10 @@ class Client:
     def __repr__(self) -> str:
         if self._native.closed():
             return "<tpad.Client, closed>"
-        return f"<tpad.Client of {self.address}, {'with' if self.handoff else 'without'} handoff>"
+        try:
+            return f"<tpad.Client of {self.address}, with{'' if self.handoff else 'out'} handoff>"
+        except TpadError:
+            return "<tpad.Client of another process>"
 
     def status(self, *, timeout: float | None = None) -> dict[str, Any]:
         """The daemon's status: the document of ``tpactl status --json``."""

@@ -78,12 +78,15 @@ class Routing:
         return other
 
     def _read(self, client: Client, model_name: str, tier_set: TierSet) -> None:
-        mask = client.mask(model_name, tier_set)
-        published = client.model(model_name)
-        if published.revision != mask.revision:
+        # A swap may come between two answers; three in a row are no swaps.
+        for _ in range(3):
+            mask, published = client.mask(model_name, tier_set), client.model(model_name)
+            if published.revision == mask.revision:
+                break
+        else:
             raise FailedPrecondition(
                 f"model {model_name} went from revision {mask.revision} to {published.revision} "
-                "while it was read: load it again"
+                "while it was read, and before: load it again when it is settled"
             )
         self.published = published
         self.revision = mask.revision
