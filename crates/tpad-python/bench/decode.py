@@ -145,7 +145,7 @@ class Bench:
         self.closing.append(self.daemon.stop)
         seconds = self.daemon.wait(tpad.connect, 200)
         with tpad.connect(self.daemon.address) as client:
-            # What the GPU has no room for is to be in host memory, as it is for the others.
+            # At home in host memory, as it is for the others, and on the GPU when it is used.
             begun = time.monotonic()
             model = client.model("bench")
             keys = [key for layer in model.layers for key in model.keys(layer).values()]
