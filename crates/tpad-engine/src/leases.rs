@@ -62,6 +62,9 @@ pub(crate) struct Leases {
     direct: Mutex<Vec<Place>>,
     /// Directories are empty, since workers hold more than they may.
     shut: AtomicBool,
+    /// When uses were asked for between two looks, and how many were not counted yet.
+    learned: Mutex<Option<Instant>>,
+    uses_taken: AtomicU64,
     metrics: EngineMetrics,
 }
 
@@ -136,6 +139,8 @@ impl Leases {
             epoch: epoch(),
             direct: Mutex::default(),
             shut: AtomicBool::new(false),
+            learned: Mutex::default(),
+            uses_taken: AtomicU64::new(0),
             metrics,
         })
     }

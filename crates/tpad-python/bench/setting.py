@@ -16,7 +16,7 @@ from make import Shape
 
 PLAN = """[[tiers]]
 id = "base"
-placement = "hbm"
+placement = "dram"
 k_expert = 2
 [[tiers.groups]]
 experts = "0-{last}"

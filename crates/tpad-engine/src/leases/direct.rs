@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tpad_handoff::{Place as Slot, UsesView};
 use tpad_manifest::{BlockId, BlockKey};
 use tpad_store::{InSlot, Level as _, Place, SlotReader};
@@ -20,6 +22,9 @@ const USES_COUNTED: u32 = 15;
 
 /// Uses that are told to the policy at one look, of one worker: some milliseconds.
 const USES_TOLD: u32 = 1 << 14;
+
+/// Uses are not asked for again within this: blocks that come at once are of one look.
+const JUST_NOW: Duration = Duration::from_millis(1);
 
 /// Looks in a row at which a worker holds more than it may before it is told so: one
 /// may fall between a lease and what it was for.
@@ -191,6 +196,18 @@ impl WorkerState {
 }
 
 impl Leases {
+    /// Tells the policies what workers used until now, unless they were told just now: before
+    /// blocks are given up for others. What comes is in the order of these looks.
+    pub(super) fn learn_uses(&self) {
+        let Ok(mut learned) = self.learned.try_lock() else { return };
+        if learned.is_some_and(|learned| learned.elapsed() < JUST_NOW) {
+            return;
+        }
+        *learned = Some(Instant::now());
+        let uses = self.present().iter().map(|worker| worker.take_uses(self)).sum();
+        self.uses_taken.fetch_add(uses, Ordering::Relaxed);
+    }
+
     /// What all workers hold by their cells now.
     pub(super) fn look_again(&self) {
         let places: HashSet<Place> =
@@ -215,7 +232,8 @@ impl Leases {
     /// 100 ms.
     pub(crate) fn tend(&self) {
         let workers = self.present();
-        let uses = workers.iter().map(|worker| worker.take_uses(self)).sum();
+        let uses: u64 = workers.iter().map(|worker| worker.take_uses(self)).sum();
+        let uses = uses + self.uses_taken.swap(0, Ordering::Relaxed);
         self.free_what_nobody_reads();
         let mut places = HashSet::new();
         for worker in &workers {

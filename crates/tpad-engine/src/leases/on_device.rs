@@ -102,6 +102,9 @@ impl Worker {
         let Some((level, id)) = memory.device(device) else {
             return Err(EngineError::NoDevice { device: device.to_owned(), reason: why(memory) });
         };
+        // A worker asks for what it lacks: something else may go for it, and is to be what
+        // nobody uses.
+        self.state.all.learn_uses();
         let turns = self.state.all.turns(id);
         let target = Target { generation, level, device: id, deadline };
         let mut found: Vec<Option<Result<Found, EngineError>>> =

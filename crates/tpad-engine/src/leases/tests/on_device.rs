@@ -164,6 +164,44 @@ async fn a_block_on_a_device_is_held_by_the_directory_until_it_is_let_go_of() {
 }
 
 #[tokio::test]
+async fn what_is_used_by_the_directory_stays_when_a_block_is_brought_before_the_next_look() {
+    const HOT: usize = 8;
+    for counted in [true, false] {
+        let (_directory, devices) = devices(1, 16 * MIB);
+        let scene = on_devices(24, Placement::ObjectStore, devices.clone()).await;
+        let level = devices.level().expect("it is on");
+        let worker = scene.engine.worker(WorkerName::default(), true);
+        // As many as the device keeps, the hot ones first.
+        let acquired = worker.acquire_on("0", &scene.generation, &keys(0..15), soon()).await;
+        let acquired = acquired.expect("it is there");
+        let memory = Memory::Device(tpad_hbm::DeviceId(0));
+        let offer = worker.offer(&scene.generation, memory).expect("memory").expect("its first");
+        let uses = Uses::receive(offer.uses).expect("counters");
+        let hot: Vec<_> = acquired.iter().flatten().take(HOT).collect();
+        let hot: Vec<_> =
+            hot.iter().map(|it| (it.record.id, it.ordinal.expect("it wants it"))).collect();
+        worker.release(&leases_of(&acquired));
+        drop(acquired);
+        if counted {
+            hot.iter().for_each(|(_, ordinal)| uses.count(*ordinal));
+        }
+        // No look of the daemon's own comes between.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let more = worker.acquire_on("0", &scene.generation, &keys(15..22), soon()).await;
+        let more = more.expect("it is there");
+        assert!(more.iter().all(Result::is_ok));
+        let kept = hot.iter().filter(|(id, _)| level.contains(id, tpad_hbm::DeviceId(0))).count();
+        if counted {
+            assert_eq!(kept, HOT, "they were used last");
+        } else {
+            assert!(kept < HOT, "what nobody counts goes: {kept}");
+        }
+        drop(more);
+        scene.engine.shutdown().await;
+    }
+}
+
+#[tokio::test]
 async fn a_directory_of_a_device_is_empty_when_its_level_is_off_or_its_generation_over() {
     for breaks in [false, true] {
         let faults = Arc::<Faults>::default();
