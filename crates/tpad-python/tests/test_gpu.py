@@ -89,9 +89,13 @@ def test_a_lease_lasts_as_long_as_the_work_that_was_submitted(serving: Daemon) -
     torch.cuda.synchronize()
     other = torch.cuda.Stream()
     with torch.cuda.stream(other):
+        # Memory and kernels first: to get them may wait for all that is under way.
+        copy = view + 0
+        torch.cuda._sleep(1)
+        other.synchronize()
         # About a second of work, and then a read of the block.
         torch.cuda._sleep(int(2e9))
-        copy = view + 0
+        torch.add(view, 0, out=copy)
     start = time.monotonic()
     del view, block
     gc.collect()
