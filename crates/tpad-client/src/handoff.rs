@@ -189,8 +189,14 @@ impl Handoff {
     /// held often is kept rather than what is not.
     #[must_use]
     pub fn hold(&self, model: &str, key: &BlockKey) -> Option<HeldBlock> {
-        let held = self.directories.hold(&self.link, model, std::slice::from_ref(key), None)?;
-        held.blocks.into_iter().next()?.ok()
+        self.hold_all(model, std::slice::from_ref(key))?.pop()
+    }
+
+    /// All of these blocks as by [`Handoff::hold`], or nothing.
+    #[must_use]
+    pub fn hold_all(&self, model: &str, keys: &[BlockKey]) -> Option<Vec<HeldBlock>> {
+        let held = self.directories.hold(&self.link, model, keys, None)?;
+        held.blocks.into_iter().map(Result::ok).collect()
     }
 
     /// Acquires blocks of a model, each brought to the daemon's memory if it is not there.

@@ -99,7 +99,8 @@ fn submit_all(jobs: &Receiver<Job>, lanes: &[(Box<dyn Stream>, SyncSender<UnderW
 
 fn await_all(under_way: &Receiver<UnderWay>) {
     for UnderWay { completion, done } in under_way {
-        let outcome = completion.wait();
+        // Whatever it is: memory that may still be written is not to be used again.
+        let outcome = completion.wait().map_err(CudaError::unseen);
         // The source is let go of before anyone hears that it may be.
         drop(completion);
         done(outcome);

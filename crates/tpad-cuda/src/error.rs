@@ -61,6 +61,10 @@ pub enum CudaError {
     /// The queue of copies is full.
     #[error("too many copies wait")]
     Busy,
+    /// The driver does not say whether a copy is over: what it reads and writes can be used
+    /// for nothing else.
+    #[error("a copy was not seen to end: {0}")]
+    Unseen(Box<CudaError>),
     /// The copier or stream has ended.
     #[error("copying has ended")]
     Ended,
@@ -112,6 +116,7 @@ impl CudaError {
         match self {
             Self::Call { code: OUT_OF_MEMORY, .. } => CudaErrorKind::OutOfMemory,
             Self::Call { code, .. } if STICKY.contains(code) => CudaErrorKind::Sticky,
+            Self::Unseen(_) => CudaErrorKind::Sticky,
             _ => CudaErrorKind::Refused,
         }
     }
@@ -120,6 +125,11 @@ impl CudaError {
     #[must_use]
     pub fn is_sticky(&self) -> bool {
         self.kind() == CudaErrorKind::Sticky
+    }
+
+    /// Of a copy that was begun, whose end this error kept from being seen.
+    pub(crate) fn unseen(self) -> Self {
+        if self.is_sticky() { self } else { Self::Unseen(Box::new(self)) }
     }
 
     pub(crate) fn system(what: &'static str, error: impl std::fmt::Display) -> Self {
@@ -145,6 +155,9 @@ mod tests {
             assert_eq!(call(code).kind(), CudaErrorKind::Refused, "{code}");
         }
         assert_eq!(CudaError::Busy.kind(), CudaErrorKind::Refused);
+        assert!(
+            call(400).unseen().is_sticky() && matches!(call(700).unseen(), CudaError::Call { .. })
+        );
         assert_eq!(call(700).to_string(), "cuSomething: NAME (700)");
     }
 }

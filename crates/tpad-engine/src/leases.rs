@@ -62,8 +62,8 @@ pub(crate) struct Leases {
     direct: Mutex<Vec<Place>>,
     /// Directories are empty, since workers hold more than they may.
     shut: AtomicBool,
-    /// When uses were asked for between two looks, and how many were not counted yet.
-    learned: Mutex<Option<Instant>>,
+    /// When uses may be asked for again between two looks, and how many were not counted yet.
+    learn_again: Mutex<Option<Instant>>,
     uses_taken: AtomicU64,
     metrics: EngineMetrics,
 }
@@ -139,7 +139,7 @@ impl Leases {
             epoch: epoch(),
             direct: Mutex::default(),
             shut: AtomicBool::new(false),
-            learned: Mutex::default(),
+            learn_again: Mutex::default(),
             uses_taken: AtomicU64::new(0),
             metrics,
         })
@@ -318,6 +318,9 @@ impl Drop for WorkerState {
         let ended = std::mem::take(&mut held.leases).into_values().collect();
         self.end(&mut held, ended);
         lock(&self.all.workers).remove(&self.number);
+        // Its cells count no more, whatever the memory.
+        drop(std::mem::take(&mut *lock(&self.direct)));
+        self.all.free_what_nobody_reads();
     }
 }
 

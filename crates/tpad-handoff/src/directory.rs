@@ -12,8 +12,8 @@ use crate::sync::{AtomicU64, Ordering};
 /// The daemon's side: a word for each block of a generation, by its ordinal.
 ///
 /// Workers map the same memory, and the kernel keeps them from writing it. To drop
-/// a directory takes nothing from those who have it mapped: [`clear`](Self::clear)
-/// it first.
+/// a directory takes nothing from those who have it mapped: take its entries out
+/// first.
 #[derive(Debug)]
 pub struct Directory {
     memory: Memory,

@@ -103,7 +103,7 @@ pub enum Retired {
 }
 
 /// The places that workers named, at one time.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Named {
     /// In order, each once.
     places: Vec<Place>,

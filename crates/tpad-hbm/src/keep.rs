@@ -84,6 +84,18 @@ impl Keep {
         Some(block)
     }
 
+    /// The block was used, so many times, if it is there.
+    pub(crate) fn used(&self, id: &BlockId, times: u32) {
+        let class = self.shared.table().touch(id);
+        if let Some(class) = class {
+            let policy = self.policy();
+            let cache = policy.cache(&class);
+            (0..times).for_each(|_| {
+                cache.get(id);
+            });
+        }
+    }
+
     pub(crate) fn contains(&self, id: &BlockId) -> bool {
         self.shared.table().contains(id)
     }
@@ -208,6 +220,10 @@ impl Keep {
     pub(crate) fn candidates(&self) -> Vec<Candidate> {
         let named = self.shared.readers.named();
         self.shared.table().by_age(&named)
+    }
+
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        self.shared.table().total().bytes
     }
 
     pub(crate) fn usage(&self) -> LevelUsage {

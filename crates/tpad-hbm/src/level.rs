@@ -113,9 +113,7 @@ impl HbmLevel {
     /// A worker used the block without a word, so many times.
     pub fn used(&self, id: &BlockId, device: DeviceId, times: u32) {
         if let Some(lane) = self.lane(device) {
-            for _ in 0..times {
-                lane.keep.get(id);
-            }
+            lane.keep.used(id, times);
         }
     }
 

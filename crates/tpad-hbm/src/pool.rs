@@ -180,11 +180,13 @@ impl Pool {
         &self.readers
     }
 
-    /// Frees slots that nobody but workers had, and none has any more.
+    /// Frees slots that nobody but workers had, and none has any more; and has who waits
+    /// look again, since what workers let go of can be given up.
     pub(crate) fn free_what_nobody_reads(&self) {
         for place in self.readers.freed() {
-            self.free(u64::from(place.slab()), place.slot());
+            self.lock().free(u64::from(place.slab()), place.slot());
         }
+        self.nudge();
     }
 
     /// What a slot of its slabs takes; `None` if it has no such slot.

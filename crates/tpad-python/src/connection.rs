@@ -179,7 +179,7 @@ impl Connection {
         layer: u32,
     ) -> PyResult<Option<Block>> {
         let key = tpad_manifest::ExpertKey { tier: keys::tier(tier)?, group, expert };
-        let held = self.source(py)?.hold(model, &BlockKey::Expert { key, layer }, None);
+        let held = self.source(py)?.hold(model, &BlockKey::Expert { key, layer });
         Ok(held.map(|lease| Block::of(Arc::new(Here::new(lease)))))
     }
 

@@ -121,28 +121,35 @@ impl Source {
         }
     }
 
-    /// A block that lies in the daemon's memory, the host's or a device's, and was acquired
-    /// there before, without a message.
-    pub(crate) fn hold(&self, model: &str, key: &BlockKey, on: Option<&OnGpu>) -> Option<Lease> {
-        let Way::Open(handoff) = &*self.way() else { return None };
-        match on {
-            None => handoff.hold(model, key).map(Lease::Held),
-            Some(on) => {
-                let block = handoff.hold_on(&on.gpu, model, key)?;
-                Some(Lease::OnGpu(block, on.clone()))
-            }
+    /// A block that lies in the daemon's host memory and was acquired before, without a
+    /// message.
+    pub(crate) fn hold(&self, model: &str, key: &BlockKey) -> Option<Lease> {
+        match &*self.way() {
+            Way::Open(handoff) => handoff.hold(model, key).map(Lease::Held),
+            Way::Closed(..) => None,
         }
     }
 
-    /// All of these blocks as by [`Source::hold`], or nothing.
+    /// All of these blocks, which lie in the daemon's memory, the host's or a device's, and
+    /// were acquired there before; or nothing.
     pub(crate) fn hold_all(
         &self,
         model: &str,
         keys: &[BlockKey],
         on: Option<&OnGpu>,
     ) -> Option<Leases> {
-        let held = keys.iter().map(|key| Some(Arc::new(Here::new(self.hold(model, key, on)?))));
-        held.collect()
+        let Way::Open(handoff) = &*self.way() else { return None };
+        let leases: Vec<Lease> = match on {
+            None => {
+                let held = handoff.hold_all(model, keys)?;
+                held.into_iter().map(Lease::Held).collect()
+            }
+            Some(on) => {
+                let held = handoff.hold_all_on(&on.gpu, model, keys)?;
+                held.into_iter().map(|block| Lease::OnGpu(block, on.clone())).collect()
+            }
+        };
+        Some(leases.into_iter().map(|lease| Arc::new(Here::new(lease))).collect())
     }
 
     /// Blocks of a model, in the order of their keys.

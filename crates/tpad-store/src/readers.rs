@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{fmt, io};
 
@@ -16,6 +17,8 @@ use tpad_handoff::{Directory, Entry, Error, Named, Place, Workers};
 pub struct Readers {
     workers: Arc<Workers>,
     state: Mutex<State>,
+    /// Whether anything was published yet: before, nobody reads.
+    used: AtomicBool,
 }
 
 /// A block in a slot that workers may read by directories.
@@ -65,7 +68,7 @@ impl Readers {
     /// that it reads in the same cells. So no two memories have slabs of one number.
     #[must_use]
     pub fn new(workers: &Arc<Workers>) -> Arc<Self> {
-        Arc::new(Self { workers: Arc::clone(workers), state: Mutex::default() })
+        Arc::new(Self { workers: Arc::clone(workers), ..Self::default() })
     }
 
     /// Who may read.
@@ -115,7 +118,13 @@ impl Readers {
     /// What workers read now.
     #[must_use]
     pub fn named(&self) -> Named {
-        self.workers.named()
+        if self.used.load(Ordering::Acquire) { self.workers.named() } else { Named::default() }
+    }
+
+    /// Whether workers read anything now.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        !self.named().places().is_empty()
     }
 
     /// Ends or begins publishing. What is published ends with it.
@@ -180,6 +189,7 @@ impl SlotDirectory {
         }
         state.version = state.version.wrapping_add(1);
         let entry = Entry::new(state.version, place);
+        self.readers.used.store(true, Ordering::Release);
         // Before a worker can see it: whoever frees the slot asks then.
         block.set_published();
         let Ok(replaced) = self.directory.publish(ordinal, entry) else { return false };

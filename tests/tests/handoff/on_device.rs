@@ -147,6 +147,35 @@ fn a_block_on_a_device_is_found_and_held_without_a_message() {
 }
 
 #[test]
+fn a_cell_is_cleared_when_the_work_that_was_launched_under_it_is_done() {
+    play(async |scene| {
+        let (machine, lines) = level(scene.directory(), 32 * MIB);
+        let stage = Stage::fixture(scene, &lines).await;
+        let keys = keys(&stage.daemon.address()).await;
+        let gpu = gpu(&machine, 32 * MIB);
+        let handoff = Handoff::connect(&stage.daemon.address()).await.expect("this user may");
+        drop(hold(&handoff, &gpu, &keys[..1]).await);
+        gpu.drain();
+        leases_come_to(&stage, 0).await;
+        let block = handoff.hold_on(&gpu, "mixtral", &keys[0]).expect("it lies there");
+        let (memory, offset) = block.memory();
+        let bytes = block.image_bytes() as u64 / 8 * 8;
+        let delay = Duration::from_millis(600);
+        let late = gpu.device().read_late(memory, offset, bytes, delay).expect("it begins");
+        drop(block);
+        let named = stage.status().await["leases"]["workers"][0]["device_bytes"].clone();
+        assert!(!late.is_done().expect("it runs"), "too slow to show anything");
+        assert!(named.as_u64() > Some(0), "the slot may be written while it is read");
+        let began = Instant::now();
+        while stage.status().await["leases"]["workers"][0]["device_bytes"] != 0 {
+            assert!(began.elapsed() < SOON, "{:#}", stage.status().await["leases"]);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(late.is_done().expect("it ran"), "it was cleared before");
+    });
+}
+
+#[test]
 fn slabs_of_a_device_go_back_when_another_size_needs_their_memory() {
     play(async |scene| {
         // Eight slabs of the least size.

@@ -66,6 +66,22 @@ struct Kept {
     _slab: Arc<DeviceSlab>,
 }
 
+/// Where a block lies that a cell names.
+pub(super) struct OnSlab {
+    start: usize,
+    slab: Arc<DeviceSlab>,
+    memory: Arc<dyn Memory>,
+    cell: Cell,
+}
+
+impl OnSlab {
+    /// A slot of a slab, if this process has it mapped, of this device.
+    pub(super) fn mapped(slab: Arc<DeviceSlab>, gpu: &Gpu, slot: u32, cell: Cell) -> Option<Self> {
+        let memory = Arc::clone(slab.memory().filter(|_| slab.device() == gpu.uuid())?);
+        Some(Self { start: slab.slot(slot)?, slab, memory, cell })
+    }
+}
+
 /// What keeps a slot as it is.
 #[expect(dead_code, reason = "a guard is there to be dropped")]
 enum Guard {
@@ -173,8 +189,19 @@ impl Handoff {
     #[must_use]
     pub fn hold_on(&self, gpu: &Gpu, model: &str, key: &BlockKey) -> Option<HeldDeviceBlock> {
         let keys = std::slice::from_ref(key);
+        self.hold_all_on(gpu, model, keys)?.pop()
+    }
+
+    /// All of these blocks as by [`Handoff::hold_on`], or nothing.
+    #[must_use]
+    pub fn hold_all_on(
+        &self,
+        gpu: &Gpu,
+        model: &str,
+        keys: &[BlockKey],
+    ) -> Option<Vec<HeldDeviceBlock>> {
         let held = self.directories.hold_on(&self.link, gpu, model, keys, None)?;
-        held.blocks.into_iter().next()?.ok()
+        held.blocks.into_iter().map(Result::ok).collect()
     }
 }
 
@@ -195,16 +222,9 @@ impl HeldDeviceBlock {
         })
     }
 
-    /// A block that is held by a cell; `None` if this process has not mapped its slab.
-    pub(super) fn by_cell(
-        gpu: &Gpu,
-        block: Arc<PlacedBlock>,
-        slab: Arc<DeviceSlab>,
-        slot: u32,
-        cell: Cell,
-    ) -> Option<Self> {
-        let memory = Arc::clone(slab.memory().filter(|_| slab.device() == gpu.uuid())?);
-        let start = slab.slot(slot)?;
+    /// A block that is held by a cell.
+    pub(super) fn by_cell(gpu: &Gpu, block: Arc<PlacedBlock>, there: OnSlab) -> Option<Self> {
+        let OnSlab { start, slab, memory, cell } = there;
         Self::new(gpu, block, start, (slab, memory), Guard::Cell(cell))
     }
 

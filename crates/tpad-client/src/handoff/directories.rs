@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use tpad_handoff::{DirectoryView, Hazards, Held, Uses};
 use tpad_manifest::BlockKey;
 
-use super::device::DeviceSlabs;
+use super::device::{DeviceSlabs, OnSlab};
 use super::held::{Guard, HeldBlock};
 use super::link::Link;
 use super::slabs::Slabs;
@@ -150,16 +150,18 @@ impl Directories {
         keys: &[BlockKey],
         generation: Option<u64>,
     ) -> Option<Acquired> {
-        hold_all(&self.host, link, (model, generation), keys, |watched, key| {
-            let (Known { block, .. }, held) = self.name(watched, key)?;
+        let find = |held: Held<Arc<Hazards>>| {
             let place = held.entry().place();
             // One that this process was not sent, or gave back, comes with an answer.
             let slab = self.slabs.get(u64::from(place.slab()))?;
             let start = slab.slot(place.slot())?;
             let counted = Some(self.count(slab.slot_bytes())?);
-            let cell = Cell { _held: held, _counted: counted, _link: Arc::clone(link) };
+            Some((start, slab, Cell { _held: held, _counted: counted, _link: Arc::clone(link) }))
+        };
+        let build = |block: &Arc<PlacedBlock>, (start, slab, cell)| {
             HeldBlock::new(Arc::clone(block), start, slab, Medium::Dram, Guard::Cell(cell))
-        })
+        };
+        self.hold_all(&self.host, link, (model, generation), keys, find, build)
     }
 
     /// All of these blocks where they lie on a device, or nothing, if one is to be asked for.
@@ -172,25 +174,52 @@ impl Directories {
         generation: Option<u64>,
     ) -> Option<AcquiredOn> {
         let models = self.on(gpu.uuid())?;
-        hold_all(&models, link, (model, generation), keys, |watched, key| {
-            let (Known { block, .. }, held) = self.name(watched, key)?;
+        let find = |held: Held<Arc<Hazards>>| {
             let place = held.entry().place();
             let slab = self.device_slabs.get(u64::from(place.slab()))?;
             let cell = Cell { _held: held, _counted: None, _link: Arc::clone(link) };
-            HeldDeviceBlock::by_cell(gpu, Arc::clone(block), slab, place.slot(), cell)
-        })
+            OnSlab::mapped(slab, gpu, place.slot(), cell)
+        };
+        let build = |block: &Arc<PlacedBlock>, there: OnSlab| {
+            HeldDeviceBlock::by_cell(gpu, Arc::clone(block), there)
+        };
+        self.hold_all(&models, link, (model, generation), keys, find, build)
     }
 
-    /// Names the slot of a block that this worker acquired once, if it is in the directory.
-    fn name<'a>(
+    /// All of these blocks, or nothing. Until all are found there are but cells, which are
+    /// let go of at once: a block on a device goes when the device's work is done.
+    fn hold_all<P, B>(
         &self,
-        watched: &'a Watched,
-        key: &BlockKey,
-    ) -> Option<(&'a Known, Held<Arc<Hazards>>)> {
-        let hazards = Arc::clone(self.hazards.get()?);
-        let known = watched.known.get(key)?;
-        let held = Hazards::hold(hazards, &watched.directory, known.ordinal).ok()?;
-        Some((known, held))
+        models: &Models,
+        link: &Arc<Link>,
+        (model, generation): (&str, Option<u64>),
+        keys: &[BlockKey],
+        find: impl Fn(Held<Arc<Hazards>>) -> Option<P>,
+        build: impl Fn(&Arc<PlacedBlock>, P) -> Option<B>,
+    ) -> Option<Acquired<B>> {
+        if link.shared.is_over() {
+            // The directory is what the daemon left behind.
+            return None;
+        }
+        let hazards = self.hazards.get()?;
+        let models = models.read().unwrap_or_else(PoisonError::into_inner);
+        let watched = models.get(model)?;
+        if generation.is_some_and(|generation| generation != watched.generation) {
+            return None;
+        }
+        let mut found = Vec::with_capacity(keys.len());
+        for key in keys {
+            let Known { ordinal, block } = watched.known.get(key)?;
+            let held = Hazards::hold(Arc::clone(hazards), &watched.directory, *ordinal).ok()?;
+            found.push((*ordinal, block, find(held)?));
+        }
+        let mut blocks = Vec::with_capacity(keys.len());
+        for (ordinal, block, there) in found {
+            blocks.push(Ok(build(block, there)?));
+            watched.uses.count(ordinal);
+        }
+        let Watched { revision, generation, .. } = *watched;
+        Some(Acquired { revision, generation, blocks })
     }
 
     fn on(&self, device: &str) -> Option<Arc<Models>> {
@@ -217,34 +246,6 @@ impl Directories {
         let counted = Counted { bytes, held: Arc::clone(&self.held) };
         (before.saturating_add(bytes) <= self.most.load(Ordering::Relaxed)).then_some(counted)
     }
-}
-
-/// All of these blocks, or nothing. Those that were found count as used.
-fn hold_all<B>(
-    models: &Models,
-    link: &Arc<Link>,
-    (model, generation): (&str, Option<u64>),
-    keys: &[BlockKey],
-    hold: impl Fn(&Watched, &BlockKey) -> Option<B>,
-) -> Option<Acquired<B>> {
-    if link.shared.is_over() {
-        // The directory is what the daemon left behind.
-        return None;
-    }
-    let models = models.read().unwrap_or_else(PoisonError::into_inner);
-    let watched = models.get(model)?;
-    if generation.is_some_and(|generation| generation != watched.generation) {
-        return None;
-    }
-    let mut blocks = Vec::with_capacity(keys.len());
-    for key in keys {
-        blocks.push(Ok(hold(watched, key)?));
-        if let Some(Known { ordinal, .. }) = watched.known.get(key) {
-            watched.uses.count(*ordinal);
-        }
-    }
-    let Watched { revision, generation, .. } = *watched;
-    Some(Acquired { revision, generation, blocks })
 }
 
 impl Drop for Counted {

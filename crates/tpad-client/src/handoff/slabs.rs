@@ -20,6 +20,9 @@ pub(super) struct Slabs {
     shared: Arc<Shared>,
 }
 
+/// What slots begin at multiples of.
+pub(super) const SLOT_UNIT: u64 = 4096;
+
 /// A slab, mapped.
 #[derive(Debug)]
 pub(super) struct Slab {
@@ -93,6 +96,10 @@ impl Slab {
 
     /// Where a slot begins; `None` if it is none of the slab's.
     pub(super) fn slot(&self, slot: u32) -> Option<usize> {
+        if !self.slot_bytes.is_multiple_of(SLOT_UNIT) {
+            // Tensors would not begin where their readers count on.
+            return None;
+        }
         let start = u64::from(slot).checked_mul(self.slot_bytes)?;
         let end = start.checked_add(self.slot_bytes)?;
         if end > self.mapping.bytes() as u64 {

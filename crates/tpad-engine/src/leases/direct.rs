@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, TryLockError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -25,6 +25,9 @@ const USES_TOLD: u32 = 1 << 14;
 
 /// Uses are not asked for again within this: blocks that come at once are of one look.
 const JUST_NOW: Duration = Duration::from_millis(1);
+
+/// Nor within so many times what it took.
+const LEARNING_RESTS: u32 = 20;
 
 /// Looks in a row at which a worker holds more than it may before it is told so: one
 /// may fall between a lease and what it was for.
@@ -96,15 +99,17 @@ impl Worker {
             Some(_) => None,
             None => {
                 let arena = all.hierarchy.dram().arena();
-                let others = all.devices.as_ref().map(|level| Arc::clone(level.workers()));
-                let others = others.as_slice();
-                let cells =
-                    SlotReader::admit(arena, others, all.epoch).map_err(io::Error::other)?;
+                let cells = SlotReader::admit(arena, all.epoch).map_err(io::Error::other)?;
                 let sent = cells.descriptor()?;
                 direct.cells = Some(cells);
                 Some(sent)
             }
         };
+        if let (Memory::Device(_), Some(level), Some(cells)) =
+            (memory, &all.devices, &mut direct.cells)
+        {
+            cells.read_too(level.workers());
+        }
         // One generation of a model is served at a time.
         direct.watched.retain(|it| *it.model != *generation.model() || it.number == number);
         let model = generation.model().into();
@@ -199,13 +204,20 @@ impl Leases {
     /// Tells the policies what workers used until now, unless they were told just now: before
     /// blocks are given up for others. What comes is in the order of these looks.
     pub(super) fn learn_uses(&self) {
-        let Ok(mut learned) = self.learned.try_lock() else { return };
-        if learned.is_some_and(|learned| learned.elapsed() < JUST_NOW) {
+        let mut again = match self.learn_again.try_lock() {
+            Ok(again) => again,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let began = Instant::now();
+        if again.is_some_and(|again| began < again) {
             return;
         }
-        *learned = Some(Instant::now());
         let uses = self.present().iter().map(|worker| worker.take_uses(self)).sum();
         self.uses_taken.fetch_add(uses, Ordering::Relaxed);
+        // Whatever workers write into their counters, this takes a small part of the time.
+        let took = began.elapsed();
+        *again = Some(Instant::now() + JUST_NOW.max(took * LEARNING_RESTS));
     }
 
     /// What all workers hold by their cells now.
@@ -216,7 +228,7 @@ impl Leases {
     }
 
     /// Slots of all memories.
-    fn free_what_nobody_reads(&self) {
+    pub(super) fn free_what_nobody_reads(&self) {
         self.hierarchy.dram().arena().free_what_nobody_reads();
         if let Some(level) = &self.devices {
             level.free_what_nobody_reads();

@@ -60,15 +60,21 @@ pub(crate) struct Candidate {
 impl Table {
     /// The block, used now.
     pub(super) fn get(&mut self, id: &BlockId) -> Option<(DeviceBlock, CacheClass)> {
+        let class = self.touch(id)?;
+        let block = self.blocks.get(id)?.block.clone()?;
+        Some((block, class))
+    }
+
+    /// The block is used now, if it has arrived; its class.
+    pub(super) fn touch(&mut self, id: &BlockId) -> Option<CacheClass> {
         self.clock += 1;
-        let kept = self.blocks.get_mut(id)?;
-        let block = kept.block.clone()?;
+        let kept = self.blocks.get_mut(id).filter(|kept| kept.block.is_some())?;
         if let Some(ledger) = self.classes.get_mut(&kept.class) {
             ledger.order.remove(&kept.used);
             ledger.order.insert(self.clock, *id);
         }
         kept.used = self.clock;
-        Some((block, kept.class.clone()))
+        Some(kept.class.clone())
     }
 
     pub(super) fn contains(&self, id: &BlockId) -> bool {

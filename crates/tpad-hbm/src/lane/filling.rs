@@ -58,11 +58,14 @@ impl Filling {
         bytes: BlockBytes,
         options: ReadOptions,
     ) {
-        match self.prepare(&class, &bytes, options).await {
-            Ok(Ok(slot)) => self.copy(copier, slot, bytes),
-            Ok(Err(outcome)) => self.conclude(Ok((outcome, None))),
-            Err(error) => self.conclude(Err(error)),
-        }
+        let refused = match self.prepare(&class, &bytes, options).await {
+            Ok(Ok(slot)) => return self.copy(copier, slot, bytes),
+            Ok(Err(outcome)) => Ok((outcome, None)),
+            Err(error) => Err(error),
+        };
+        // Who is told finds that the source is not held any more.
+        drop(bytes);
+        self.conclude(refused);
     }
 
     async fn prepare(
@@ -130,12 +133,20 @@ impl Filling {
 
     /// Ends the flight and tells all who joined it, once.
     fn tell(&mut self, outcome: Result<(FillOutcome, Option<DeviceBlock>), CudaError>) {
+        /// However this ends.
+        struct Landing<'a>(&'a Lane, &'a BlockId);
+        impl Drop for Landing<'_> {
+            fn drop(&mut self) {
+                self.0.flights.end(self.1);
+            }
+        }
         let (lane, Some(lead)) = (&self.lane, self.lead.take()) else { return };
+        let landing = Landing(lane, &self.id);
         if let Some(generation) = self.stay.take() {
             lane.keep.end(&self.id, generation);
         }
         let usage = lane.pool.usage();
-        lane.metrics.memory(lane.id, usage.mapped, lane.keep.usage().bytes);
+        lane.metrics.memory(lane.id, usage.mapped, lane.keep.kept_bytes());
         let (outcome, filled) = match outcome {
             Ok((outcome, block)) => (outcome, Ok(block)),
             Err(source) => {
@@ -144,7 +155,7 @@ impl Filling {
             }
         };
         lane.metrics.filled(lane.id, outcome);
-        lane.flights.end(&self.id);
+        drop(landing);
         if lane.broken.why().is_some() {
             lane.broken.empty();
         }

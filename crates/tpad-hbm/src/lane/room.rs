@@ -24,11 +24,19 @@ const ATTEMPTS: usize = 16;
 /// A wait looks again after this long even if nothing was heard: nobody is told when the
 /// last one who waits for a block hangs up.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// The same while workers read blocks of the device without a word: nor do they tell when
+/// they let go.
+const LOOK_SOON: Duration = Duration::from_millis(5);
 
 impl Lane {
     /// Whether a wait for room is over before its deadline.
     fn gives_up(&self, lead: &Lead) -> bool {
         self.closing.load(Ordering::Acquire) || self.broken.why().is_some() || lead.is_given_up()
+    }
+
+    /// How long a wait for room may go without a look.
+    fn look(&self) -> Duration {
+        if self.pool.readers().is_read() { LOOK_SOON } else { LOOK_AGAIN }
     }
 
     /// The turn of a fill; `None` if there is none, for a demand by its deadline.
@@ -72,11 +80,11 @@ impl Lane {
             if reservation != Reservation::Full || self.gives_up(lead) {
                 return reservation;
             }
-            let again = options.deadline.min(Instant::now() + LOOK_AGAIN);
-            let _freed = timeout_at(again, freed).await;
             if Instant::now() >= options.deadline {
                 return reservation;
             }
+            let again = options.deadline.min(Instant::now() + self.look());
+            let _freed = timeout_at(again, freed).await;
         }
     }
 
@@ -100,6 +108,7 @@ impl Lane {
             if self.broken.why().is_some() {
                 return Ok(None);
             }
+            let late = Instant::now() >= options.deadline;
             match self.pool.grant(slot_bytes, bytes.len() as u64) {
                 Grant::Slot(slot) => return Ok(Some(slot)),
                 Grant::Make(reserved) => {
@@ -119,18 +128,17 @@ impl Lane {
                 attempts += 1;
                 continue;
             }
-            if options.urgency == Urgency::Prefetch || self.gives_up(lead) {
+            if options.urgency == Urgency::Prefetch || late || self.gives_up(lead) {
                 return Ok(None);
             }
             attempts = 0;
             let now = Instant::now();
-            let look = now + LOOK_AGAIN;
+            let look = now + self.look();
             let asked = self.pool.asks_again().filter(|again| *again > now);
             let again = asked.map_or(look, |asked| asked.min(look));
-            if timeout_at(options.deadline.min(again), freed).await.is_err()
-                && Instant::now() >= options.deadline
-            {
-                return Ok(None);
+            // At the deadline it looks once more.
+            if timeout_at(options.deadline.min(again), freed).await.is_err() {
+                self.pool.free_what_nobody_reads();
             }
             // An answer that came as late as the next look: let others run.
             tokio::task::yield_now().await;

@@ -20,19 +20,28 @@ pub struct SlotReader {
     /// Of this arena, and then of other memory. None only while this is dropped.
     workers: Vec<Worker>,
     arena: Arc<Arena>,
+    /// Whether the cells are looked at for other memory.
+    elsewhere: bool,
 }
 
 impl SlotReader {
-    /// Makes the cells of a worker that is to be sent directories, of the arena and of
-    /// other memory with these readers.
+    /// Makes the cells of a worker that is to be sent directories of the arena.
     ///
     /// # Errors
     /// When the kernel gives no memory or no descriptor.
-    pub fn admit(arena: &Arc<Arena>, others: &[Arc<Workers>], epoch: u64) -> Result<Self, Error> {
-        let first = arena.readers.workers().admit(DEFAULT_CELLS, epoch)?;
-        let others: Vec<Worker> = others.iter().map(|other| other.admit_too(&first)).collect();
-        let workers = std::iter::once(first).chain(others).collect();
-        Ok(Self { workers, arena: Arc::clone(arena) })
+    pub fn admit(arena: &Arc<Arena>, epoch: u64) -> Result<Self, Error> {
+        let worker = arena.readers.workers().admit(DEFAULT_CELLS, epoch)?;
+        Ok(Self { workers: vec![worker], arena: Arc::clone(arena), elsewhere: false })
+    }
+
+    /// Has the cells looked at for other memory, too: before the worker is sent the first
+    /// directory of that.
+    pub fn read_too(&mut self, others: &Arc<Workers>) {
+        if let Some(first) = self.workers.first()
+            && !std::mem::replace(&mut self.elsewhere, true)
+        {
+            self.workers.push(others.admit_too(first));
+        }
     }
 
     /// To be sent to the worker, before any directory.
@@ -56,6 +65,7 @@ impl SlotReader {
         let named = self.named();
         let state = self.arena.lock();
         let places = named.iter().flat_map(Named::places);
+        let places = places.filter(|place| place.slab() < DEVICE_SLABS);
         places.filter_map(|place| state.place(u64::from(place.slab()), place.slot())).collect()
     }
 }

@@ -8,7 +8,7 @@ use tpad_cuda::{CudaError, Device, Memory};
 use tpad_proto::handoff::v1 as wire;
 
 use crate::handoff::link::Shared;
-use crate::handoff::slabs::Gone;
+use crate::handoff::slabs::{Gone, SLOT_UNIT};
 
 /// Slabs of all devices, and those that the daemon asked for and something still uses.
 #[derive(Debug)]
@@ -102,6 +102,10 @@ impl DeviceSlab {
 
     /// Where a slot begins; `None` if it is none of the slab's.
     pub(in crate::handoff) fn slot(&self, slot: u32) -> Option<usize> {
+        if !self.slot_bytes.is_multiple_of(SLOT_UNIT) {
+            // Tensors would not begin where their readers count on.
+            return None;
+        }
         let start = u64::from(slot).checked_mul(self.slot_bytes)?;
         let end = start.checked_add(self.slot_bytes)?;
         usize::try_from(start).ok().filter(|_| end <= self.bytes)

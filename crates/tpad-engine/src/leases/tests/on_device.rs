@@ -164,6 +164,38 @@ async fn a_block_on_a_device_is_held_by_the_directory_until_it_is_let_go_of() {
 }
 
 #[tokio::test]
+async fn who_waits_for_a_slot_hears_when_workers_let_go_without_a_word() {
+    let (_directory, devices) = devices(1, 16 * MIB);
+    let scene = on_devices(24, Placement::ObjectStore, devices).await;
+    let reader = scene.engine.worker(WorkerName::default(), true);
+    let acquired = reader.acquire_on("0", &scene.generation, &keys(0..15), soon()).await;
+    let acquired = acquired.expect("it is there");
+    let memory = Memory::Device(tpad_hbm::DeviceId(0));
+    let offer = reader.offer(&scene.generation, memory).expect("memory").expect("its first");
+    let hazards = Hazards::receive(offer.cells.expect("its first")).expect("cells");
+    let directory = DirectoryView::receive(offer.directory).expect("a directory");
+    let ordinals: Vec<u32> = acquired.iter().flatten().filter_map(|it| it.ordinal).collect();
+    reader.release(&leases_of(&acquired));
+    drop(acquired);
+    let hold = |ordinal: &u32| Hazards::hold(&hazards, &directory, *ordinal).expect("it is there");
+    let held: Vec<_> = ordinals.iter().map(hold).collect();
+    // One slot is free, the others are read.
+    let other = scene.worker();
+    let soon_enough = || Instant::now() + Duration::from_millis(800);
+    let one = other.acquire_on("0", &scene.generation, &[key(15)], soon_enough()).await;
+    scene.assert_there(one.expect("asked")[0].as_ref().expect("there is a slot"));
+    let keys = [key(16)];
+    let waiting = other.acquire_on("0", &scene.generation, &keys, soon_enough());
+    let let_go = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(held);
+    };
+    let (acquired, ()) = tokio::join!(waiting, let_go);
+    scene.assert_there(acquired.expect("asked")[0].as_ref().expect("nobody reads any more"));
+    scene.engine.shutdown().await;
+}
+
+#[tokio::test]
 async fn what_is_used_by_the_directory_stays_when_a_block_is_brought_before_the_next_look() {
     const HOT: usize = 8;
     for counted in [true, false] {

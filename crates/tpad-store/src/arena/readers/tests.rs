@@ -16,7 +16,7 @@ struct Reader {
 }
 
 fn reader(arena: &Arc<Arena>, directory: &SlotDirectory) -> Reader {
-    let admitted = SlotReader::admit(arena, &[], 1).expect("memory");
+    let admitted = SlotReader::admit(arena, 1).expect("memory");
     let hazards = Hazards::receive(admitted.descriptor().expect("a descriptor")).expect("cells");
     let view = DirectoryView::receive(directory.descriptor().expect("a descriptor"));
     Reader { hazards, view: view.expect("a directory"), admitted }
