@@ -1,20 +1,17 @@
-//! What stays on a device: one `moka` cache for each class with a budget, one for the
-//! rest, and the table of what they let stay.
+//! What stays on a device: a budget for each class that has one, one for the rest, and the
+//! table of what is kept within them.
 //!
-//! The same division of labour as in host memory, and for the same reason: the caches
-//! hold ids and weights only, since they forget entries late, while a slot has to be
-//! free at once. What differs is when they are asked: before the copy, so that a block
-//! which they would not let stay costs no turn on the bus. Pins and guesses are host
-//! memory's alone.
+//! The same division as in host memory, by a policy of its own: a slot has to be free at
+//! once, what somebody holds is to go last, and who wants a block on a device cannot be
+//! told to do without it. The policy is asked before the copy, so that a block which it
+//! would not let stay costs no turn on the bus. Pins and guesses are host memory's alone.
 
 mod table;
+mod worth;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-use moka::notification::RemovalCause;
-use moka::sync::Cache;
 use tpad_manifest::BlockId;
 use tpad_store::{CacheClass, ClassUsage, LevelUsage, Readers, Urgency};
 
@@ -24,36 +21,13 @@ use crate::{DeviceBlock, HbmMetrics};
 
 pub(crate) use self::table::Candidate;
 
-/// Weights are counted in pages: the caches' weights have 32 bits.
-const UNIT_BYTES: u64 = 4096;
-/// A cache that did not come below its budget in so many rounds is helped.
-const ROUNDS: usize = 4;
-
 /// What stays on one device.
 pub(crate) struct Keep {
-    shared: Arc<Shared>,
-    policy: RwLock<Policy>,
-}
-
-/// What the caches reach when they lose an entry.
-struct Shared {
     table: Mutex<Table>,
+    budgets: RwLock<Budgets>,
     metrics: HbmMetrics,
     /// Who reads blocks by directories.
     readers: Arc<Readers>,
-}
-
-struct Policy {
-    budgets: Budgets,
-    classes: BTreeMap<String, Cache<BlockId, Stay>>,
-    rest: Cache<BlockId, Stay>,
-}
-
-/// A stay of a block in the table.
-#[derive(Clone, Copy, Debug)]
-struct Stay {
-    generation: u64,
-    units: u32,
 }
 
 /// What became of a wish to keep a block.
@@ -69,40 +43,32 @@ pub(crate) enum Reservation {
 
 impl Keep {
     pub(crate) fn new(budgets: Budgets, metrics: HbmMetrics, readers: &Arc<Readers>) -> Self {
-        let readers = Arc::clone(readers);
-        let shared = Arc::new(Shared { table: Mutex::default(), metrics, readers });
-        let policy = RwLock::new(Policy::new(budgets, &shared));
-        Self { shared, policy }
+        let (table, budgets) = (Mutex::default(), RwLock::new(budgets));
+        Self { table, budgets, metrics, readers: Arc::clone(readers) }
     }
 
     /// The block, used now.
     pub(crate) fn get(&self, id: &BlockId) -> Option<DeviceBlock> {
-        // The table's lock ends with the statement.
-        let found = self.shared.table().get(id);
-        let (block, class) = found?;
-        self.policy().cache(&class).get(id);
-        Some(block)
+        self.table().get(id)
+    }
+
+    /// The block, for whoever had it brought and was counted then.
+    pub(crate) fn claim(&self, id: &BlockId) -> Option<DeviceBlock> {
+        self.table().claim(id)
     }
 
     /// The block was used, so many times, if it is there.
     pub(crate) fn used(&self, id: &BlockId, times: u32) {
-        let class = self.shared.table().touch(id);
-        if let Some(class) = class {
-            let policy = self.policy();
-            let cache = policy.cache(&class);
-            (0..times).for_each(|_| {
-                cache.get(id);
-            });
-        }
+        self.table().used(id, times);
     }
 
     pub(crate) fn contains(&self, id: &BlockId) -> bool {
-        self.shared.table().contains(id)
+        self.table().contains(id)
     }
 
-    /// Makes room within its budget for a block that is to be copied. A demand takes the
-    /// place of what its budget keeps and nobody used for the longest time, a prefetch
-    /// only of what is used less often.
+    /// Makes room within its budget for a block that is to be copied. A demand is a use of
+    /// it, and takes the place of what its budget keeps and is worth least; a prefetch
+    /// takes only the place of what is worth less than its block.
     pub(crate) fn reserve(
         &self,
         id: &BlockId,
@@ -110,91 +76,101 @@ impl Keep {
         slot_bytes: u64,
         urgency: Urgency,
     ) -> Reservation {
-        let policy = self.policy();
-        if slot_bytes > policy.budgets.budget(class) {
+        let budgets = self.budgets();
+        if slot_bytes > budgets.budget(class) {
             return Reservation::Refused;
         }
+        let named = self.readers.named();
+        let ours = |other: &CacheClass| budgets.share(class, other);
+        let mut table = self.table();
+        let lacks = |table: &Table| {
+            let wanted = table.within(ours).saturating_add(slot_bytes);
+            wanted.saturating_sub(budgets.budget(class))
+        };
+        // Freed when nothing is locked any more.
+        let mut gone = Vec::new();
         if urgency == Urgency::Prefetch {
-            let begun = policy.begin(id, class, slot_bytes, &self.shared);
-            return begun.map_or(Reservation::Refused, Reservation::Stay);
-        }
-        // Others may take the room that was made.
-        for _ in 0..ROUNDS {
-            policy.make_room(class, slot_bytes, &self.shared);
-            if policy.is_over(class, slot_bytes, &self.shared) {
-                break;
-            }
-            if let Some(generation) = policy.begin(id, class, slot_bytes, &self.shared) {
-                return Reservation::Stay(generation);
+            let worth = table.worth_of(id);
+            let victims = table.worth_less(&named, ours, worth, lacks(&table));
+            let Some(victims) = victims else { return Reservation::Refused };
+            gone.extend(victims.iter().map(|(id, stay)| table.remove(id, Some(*stay))));
+        } else {
+            while lacks(&table) > 0
+                && let Some((id, stay)) = table.least_of_all(&named, ours)
+            {
+                gone.push(table.remove(&id, Some(stay)));
             }
         }
-        Reservation::Full
+        let fits = lacks(&table) == 0;
+        let begun = if fits { table.reserve(*id, class, slot_bytes, urgency) } else { None };
+        drop((table, budgets));
+        gone.iter().for_each(|_| self.metrics.evicted());
+        match (begun, urgency) {
+            (Some(generation), _) => Reservation::Stay(generation),
+            (None, Urgency::Demand) => Reservation::Full,
+            // It never waits.
+            (None, Urgency::Prefetch) => Reservation::Refused,
+        }
     }
 
     /// The block arrived; whether its stay goes on.
     pub(crate) fn publish(&self, id: &BlockId, generation: u64, block: &DeviceBlock) -> bool {
-        self.shared.table().publish(id, generation, block)
+        self.table().publish(id, generation, block)
     }
 
     /// Ends a stay.
     pub(crate) fn end(&self, id: &BlockId, generation: u64) {
-        if let Some(class) = self.shared.give_up(id, Some(generation)) {
-            self.policy().cache(&class).invalidate(id);
-        }
+        self.give_up(id, Some(generation));
     }
 
     /// Gives these up for others; how many were there.
     pub(crate) fn evict<'a>(&self, blocks: impl IntoIterator<Item = &'a Candidate>) -> usize {
-        let mut count = 0;
-        let policy = self.policy();
-        for block in blocks {
-            if self.shared.give_up(&block.id, Some(block.generation)).is_some() {
-                self.shared.metrics.evicted();
-                policy.cache(&block.class).invalidate(&block.id);
-                count += 1;
-            }
-        }
+        let there = |block: &&Candidate| self.give_up(&block.id, Some(block.generation));
+        let count = blocks.into_iter().filter(there).count();
+        (0..count).for_each(|_| self.metrics.evicted());
         count
     }
 
     /// Forgets the block; whether it was there.
     pub(crate) fn remove(&self, id: &BlockId) -> bool {
-        let class = self.shared.give_up(id, None);
-        if let Some(class) = &class {
-            self.policy().cache(class).invalidate(id);
-        }
-        class.is_some()
+        self.give_up(id, None)
     }
 
     /// Forgets everything.
     pub(crate) fn clear(&self) {
-        let all = self.candidates();
-        for block in all {
+        for block in self.candidates() {
             self.remove(&block.id);
         }
     }
 
-    /// Changes the budgets. What is kept moves to the new caches, the most recently used
-    /// last, and is given up where it no longer fits.
+    /// Changes the budgets. What no longer fits is given up, and what is on its way there
+    /// is not kept.
     pub(crate) fn set_budgets(&self, budgets: Budgets) {
-        let mut current = self.policy.write().unwrap_or_else(PoisonError::into_inner);
-        let policy = Policy::new(budgets, &self.shared);
-        let kept = self.candidates();
-        let coming = self.shared.table().on_their_way();
-        let kept =
-            kept.into_iter().map(|kept| (kept.id, kept.class, kept.generation, kept.slot_bytes));
-        for (id, class, generation, slot_bytes) in kept.chain(coming) {
-            policy.insert(&id, &class, generation, slot_bytes, &self.shared);
+        let named = self.readers.named();
+        let mut current = self.budgets.write().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.table();
+        // Freed when nothing is locked any more.
+        let mut gone = Vec::new();
+        for class in table.classes() {
+            let ours = |other: &CacheClass| budgets.share(&class, other);
+            while table.within(ours) > budgets.budget(&class)
+                && let Some((id, stay)) =
+                    table.least_of_all(&named, ours).or_else(|| table.on_its_way(ours))
+            {
+                gone.push(table.remove(&id, Some(stay)));
+            }
         }
-        *current = policy;
+        *current = budgets;
+        drop((table, current));
+        gone.iter().for_each(|_| self.metrics.evicted());
     }
 
     /// Whether blocks of a class are within a budget that is not this other one's.
     pub(crate) fn guards(&self, class: &CacheClass, from: &CacheClass) -> bool {
-        class != from && self.policy().budgets.own(class).is_some()
+        class != from && self.budgets().own(class).is_some()
     }
 
-    /// The block used longest ago of those that may go: of this class if there is one,
+    /// The block that is worth least of those that may go: of this class if there is one,
     /// then of classes that share a budget, and then, unless they are spared, of those
     /// that have one of their own.
     pub(crate) fn next_to_go(
@@ -203,47 +179,47 @@ impl Keep {
         spare: bool,
         may_go: impl Fn(&Candidate) -> bool,
     ) -> Option<Candidate> {
-        let policy = self.policy();
-        let named = self.shared.readers.named();
-        let table = self.shared.table();
-        let shares = |other: &CacheClass| policy.budgets.own(other).is_none();
-        let oldest = table
-            .oldest(&named, |other| other == class, &may_go)
-            .or_else(|| table.oldest(&named, |other| other != class && shares(other), &may_go));
-        if oldest.is_some() || spare {
-            return oldest;
+        let budgets = self.budgets();
+        let named = self.readers.named();
+        let table = self.table();
+        let shares = |other: &CacheClass| budgets.own(other).is_none();
+        let least = table
+            .least(&named, |other| other == class, &may_go)
+            .or_else(|| table.least(&named, |other| other != class && shares(other), &may_go));
+        if least.is_some() || spare {
+            return least;
         }
-        table.oldest(&named, |other| other != class && !shares(other), &may_go)
+        table.least(&named, |other| other != class && !shares(other), &may_go)
     }
 
-    /// What may be given up, the one used longest ago first.
+    /// What may be given up.
     pub(crate) fn candidates(&self) -> Vec<Candidate> {
-        let named = self.shared.readers.named();
-        self.shared.table().by_age(&named)
+        let named = self.readers.named();
+        self.table().candidates(&named)
     }
 
     pub(crate) fn kept_bytes(&self) -> u64 {
-        self.shared.table().total().bytes
+        self.table().total().bytes
     }
 
     pub(crate) fn usage(&self) -> LevelUsage {
-        let capacity = self.policy().budgets.kept;
-        let total = self.shared.table().total();
+        let capacity = self.budgets().kept;
+        let total = self.table().total();
         LevelUsage { blocks: total.blocks, bytes: total.bytes, capacity }
     }
 
     /// What blocks of this class take, whichever budget they count against.
     pub(crate) fn kept_of(&self, class: &CacheClass) -> LevelUsage {
-        let capacity = self.policy().budgets.budget(class);
-        let account = self.shared.table().of(class);
+        let capacity = self.budgets().budget(class);
+        let account = self.table().of(class);
         LevelUsage { blocks: account.blocks, bytes: account.bytes, capacity }
     }
 
     /// What each class keeps, and then all that have no budget of their own.
     pub(crate) fn classes(&self) -> Vec<ClassUsage> {
-        let policy = self.policy();
-        let table = self.shared.table();
-        let own = policy.budgets.classes().map(|(class, budget)| {
+        let budgets = self.budgets();
+        let table = self.table();
+        let own = budgets.classes().map(|(class, budget)| {
             let account = table.of(&CacheClass::from(class));
             let class = Some(class.to_owned());
             ClassUsage { class, budget, bytes: account.bytes, blocks: account.blocks }
@@ -253,132 +229,27 @@ impl Keep {
         let total = table.total();
         let rest = ClassUsage {
             class: None,
-            budget: policy.budgets.rest(),
+            budget: budgets.rest(),
             bytes: total.bytes.saturating_sub(of_own(|usage| usage.bytes)),
             blocks: total.blocks.saturating_sub(of_own(|usage| usage.blocks)),
         };
         own.into_iter().chain([rest]).collect()
     }
 
-    fn policy(&self) -> RwLockReadGuard<'_, Policy> {
-        self.policy.read().unwrap_or_else(PoisonError::into_inner)
+    fn budgets(&self) -> RwLockReadGuard<'_, Budgets> {
+        self.budgets.read().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl Shared {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends a block's stay; with a generation, only that one. Its class, if it was there.
-    fn give_up(&self, id: &BlockId, generation: Option<u64>) -> Option<CacheClass> {
+    /// Ends a block's stay; with a generation, only that one. Whether it was there.
+    fn give_up(&self, id: &BlockId, generation: Option<u64>) -> bool {
         // The slot is freed after the table's lock.
         let given_up = self.table().remove(id, generation);
-        given_up.map(|(_, class)| class)
+        given_up.is_some()
     }
-}
-
-impl Policy {
-    fn new(budgets: Budgets, shared: &Arc<Shared>) -> Self {
-        let classes =
-            budgets.classes().map(|(class, budget)| (class.to_owned(), cache(budget, shared)));
-        let classes = classes.collect();
-        let rest = cache(budgets.rest(), shared);
-        Self { budgets, classes, rest }
-    }
-
-    fn cache(&self, class: &CacheClass) -> &Cache<BlockId, Stay> {
-        self.classes.get(class.as_str()).unwrap_or(&self.rest)
-    }
-
-    /// Begins a stay; its generation, unless it had to go again at once.
-    fn begin(
-        &self,
-        id: &BlockId,
-        class: &CacheClass,
-        slot_bytes: u64,
-        shared: &Shared,
-    ) -> Option<u64> {
-        let generation = shared.table().reserve(*id, class, slot_bytes)?;
-        let cache = self.cache(class);
-        // Counted as a wish: who is wanted often enough is let in.
-        cache.get(id);
-        self.insert(id, class, generation, slot_bytes, shared);
-        if self.is_over(class, 0, shared) {
-            // Nothing but other fills to give up.
-            shared.give_up(id, Some(generation));
-            cache.invalidate(id);
-        }
-        shared.table().is_current(id, generation).then_some(generation)
-    }
-
-    /// Takes up a stay that began in the table, and gives up others for it, or it.
-    fn insert(
-        &self,
-        id: &BlockId,
-        class: &CacheClass,
-        generation: u64,
-        slot_bytes: u64,
-        shared: &Shared,
-    ) {
-        let units = u32::try_from(slot_bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
-        let cache = self.cache(class);
-        cache.insert(*id, Stay { generation, units });
-        if !shared.table().is_current(id, generation) {
-            // Given up between the table and here.
-            cache.invalidate(id);
-        }
-        for _ in 0..ROUNDS {
-            cache.run_pending_tasks();
-            if !self.is_over(class, 0, shared) {
-                return;
-            }
-        }
-        self.make_room(class, 0, shared);
-    }
-
-    /// Whether a class keeps more than it may, `more` bytes added.
-    fn is_over(&self, class: &CacheClass, more: u64, shared: &Shared) -> bool {
-        let kept = shared.table().within(|other| self.budgets.share(class, other));
-        kept.saturating_add(more) > self.budgets.budget(class)
-    }
-
-    /// Gives up what was used longest ago until there is room for `more` bytes, or there
-    /// is nothing to give up but fills in flight. What somebody holds goes last: its slot
-    /// would not come free with it.
-    fn make_room(&self, class: &CacheClass, more: u64, shared: &Shared) {
-        let same = |other: &CacheClass| self.budgets.share(class, other);
-        while self.is_over(class, more, shared) {
-            let named = shared.readers.named();
-            let oldest = {
-                // Let go of before the block goes.
-                let table = shared.table();
-                let spare = table.oldest(&named, same, |block| !block.held);
-                spare.or_else(|| table.oldest(&named, same, |_| true))
-            };
-            let Some(block) = oldest else { return };
-            if shared.give_up(&block.id, Some(block.generation)).is_some() {
-                shared.metrics.evicted();
-                self.cache(&block.class).invalidate(&block.id);
-            }
-        }
-    }
-}
-
-fn cache(budget: u64, shared: &Arc<Shared>) -> Cache<BlockId, Stay> {
-    let shared = Arc::clone(shared);
-    Cache::builder()
-        .max_capacity(budget / UNIT_BYTES)
-        .weigher(|_, stay: &Stay| stay.units)
-        .eviction_listener(move |id: Arc<BlockId>, stay, cause| {
-            // Whatever the cause, what the cache has lost may not stay: nothing would
-            // ever give it up. An older stay's loss changes nothing.
-            let gone = shared.give_up(&id, Some(stay.generation)).is_some();
-            if gone && cause == RemovalCause::Size {
-                shared.metrics.evicted();
-            }
-        })
-        .build()
 }
 
 impl fmt::Debug for Keep {

@@ -110,6 +110,14 @@ impl HbmLevel {
         found
     }
 
+    /// The block, if it is on the device, for whoever had it brought there just now: that
+    /// was the use, and it is not counted again.
+    #[must_use]
+    pub fn claim(&self, id: &BlockId, device: DeviceId) -> Option<DeviceBlock> {
+        let lane = self.lane(device).filter(|_| self.works())?;
+        lane.keep.claim(id)
+    }
+
     /// A worker used the block without a word, so many times.
     pub fn used(&self, id: &BlockId, device: DeviceId, times: u32) {
         if let Some(lane) = self.lane(device) {
@@ -164,9 +172,9 @@ impl HbmLevel {
     /// level is off, the policy would not let the block stay, or there is no room. Blocks
     /// that somebody holds are never in anyone's way for longer than they are held.
     ///
-    /// A demand takes the place of what its class used longest ago, and waits for a slot
+    /// A demand takes the place of what its class used least of late, and waits for a slot
     /// and for the copy until its deadline. A prefetch takes the place of what is used
-    /// less often, waits for the copy alone, and is refused where it would have to wait
+    /// less, waits for the copy alone, and is refused where it would have to wait
     /// for a slot, or the device has no memory for what the budgets allow.
     ///
     /// Whoever asks at once for the same block gets the same copy. Dropped, the future

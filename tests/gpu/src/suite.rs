@@ -6,6 +6,7 @@ mod faults;
 mod fills;
 mod hangups;
 mod processes;
+mod worth;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -63,6 +64,9 @@ cases! {
         a_demand_waits_for_a_slot_until_its_deadline_and_a_prefetch_does_not
         more_demands_at_once_than_there_is_room_for_all_arrive
         another_slot_size_gets_the_room_of_what_nobody_holds;
+    worth:
+        what_is_used_most_stays_when_layers_ask_in_turn
+        a_batch_finds_what_it_had_brought_just_now;
     faults:
         a_sticky_error_turns_the_level_off_and_blocks_stay_harmless
         a_device_without_memory_is_asked_again_and_the_level_grows

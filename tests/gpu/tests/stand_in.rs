@@ -55,6 +55,8 @@ on_the_stand_in! {
     a_demand_waits_for_a_slot_until_its_deadline_and_a_prefetch_does_not
     more_demands_at_once_than_there_is_room_for_all_arrive
     another_slot_size_gets_the_room_of_what_nobody_holds
+    what_is_used_most_stays_when_layers_ask_in_turn
+    a_batch_finds_what_it_had_brought_just_now
     a_sticky_error_turns_the_level_off_and_blocks_stay_harmless
     a_device_without_memory_is_asked_again_and_the_level_grows
     host_memory_that_is_not_registered_is_copied_all_the_same

@@ -170,7 +170,7 @@ impl Worker {
             if found.is_none() {
                 // Its segment was read just now.
                 let record = target.generation.record(key, target.deadline).await;
-                *found = record.map(|record| target.get(record)).transpose();
+                *found = record.map(|record| target.claim(record)).transpose();
             }
         }
     }
@@ -234,6 +234,12 @@ impl Target<'_> {
 
     fn get(&self, record: BlockRecord) -> Option<Found> {
         let block = self.level.get(&record.id, self.device)?;
+        Some(Found { record, medium: Medium::Hbm, block })
+    }
+
+    /// The block, brought by this batch.
+    fn claim(&self, record: BlockRecord) -> Option<Found> {
+        let block = self.level.claim(&record.id, self.device)?;
         Some(Found { record, medium: Medium::Hbm, block })
     }
 

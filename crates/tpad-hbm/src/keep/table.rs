@@ -4,9 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 
 use tpad_handoff::Named;
 use tpad_manifest::BlockId;
-use tpad_store::CacheClass;
+use tpad_store::{CacheClass, Urgency};
 
+use super::worth::{Uses, Worth};
 use crate::DeviceBlock;
+
+/// Who had a block brought and did not come for it in so many uses for each block that is
+/// kept does not come any more.
+const PATIENCE: u64 = 4;
 
 /// The blocks that are kept or on their way.
 #[derive(Debug, Default)]
@@ -16,6 +21,7 @@ pub(super) struct Table {
     total: Account,
     /// Counts uses and insertions.
     clock: u64,
+    uses: Uses,
 }
 
 #[derive(Debug)]
@@ -26,14 +32,23 @@ struct Kept {
     slot_bytes: u64,
     /// Tells this stay of the block from an earlier one.
     generation: u64,
+    rank: Rank,
+    /// Somebody had it brought and has not come for it yet.
+    awaited: bool,
+}
+
+/// What a block is worth, and of those that are worth the same, when it was used last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    worth: Worth,
     used: u64,
 }
 
 #[derive(Debug, Default)]
 struct ClassLedger {
     account: Account,
-    /// Blocks that have arrived, by when they were used last.
-    order: BTreeMap<u64, BlockId>,
+    /// Blocks that have arrived, by rank.
+    order: BTreeMap<Rank, BlockId>,
 }
 
 /// What a class keeps.
@@ -51,47 +66,63 @@ pub(crate) struct Candidate {
     pub(crate) generation: u64,
     pub(crate) slab: u64,
     pub(crate) slot_bytes: u64,
-    /// The clock when it was used last.
-    pub(crate) used: u64,
     /// Whether someone holds it: giving it up frees nothing yet.
     pub(crate) held: bool,
+    rank: Rank,
+    /// Whether someone had it brought just now and will come for it.
+    awaited: bool,
 }
+
+/// A stay of a block: its id and generation.
+pub(super) type Stay = (BlockId, u64);
 
 impl Table {
     /// The block, used now.
-    pub(super) fn get(&mut self, id: &BlockId) -> Option<(DeviceBlock, CacheClass)> {
-        let class = self.touch(id)?;
-        let block = self.blocks.get(id)?.block.clone()?;
-        Some((block, class))
+    pub(super) fn get(&mut self, id: &BlockId) -> Option<DeviceBlock> {
+        self.used(id, 1);
+        self.claim(id)
     }
 
-    /// The block is used now, if it has arrived; its class.
-    pub(super) fn touch(&mut self, id: &BlockId) -> Option<CacheClass> {
+    /// The block, for whoever had it brought and was counted then.
+    pub(super) fn claim(&mut self, id: &BlockId) -> Option<DeviceBlock> {
+        let kept = self.blocks.get_mut(id)?;
+        let block = kept.block.clone()?;
+        kept.awaited = false;
+        Some(block)
+    }
+
+    /// The block was used, so many times, if it has arrived.
+    pub(super) fn used(&mut self, id: &BlockId, times: u32) {
+        let Some(kept) = self.blocks.get_mut(id).filter(|kept| kept.block.is_some()) else {
+            return;
+        };
         self.clock += 1;
-        let kept = self.blocks.get_mut(id).filter(|kept| kept.block.is_some())?;
+        let worth = self.uses.count(kept.rank.worth, times, self.total.blocks);
+        let rank = Rank { worth, used: self.clock };
         if let Some(ledger) = self.classes.get_mut(&kept.class) {
-            ledger.order.remove(&kept.used);
-            ledger.order.insert(self.clock, *id);
+            ledger.order.remove(&kept.rank);
+            ledger.order.insert(rank, *id);
         }
-        kept.used = self.clock;
-        Some(kept.class.clone())
+        kept.rank = rank;
     }
 
     pub(super) fn contains(&self, id: &BlockId) -> bool {
         self.blocks.get(id).is_some_and(|kept| kept.block.is_some())
     }
 
-    /// Whether this stay of the block goes on.
-    pub(super) fn is_current(&self, id: &BlockId, generation: u64) -> bool {
-        self.blocks.get(id).is_some_and(|kept| kept.generation == generation)
+    /// What a block is worth that is not kept.
+    pub(super) fn worth_of(&self, gone: &BlockId) -> Worth {
+        self.uses.of(gone)
     }
 
-    /// Begins a stay, unless there is one. Returns its generation.
+    /// Begins a stay, unless there is one. Returns its generation. A demand is a use, and
+    /// whoever demands will come for it.
     pub(super) fn reserve(
         &mut self,
         id: BlockId,
         class: &CacheClass,
         slot_bytes: u64,
+        urgency: Urgency,
     ) -> Option<u64> {
         if self.blocks.contains_key(&id) {
             return None;
@@ -101,8 +132,13 @@ impl Table {
         let account = Account { blocks: 1, bytes: slot_bytes };
         self.classes.entry(class.clone()).or_default().account.add(account);
         self.total.add(account);
-        let class = class.clone();
-        self.blocks.insert(id, Kept { block: None, class, slot_bytes, generation, used });
+        let (awaited, mut worth) = (urgency == Urgency::Demand, self.uses.recall(&id));
+        if awaited {
+            worth = self.uses.count(worth, 1, self.total.blocks);
+        }
+        let (class, rank) = (class.clone(), Rank { worth, used });
+        let kept = Kept { block: None, class, slot_bytes, generation, rank, awaited };
+        self.blocks.insert(id, kept);
         Some(generation)
     }
 
@@ -112,36 +148,43 @@ impl Table {
         let Some(kept) = kept else { return false };
         kept.block = Some(block.clone());
         if let Some(ledger) = self.classes.get_mut(&kept.class) {
-            ledger.order.insert(kept.used, *id);
+            ledger.order.insert(kept.rank, *id);
         }
         true
     }
 
-    /// Gives the block up; with a generation, only in that stay. Dropped outside of the
-    /// table's lock.
+    /// Gives the block up; with a generation, only in that stay. `None` if it was not
+    /// there. What is returned is to be dropped outside of the table's lock.
     pub(super) fn remove(
         &mut self,
         id: &BlockId,
         generation: Option<u64>,
-    ) -> Option<(Option<DeviceBlock>, CacheClass)> {
-        if generation.is_some_and(|generation| !self.is_current(id, generation)) {
+    ) -> Option<Option<DeviceBlock>> {
+        let is_it = |kept: &Kept| generation.is_none_or(|generation| kept.generation == generation);
+        if !self.blocks.get(id).is_some_and(is_it) {
             return None;
         }
-        let Kept { block, class, slot_bytes, used, .. } = self.blocks.remove(id)?;
+        let Kept { block, class, slot_bytes, rank, .. } = self.blocks.remove(id)?;
         let account = Account { blocks: 1, bytes: slot_bytes };
         self.total.subtract(account);
         if let Some(ledger) = self.classes.get_mut(&class) {
-            ledger.order.remove(&used);
+            ledger.order.remove(&rank);
             ledger.account.subtract(account);
             if ledger.account.blocks == 0 {
                 self.classes.remove(&class);
             }
         }
-        Some((block, class))
+        self.uses.remember(*id, rank.worth, self.total.blocks);
+        Some(block)
     }
 
     pub(super) fn total(&self) -> Account {
         self.total
+    }
+
+    /// The classes of what is kept or on its way.
+    pub(super) fn classes(&self) -> Vec<CacheClass> {
+        self.classes.keys().cloned().collect()
     }
 
     pub(super) fn of(&self, class: &CacheClass) -> Account {
@@ -154,45 +197,89 @@ impl Table {
         classes.map(|(_, ledger)| ledger.account.bytes).sum()
     }
 
-    /// Of the classes that are `ours`, the block used longest ago that `may_go`.
-    pub(super) fn oldest(
+    /// Of the classes that are `ours`, the block that is worth least of those that
+    /// `may_go`; one that somebody is about to come for only if there is no other.
+    pub(super) fn least(
         &self,
         named: &Named,
         ours: impl Fn(&CacheClass) -> bool,
         may_go: impl Fn(&Candidate) -> bool,
     ) -> Option<Candidate> {
+        let least = |awaited| {
+            let classes = self.classes.iter().filter(|(class, _)| ours(class));
+            let of_each = classes.filter_map(|(_, ledger)| {
+                let mut blocks = ledger.order.values().filter_map(|id| self.candidate(id, named));
+                blocks.find(|block| block.awaited == awaited && may_go(block))
+            });
+            of_each.min_by_key(|candidate| candidate.rank)
+        };
+        least(false).or_else(|| least(true))
+    }
+
+    /// The block that is worth least, held ones last: their slots would not come free.
+    pub(super) fn least_of_all(
+        &self,
+        named: &Named,
+        ours: impl Fn(&CacheClass) -> bool,
+    ) -> Option<Stay> {
+        let free = self.least(named, &ours, |block| !block.held);
+        let least = free.or_else(|| self.least(named, &ours, |_| true))?;
+        Some((least.id, least.generation))
+    }
+
+    /// Blocks that nobody holds or comes for, of so many bytes together, each worth less
+    /// than this; `None` if there are not as many.
+    pub(super) fn worth_less(
+        &self,
+        named: &Named,
+        ours: impl Fn(&CacheClass) -> bool,
+        than: Worth,
+        bytes: u64,
+    ) -> Option<Vec<Stay>> {
         let classes = self.classes.iter().filter(|(class, _)| ours(class));
-        let of_each = classes.filter_map(|(_, ledger)| {
-            ledger.order.values().filter_map(|id| self.candidate(id, named)).find(&may_go)
-        });
-        of_each.min_by_key(|candidate| candidate.used)
+        let mut worse: Vec<Candidate> = classes
+            .flat_map(|(_, ledger)| ledger.order.range(..Rank { worth: than, used: 0 }))
+            .filter_map(|(_, id)| self.candidate(id, named))
+            .filter(|block| !block.held && !block.awaited)
+            .collect();
+        worse.sort_unstable_by_key(|block| block.rank);
+        let mut lacks = bytes;
+        let mut chosen = Vec::new();
+        for block in worse {
+            if lacks == 0 {
+                break;
+            }
+            lacks = lacks.saturating_sub(block.slot_bytes);
+            chosen.push((block.id, block.generation));
+        }
+        (lacks == 0).then_some(chosen)
     }
 
-    /// All blocks that have arrived, the one used longest ago first.
-    pub(super) fn by_age(&self, named: &Named) -> Vec<Candidate> {
-        let mut blocks: Vec<Candidate> =
-            self.blocks.keys().filter_map(|id| self.candidate(id, named)).collect();
-        blocks.sort_unstable_by_key(|block| block.used);
-        blocks
+    /// A block that has not arrived.
+    pub(super) fn on_its_way(&self, ours: impl Fn(&CacheClass) -> bool) -> Option<Stay> {
+        let coming = |(_, kept): &(&BlockId, &Kept)| kept.block.is_none() && ours(&kept.class);
+        self.blocks.iter().find(coming).map(|(id, kept)| (*id, kept.generation))
     }
 
-    /// Blocks that have not arrived: ids, classes, generations, slots' bytes.
-    pub(super) fn on_their_way(&self) -> Vec<(BlockId, CacheClass, u64, u64)> {
-        let coming = self.blocks.iter().filter(|(_, kept)| kept.block.is_none());
-        coming.map(|(id, k)| (*id, k.class.clone(), k.generation, k.slot_bytes)).collect()
+    /// All blocks that have arrived.
+    pub(super) fn candidates(&self, named: &Named) -> Vec<Candidate> {
+        self.blocks.keys().filter_map(|id| self.candidate(id, named)).collect()
     }
 
     fn candidate(&self, id: &BlockId, named: &Named) -> Option<Candidate> {
         let kept = self.blocks.get(id)?;
         let block = kept.block.as_ref()?;
+        let since = self.clock - kept.rank.used;
+        let awaited = kept.awaited && since < PATIENCE * self.total.blocks;
         Some(Candidate {
             id: *id,
             class: kept.class.clone(),
             generation: kept.generation,
             slab: block.place().slab,
             slot_bytes: kept.slot_bytes,
-            used: kept.used,
             held: block.is_held(named),
+            rank: kept.rank,
+            awaited,
         })
     }
 }

@@ -1,0 +1,108 @@
+//! What stays of what would all have a right to.
+
+use std::collections::VecDeque;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::stage::{MIB, Scene, Stage, check, id};
+
+pub(super) async fn what_is_used_most_stays_when_layers_ask_in_turn(stage: Stage) -> Result<()> {
+    // Of each of 16 layers' 4 experts one is picked nine times in ten. Two thirds of them
+    // fit, less than the most recent token's and the one's before.
+    let scene = stage.scene(22 * MIB, 32 * MIB)?;
+    let mut recent = Recent::new(21);
+    let (mut found, mut expected, mut random) = (0, 0, 7_u64);
+    for token in 0..60 {
+        for layer in 0..16 {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let other = if random % 10 == 0 { 1 + (random >> 20) % 3 } else { 0 };
+            let seed = layer * 4 + (layer + other) % 4;
+            let there = scene.level.get(&id(seed), scene.device);
+            if token >= 10 {
+                found += u32::from(there.is_some());
+                expected += u32::from(recent.has(seed));
+            }
+            recent.use_one(seed);
+            if let Some(block) = there {
+                check(&block, seed)?;
+            } else {
+                bring(&scene, seed).await?;
+            }
+        }
+    }
+    // The favourites are nine in ten of the uses and three quarters of what fits.
+    ensure!(found > 50 * 16 * 8 / 10, "{found} of {} were there", 50 * 16);
+    ensure!(found > expected, "{found} were there, {expected} with the most recent ones alone");
+    // Tastes change: what was a favourite goes when others are.
+    let before: Vec<u64> = (0..16).map(|layer| layer * 4 + layer % 4).collect();
+    for _ in 0..40 {
+        for layer in 0..16 {
+            let seed = layer * 4 + (layer + 1) % 4;
+            if scene.level.get(&id(seed), scene.device).is_none() {
+                bring(&scene, seed).await?;
+            }
+        }
+    }
+    let left = before.iter().filter(|seed| scene.level.contains(&id(**seed), scene.device));
+    let left = left.count();
+    ensure!(left <= 5, "{left} of 16 that nobody uses any more are left");
+    Ok(())
+}
+
+/// Has a block brought and comes for it.
+async fn bring(scene: &Scene, seed: u64) -> Result<()> {
+    drop(scene.bring(seed, MIB).await?);
+    let block = scene.level.claim(&id(seed), scene.device).context("it was brought")?;
+    check(&block, seed)
+}
+
+/// What a level would keep that knows only what was used last.
+struct Recent {
+    slots: usize,
+    used: VecDeque<u64>,
+}
+
+impl Recent {
+    fn new(slots: usize) -> Self {
+        Self { slots, used: VecDeque::new() }
+    }
+
+    fn has(&self, seed: u64) -> bool {
+        self.used.contains(&seed)
+    }
+
+    fn use_one(&mut self, seed: u64) {
+        self.used.retain(|used| *used != seed);
+        self.used.push_back(seed);
+        if self.used.len() > self.slots {
+            self.used.pop_front();
+        }
+    }
+}
+
+pub(super) async fn a_batch_finds_what_it_had_brought_just_now(stage: Stage) -> Result<()> {
+    let scene = stage.scene(16 * MIB, 32 * MIB)?;
+    for seed in 0..15 {
+        scene.bring(seed, MIB).await?;
+        for _ in 0..20 {
+            ensure!(scene.level.get(&id(seed), scene.device).is_some(), "{seed} is there");
+        }
+    }
+    // Nobody used these before: they are worth least, and still nobody's to take.
+    for seed in 100..110 {
+        drop(scene.bring(seed, MIB).await?);
+    }
+    for seed in 100..110 {
+        let block = scene.level.claim(&id(seed), scene.device).context("it was brought")?;
+        check(&block, seed)?;
+    }
+    // Those that were come for go before the favourites.
+    for seed in 200..220 {
+        bring(&scene, seed).await?;
+    }
+    let left = (0..15).filter(|seed| scene.level.contains(&id(*seed), scene.device)).count();
+    ensure!(left >= 5, "{left} of 15 favourites are left");
+    Ok(())
+}
