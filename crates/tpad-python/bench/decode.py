@@ -163,7 +163,8 @@ class Bench:
     def load_tpad(self) -> None:
         """Two workers of this process: one that holds much, one that leaves all to the daemon."""
         cuda = self.device.type == "cuda"
-        few = 2 * self.shape.per_token * self.shape.expert_bytes * 5 // 4
+        # What a layer picks and what the next is likely to, and a little for padding.
+        few = 2 * self.shape.per_token * self.shape.expert_bytes * 33 // 32
         budgets = {"tpad": few, "tpad, holds most": int(self.third * HELD_PART)}
         for name, budget in budgets.items():
             client = tpad.connect(self.daemon.address)
@@ -247,7 +248,11 @@ class Bench:
                     k: v if isinstance(v, int) else len(v) for k, v in vars(served.counters).items()
                 }
                 self.results["decode"][f"counters of {system.name}"] = counters
-                self.results["decode"][f"guesses right, {system.name}"] = served.store.right
+                self.results["decode"][f"guesses of {system.name}"] = {
+                    "right": served.store.right,
+                    "lead_seconds": served.store.lead,
+                    "fetch_seconds": served.cache.fetch_seconds,
+                }
         self.results["decode"]["daemon"] = (
             {
                 k: v

@@ -3,7 +3,8 @@
 All experts lie in pinned host memory. A fixed number of slots on the GPU hold those that
 were used last; a miss is one asynchronous copy into the slot of the expert that was unused
 longest, on the stream that computes, so that no synchronisation is needed and no slot is
-written while an earlier kernel reads it. One process, no daemon, nothing verified, nothing
+written while an earlier kernel reads it. It makes no guesses: a copy of one is a copy less
+for what is needed now. One process, no daemon, nothing verified, nothing
 shared. It knows nothing of tpad's code; only the module around the experts is common, so
 that both run the same arithmetic.
 """
@@ -89,7 +90,9 @@ class PinnedLru:
         self.there: OrderedDict[tuple[int, int], int] = OrderedDict()
         self.missed_bytes = 0
 
-    def use(self, layer: int, experts: Sequence[int]) -> Generator[ExpertWeights]:
+    def use(
+        self, layer: int, experts: Sequence[int], likely: object = None
+    ) -> Generator[ExpertWeights]:
         for expert in experts:
             key = (layer, expert)
             slot = self.there.get(key)
@@ -103,9 +106,6 @@ class PinnedLru:
                 self.there.move_to_end(key)
             yield self.views[slot]
 
-    def guess(self, layer: int, experts: Sequence[int]) -> None:
-        """It has no guesses: a copy of one is a copy less for what is needed now."""
-
 
 class Resident:
     """Every expert on the device: the floor under the time per token."""
@@ -115,9 +115,8 @@ class Resident:
         self.views = [[matrices(e, experts.shape) for e in layer] for layer in self.memory]
         self.missed_bytes = 0
 
-    def use(self, layer: int, experts: Sequence[int]) -> Generator[ExpertWeights]:
+    def use(
+        self, layer: int, experts: Sequence[int], likely: object = None
+    ) -> Generator[ExpertWeights]:
         for expert in experts:
             yield self.views[layer][expert]
-
-    def guess(self, layer: int, experts: Sequence[int]) -> None:
-        """Nothing is missing."""

@@ -6,22 +6,20 @@ use std::time::Duration;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
-use tpad_client::{Client, ClientOptions, FetchedFile, ModelDescription, SocketPaths};
+use tpad_client::{ClientOptions, SocketPaths};
 use tpad_manifest::BlockKey;
 
 use crate::block::Block;
+use crate::describe::Described;
 use crate::errors::Failure;
 use crate::gpu;
 use crate::keys;
 use crate::lease::Lease;
-use crate::mask;
+use crate::pending::Pending;
 use crate::prefetch::Prefetch;
 use crate::runtime::{Here, run};
 use crate::source::{Leases, Options, Source, Wish};
 use crate::tensor::Tensor;
-
-/// The file that says what a checkpoint is.
-const CONFIG: &str = "config.json";
 
 /// Where a daemon is when nobody says.
 #[pyfunction]
@@ -219,6 +217,26 @@ impl Connection {
         })
     }
 
+    /// Asks for experts and does not wait for them.
+    #[pyo3(signature = (model, keys, device = None, timeout = None))]
+    fn begin_experts(
+        &self,
+        py: Python<'_>,
+        model: &str,
+        keys: &Bound<'_, PyAny>,
+        device: Option<&Bound<'_, PyAny>>,
+        timeout: Option<f64>,
+    ) -> PyResult<Pending> {
+        let (source, keys) = (self.source(py)?, keys::experts(keys)?);
+        let timeout = limit(timeout)?;
+        let device = gpu::named(device)?.map(|index| gpu::open(py, index)).transpose()?;
+        if let Some(leases) = source.hold_all(model, &keys, device.as_ref()) {
+            return Ok(Pending::there(leases));
+        }
+        let model = model.to_owned();
+        Pending::begin(async move { source.blocks(&model, &keys, device.as_ref(), timeout).await })
+    }
+
     #[pyo3(signature = (model, tier, layer, device = None, timeout = None, done = None))]
     #[expect(clippy::too_many_arguments, reason = "the package's own Python calls it, by place")]
     fn router(
@@ -334,52 +352,4 @@ pub(crate) fn limit(timeout: Option<f64>) -> PyResult<Option<Duration>> {
 fn seconds(seconds: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(seconds)
         .map_err(|_| PyValueError::new_err(format!("{seconds} is no time to wait, in seconds")))
-}
-
-/// Times that a model may change while it is described.
-const DESCRIPTIONS: usize = 4;
-
-/// All of a model that is not blocks.
-struct Described {
-    model: ModelDescription,
-    config: Option<FetchedFile>,
-    sources: Result<mask::Sources, Failure>,
-}
-
-impl Described {
-    async fn of(client: Client, name: String) -> Result<Self, Failure> {
-        let mut left = DESCRIPTIONS;
-        loop {
-            left -= 1;
-            let model = client.describe_model(&name).await?;
-            let generation = model.summary.generation;
-            let served = model.tier_details.iter().filter(|tier| tier.skipped.is_empty());
-            let tiers = served.map(|tier| tier.id.clone()).collect();
-            let sources = mask::sources(&client, &name, tiers).await;
-            let config = match model.files.iter().any(|file| file == CONFIG) {
-                true => Some(client.fetch_file(&name, CONFIG).await?),
-                false => None,
-            };
-            let same = config.as_ref().is_none_or(|file| file.generation == generation)
-                && sources.as_ref().map_or(true, |(of, _)| *of == generation);
-            if same || left == 0 {
-                return Ok(Self { model, config, sources: sources.map(|(_, sources)| sources) });
-            }
-        }
-    }
-
-    fn into_python(py: Python<'_>, described: Self) -> PyResult<Py<PyAny>> {
-        let Self { model, config, sources } = described;
-        let description = json(py, &model)?;
-        let description = description.into_bound(py);
-        description.set_item("manifest_json", &model.manifest_json)?;
-        description.set_item("config", config.map(|file| PyBytes::new(py, &file.bytes)))?;
-        match sources {
-            Ok(sources) => {
-                description.set_item("sources", mask::sources_to_python(py, &sources)?)?;
-            }
-            Err(failure) => description.set_item("sources", failure.raise(py).into_value(py))?,
-        }
-        Ok(description.unbind())
-    }
 }

@@ -3,12 +3,14 @@
 
 mod block;
 mod connection;
+mod describe;
 mod dlpack;
 mod errors;
 mod gpu;
 mod keys;
 mod lease;
 mod mask;
+mod pending;
 mod prefetch;
 mod publish;
 mod router;
@@ -29,6 +31,8 @@ mod _tpad {
     use crate::gpu::pending;
     #[pymodule_export]
     use crate::mask::{Mask, Tier, Watch, mask, watch};
+    #[pymodule_export]
+    use crate::pending::Pending;
     #[pymodule_export]
     use crate::prefetch::Prefetch;
     #[pymodule_export]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import time
 
 import pytest
@@ -58,6 +59,58 @@ def test_batches_come_in_the_order_asked_for(client: tpad.Client, remote: tpad.C
         assert [block.key for block in blocks] == keys
         assert source.experts("mixtral", []) == []
         assert blocks[0].id == blocks[-1].id
+
+
+def test_a_batch_can_be_begun_and_waited_for_later(
+    client: tpad.Client, remote: tpad.Client, daemon: Daemon
+) -> None:
+    keys = [BlockKey("base", 0, expert, 1) for expert in (5, 2)]
+    for source in (client, remote, client):
+        pending = source.begin_experts("mixtral", keys)
+        wait_for(pending.done, "the blocks have come")
+        blocks = pending.wait()
+        assert [block.key for block in blocks] == keys
+        assert [b.id for b in blocks] == [b.id for b in source.experts("mixtral", keys)]
+        with pytest.raises(ValueError, match="taken"):
+            pending.wait()
+        assert pending.done()
+    absent = client.begin_experts("mixtral", [("base", 0, 99, 0)])
+    with pytest.raises(tpad.NotFound, match="99"):
+        absent.wait()
+    with pytest.raises(ValueError, match="taken"):
+        absent.wait()
+    with pytest.raises(tpad.DeadlineExceeded):
+        remote.begin_experts("mixtral", keys, timeout=0).wait()
+    cancelled = client.begin_experts("mixtral", keys)
+    cancelled.cancel()
+    with pytest.raises(ValueError, match="cancelled"):
+        cancelled.wait()
+    for turn in range(50):
+        # Dropped before it is there, or with what came.
+        dropped = client.begin_experts("mixtral", [("base", 0, turn % 8, 0)])
+        if turn % 2:
+            wait_for(dropped.done, "it has come")
+    del dropped, blocks
+    gc.collect()
+    wait_for(lambda: daemon.status()["leases"]["bytes"] == 0, "nothing is held")
+
+
+def test_two_threads_cannot_wait_for_one_batch(client: tpad.Client) -> None:
+    pending = client.begin_experts("mixtral", [("base", 0, 1, 0)])
+    came: list[object] = []
+
+    def wait() -> None:
+        try:
+            came.append(pending.wait())
+        except ValueError as error:
+            came.append(error)
+
+    threads = [threading.Thread(target=wait) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(came) == 4 and sum(isinstance(one, list) for one in came) == 1
 
 
 def test_what_does_not_exist_is_named_with_what_does(

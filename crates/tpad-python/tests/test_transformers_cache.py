@@ -30,6 +30,29 @@ class Piece:
         self.source.out -= self.nbytes
 
 
+class Wanted:
+    """Blocks that a source was asked for: they come when its gate is open."""
+
+    def __init__(self, source: Pieces, keys) -> None:
+        self.source, self.keys = source, list(keys)
+        self.failing = bool(source.failing.intersection(keys))
+        if source.once:
+            source.failing = set()
+
+    def done(self) -> bool:
+        return self.source.gate.is_set()
+
+    def wait(self) -> list[Piece]:
+        assert self.source.gate.wait(10)
+        if self.failing:
+            raise OSError(f"{self.keys} cannot be had")
+        self.source.known = True
+        return [Piece(self.source, key) for key in self.keys]
+
+    def cancel(self) -> None:
+        self.source.cancelled.append(self.keys)
+
+
 class Pieces:
     """A source that counts what is out."""
 
@@ -37,6 +60,7 @@ class Pieces:
         self.sizes, self.known = sizes, known
         self.out = self.most = 0
         self.asked: list[list[int]] = []
+        self.cancelled: list[list[int]] = []
         self.failing: set[int] = set()
         self.once = False
         self.gate = threading.Event()
@@ -45,15 +69,9 @@ class Pieces:
     def nbytes(self, key: int) -> int | None:
         return self.sizes(key) if self.known else None
 
-    def fetch(self, keys) -> list[Piece]:
-        assert self.gate.wait(10)
+    def begin(self, keys) -> Wanted:
         self.asked.append(list(keys))
-        if self.failing.intersection(keys):
-            if self.once:
-                self.failing = set()
-            raise OSError(f"{keys} cannot be had")
-        self.known = True
-        return [Piece(self, key) for key in keys]
+        return Wanted(self, keys)
 
     def warm(self, keys) -> bool:
         return False
@@ -172,7 +190,7 @@ def test_a_guess_is_fetched_behind_the_back_and_found() -> None:
     source = Pieces()
     cache = ExpertCache(source, 40)
     cache.guess([1, 2])
-    wait_for(lambda: cache.counters.fetches == 2, "the guesses are there")
+    assert source.asked == [[1, 2]] and source.out == 0, "nobody waits for it"
     assert used(cache, 1) == [1]
     assert len(source.asked) == 1
     assert (cache.counters.hits, cache.counters.guesses_used) == (1, 1)
@@ -186,9 +204,10 @@ def test_a_guess_that_fails_fails_nobody() -> None:
     source.failing = {1}
     cache = ExpertCache(source, 40)
     cache.guess([1])
-    wait_for(lambda: source.asked == [[1]] and cache.bytes == 0, "the guess has failed")
     source.failing = set()
-    assert used(cache, 1) == [1]
+    assert used(cache, 2, 1) == [2, 1]
+    assert source.asked == [[1], [2, 1]], "it had failed by then, and is asked for again"
+    assert cache.bytes == source.out == 20
     cache.close()
 
 
@@ -210,6 +229,125 @@ def test_who_waits_for_a_guess_that_fails_fetches_for_himself() -> None:
     assert source.out == 0
 
 
+def test_guesses_are_asked_for_behind_what_is_needed_and_before_it_is_there() -> None:
+    source = Pieces()
+    cache = ExpertCache(source, 40)
+    source.gate.clear()
+    blocks = cache.use([1, 2], lambda: cache.guess([3, 4]))
+    came: list[int] = []
+    waiting = threading.Thread(target=lambda: came.extend(piece.key for piece in blocks))
+    waiting.start()
+    wait_for(lambda: source.asked == [[1, 2], [3, 4]], "the guess is behind the wish")
+    assert not came and waiting.is_alive()
+    source.gate.set()
+    waiting.join(10)
+    assert came == [1, 2]
+    assert used(cache, 3, 4) == [3, 4] and len(source.asked) == 2
+    cache.close()
+    assert source.out == 0
+
+
+def test_what_is_there_is_given_before_what_is_missing_arrives() -> None:
+    source = Pieces()
+    cache = ExpertCache(source, 40)
+    used(cache, 1)
+    source.gate.clear()
+    blocks = cache.use([1, 2])
+    assert next(blocks).key == 1
+    assert source.asked == [[1], [2]], "what is missing was asked for first"
+    source.gate.set()
+    assert next(blocks).key == 2
+    blocks.close()
+    cache.close()
+    assert source.out == 0
+
+
+def test_large_blocks_come_one_by_one_and_small_ones_together() -> None:
+    large = Pieces(lambda key: 40 << 20)
+    cache = ExpertCache(large, 200 << 20)
+    assert used(cache, 1, 2, 3) == [1, 2, 3]
+    assert large.asked == [[1], [2], [3]]
+    cache.close()
+    small = Pieces(lambda key: 20 << 20)
+    cache = ExpertCache(small, 200 << 20)
+    assert used(cache, 1, 2, 3) == [1, 2, 3]
+    assert small.asked == [[1, 2], [3]]
+    cache.close()
+    assert large.out == small.out == 0
+
+
+def test_who_stops_half_way_leaves_nothing_behind() -> None:
+    source = Pieces()
+    cache = ExpertCache(source, 40)
+    source.gate.clear()
+    blocks = cache.use([1, 2], lambda: cache.guess([3]))
+    waiting = threading.Thread(target=lambda: next(blocks))
+    waiting.start()
+    wait_for(lambda: len(source.asked) == 2, "both are asked for")
+    source.gate.set()
+    waiting.join(10)
+    blocks.close()
+    source.gate.clear()
+    cache.guess([4])
+    cache.clear()
+    assert source.cancelled == [[3], [4]] and cache.bytes == source.out == 0
+    source.gate.set()
+    assert used(cache, 1, 2, 3, 4) == [1, 2, 3, 4]
+    cache.close()
+
+
+def test_guesses_on_their_way_make_room_when_they_are_there() -> None:
+    source = Pieces()
+    cache = ExpertCache(source, 20)
+    source.gate.clear()
+    cache.guess([1, 2])
+    came: list[list[int]] = []
+    waiting = threading.Thread(target=lambda: came.append(used(cache, 3)))
+    waiting.start()
+    wait_for(lambda: cache.counters.uses == 1, "somebody needs their room")
+    source.gate.set()
+    waiting.join(10)
+    assert came == [[3]] and source.most == 20
+    cache.close()
+    assert source.out == 0
+
+
+def test_a_block_that_is_too_large_leaves_no_pin() -> None:
+    source = Pieces(lambda key: 1000 if key == 9 else 10)
+    cache = ExpertCache(source, 40)
+    used(cache, 1, 2)
+    with pytest.raises(BudgetTooSmall, match="1000 bytes"):
+        used(cache, 1, 2, 9)
+    cache.guess([9])
+    assert used(cache, 3, 4, 5, 6) == [3, 4, 5, 6], "a pin that was left would stand in the way"
+    assert cache.bytes == source.out == 40
+    cache.close()
+
+
+def test_many_threads_with_guesses_keep_to_the_budget() -> None:
+    source = Pieces()
+    cache = ExpertCache(source, 120)
+    wrong: list[object] = []
+
+    def work(seed: int) -> None:
+        draw = random.Random(seed)
+        for _ in range(300):
+            keys = draw.sample(range(16), draw.randrange(1, 4))
+            likely = draw.sample(range(16), 2)
+            came = [piece.key for piece in cache.use(keys, lambda likely=likely: cache.guess(likely))]
+            if came != keys or source.out > 120:
+                wrong.append((keys, came, source.out))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong and not any(thread.is_alive() for thread in threads)
+    cache.close()
+    assert source.out == cache.bytes == 0
+
+
 def test_guesses_are_fetched_while_they_gain_time() -> None:
     source = Pieces()
     store = ServedStore(ExpertCache(source, 1000), {5: range(16)}, guesses=True)
@@ -217,7 +355,6 @@ def test_guesses_are_fetched_while_they_gain_time() -> None:
     def guessed(right: float, lead: float, fetch: float) -> bool:
         """Whether a guess is fetched after what was measured so far."""
         seen = store.cache.counters
-        wait_for(lambda: seen.fetches == seen.guesses, "earlier guesses are there")
         store.cache.clear()
         store.right[5], store.lead[5], store.cache.fetch_seconds = right, lead, fetch
         before = seen.guesses

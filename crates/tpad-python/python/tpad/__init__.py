@@ -31,7 +31,7 @@ from ._errors import (
 )
 from ._keys import BlockKey, RouterKey
 from ._model import Group, Model, ModelSummary, Tier
-from ._tpad import Block, Mask, Prefetch, Tensor, TierMask, __version__
+from ._tpad import Block, Mask, Pending, Prefetch, Tensor, TierMask, __version__
 
 Mapping.register(Block)
 
@@ -55,6 +55,7 @@ __all__ = [
     "ModelSummary",
     "NotFound",
     "PermissionDenied",
+    "Pending",
     "Prefetch",
     "ResourceExhausted",
     "RouterKey",

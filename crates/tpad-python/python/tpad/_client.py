@@ -11,7 +11,7 @@ from . import _tpad
 from ._errors import TpadError
 from ._keys import BlockKey
 from ._model import Model, ModelSummary, _Sources, model_of
-from ._tpad import Block, Mask, Prefetch, Tensor
+from ._tpad import Block, Mask, Pending, Prefetch, Tensor
 
 Key = BlockKey | tuple[str | int, int, int, int]
 """What names an expert at a layer: (tier, group, expert, layer)."""
@@ -171,6 +171,18 @@ class Client:
         Raises for the first that cannot be had, and then none is held.
         """
         return self._native.experts(name_of(model), keys, device, timeout)
+
+    def begin_experts(
+        self,
+        model: Named | str,
+        keys: Iterable[Key],
+        *,
+        device: Device = None,
+        timeout: float | None = None,
+    ) -> Pending:
+        """Asks for experts as :meth:`experts` does and returns at once: they come while the worker
+        computes, and ``wait()`` of what is returned gives them. ``timeout`` runs from here."""
+        return self._native.begin_experts(name_of(model), keys, device, timeout)
 
     def router(
         self,

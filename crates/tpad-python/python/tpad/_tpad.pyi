@@ -148,6 +148,18 @@ class Block(Mapping[str, Tensor]):
         /,
     ) -> None: ...
 
+class Pending:
+    """Experts on their way, from :meth:`tpad.Client.begin_experts`. When this is dropped, what
+    has come is given back."""
+
+    def done(self) -> bool:
+        """Whether :meth:`wait` would return, or raise, at once."""
+    def wait(self) -> list[Block]:
+        """Waits for the blocks and returns them, in the order in which they were asked for. Raises
+        what :meth:`tpad.Client.experts` raises, and ValueError when they were taken before."""
+    def cancel(self) -> None:
+        """Gives up what was asked for; what has come of it is given back."""
+
 class Prefetch:
     """A prefetch under way. It goes on when this object is dropped; :meth:`cancel` ends it."""
 
@@ -267,6 +279,13 @@ class Connection:
         timeout: float | None = None,
         done: _Done = None,
     ) -> Any: ...
+    def begin_experts(
+        self,
+        model: str,
+        keys: Iterable[tuple[str | int, int, int, int]],
+        device: Any = None,
+        timeout: float | None = None,
+    ) -> Pending: ...
     def router(
         self,
         model: str,

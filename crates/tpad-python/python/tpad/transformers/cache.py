@@ -2,7 +2,8 @@
 
 What is held is whatever the source gives: a lease on the daemon's memory, or a copy. The
 cache knows neither; it counts bytes, keeps in place what is being computed with, and lets
-go of the rest.
+go of the rest. It asks for all that is missing at once, gives what is there, and waits for
+the rest one after the other.
 """
 
 from __future__ import annotations
@@ -10,27 +11,16 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from typing import Generic
 
+from .coming import Coming, Entry, in_turns
 from .errors import BudgetTooSmall
 from .holding import Counters, H, K, Source
 
-#: Guesses are fetched so many bytes at a time: enough to fill a bus.
-AT_A_TIME = 32 << 20
-
-
-class _Entry(Generic[K, H]):
-    __slots__ = ("guess", "held", "key", "nbytes", "pins")
-
-    def __init__(self, key: K, nbytes: int, guess: bool) -> None:
-        self.key = key
-        self.nbytes = nbytes
-        self.held: H | None = None
-        self.pins = 0
-        self.guess = guess
+#: How long a block waits for others to be let go of.
+PATIENCE = 60.0
 
 
 class ExpertCache(Generic[K, H]):
@@ -43,28 +33,33 @@ class ExpertCache(Generic[K, H]):
         self.counters = Counters()
         #: What fetching one block takes, of late.
         self.fetch_seconds: float | None = None
-        self._entries: OrderedDict[K, _Entry[K, H]] = OrderedDict()
+        self._entries: OrderedDict[K, Entry[K, H]] = OrderedDict()
+        #: What was asked for and has not been taken in.
+        self._coming: list[Coming[K, H]] = []
         self._changed = threading.Condition()
+        self._landed = 0.0
         self._closed = False
-        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="tpad-prefetch")
 
-    def use(self, keys: Sequence[K]) -> Generator[H, None, None]:
-        """Each block, in order. One is in place until the next is asked for."""
+    def use(
+        self, keys: Sequence[K], meanwhile: Callable[[], None] | None = None
+    ) -> Generator[H, None, None]:
+        """Each block, in order. One is in place until the next is asked for.
+
+        ``meanwhile`` is called once what is missing of the first was asked for.
+        """
         with self._changed:
             self.counters.uses += len(keys)
             self.counters.picked.update(keys)
         at = 0
         while at < len(keys):
-            window = self._acquire(keys[at:])
+            window = self._begin(keys[at:])
             try:
+                if at == 0 and meanwhile is not None:
+                    meanwhile()
                 for entry in window:
-                    if entry.held is not None:
-                        yield entry.held
+                    yield self._arrived(entry)
             finally:
-                with self._changed:
-                    for entry in window:
-                        entry.pins -= 1
-                    self._changed.notify_all()
+                self._unpin(window)
             at += len(window)
 
     def guess(self, keys: Sequence[K]) -> None:
@@ -78,58 +73,68 @@ class ExpertCache(Generic[K, H]):
         if self.source.warm(absent):
             return
         with self._changed:
-            entries = []
-            for key in absent:
-                entry = self._reserve(key, guess=True)
-                if entry is None:
-                    break
-                entries.append(entry)
-            if entries:
-                self._ahead.submit(self._fill_ahead, entries)
+            self._take_in()
+            entries: list[Entry[K, H]] = []
+            # One that fails is no failure: whoever needs the block asks again and is told.
+            with suppress(BudgetTooSmall):
+                for key in absent:
+                    entry = None if key in self._entries else self._reserve(key, guess=True)
+                    if entry is None:
+                        break
+                    entries.append(entry)
+            with suppress(Exception):
+                self._ask(entries, guess=True)
 
     def close(self) -> None:
         """Lets go of everything."""
         with self._changed:
             self._closed = True
-        self._ahead.shutdown(wait=True, cancel_futures=True)
-        with self._changed:
-            for entry in list(self._entries.values()):
-                if not entry.pins:
-                    self._drop(entry)
+        self.clear()
 
     def clear(self) -> None:
         """Lets go of what nobody is computing with."""
         with self._changed:
+            for coming in list(self._coming):
+                if not coming.is_wanted and not coming.landing:
+                    coming.asked.cancel()
+                    self._fail(coming)
             for entry in list(self._entries.values()):
                 if entry.held is not None and not entry.pins:
                     self._drop(entry)
 
-    def _acquire(self, keys: Sequence[K]) -> list[_Entry[K, H]]:
-        """The first of the keys that fit together, one at least, each pinned."""
+    def _begin(self, keys: Sequence[K]) -> list[Entry[K, H]]:
+        """The first of the keys that fit together, one at least: each pinned, and asked for."""
+        deadline = time.monotonic() + PATIENCE
         while True:
             with self._changed:
+                self._take_in()
                 window, missing = self._plan(keys)
-            if missing:
-                self._fill(missing, window)
-            with self._changed:
-                while any(self._entries.get(e.key) is e and e.held is None for e in window):
-                    self._changed.wait()
-                if all(entry.held is not None for entry in window):
+                if window:
+                    try:
+                        self._ask(missing, guess=False)
+                    except BaseException:
+                        self._unpin(window)
+                        raise
                     return window
-                # Another thread's fetch failed: its blocks are absent again, ask for them here.
-                for entry in window:
-                    entry.pins -= 1
+                unwanted = next((it for it in self._coming if not it.is_wanted), None)
+                if unwanted is None:
+                    if not self._changed.wait(deadline - time.monotonic()):
+                        raise self._no_room(keys[0])
+                    continue
+            # What has the room can go when it is there.
+            with suppress(Exception):
+                self._land(unwanted)
 
-    def _plan(self, keys: Sequence[K]) -> tuple[list[_Entry[K, H]], list[_Entry[K, H]]]:
+    def _plan(self, keys: Sequence[K]) -> tuple[list[Entry[K, H]], list[Entry[K, H]]]:
         """Pins what is there of the keys and reserves what is not, as far as that fits."""
-        while True:
-            there = {key: self._entries[key] for key in keys if key in self._entries}
-            for entry in there.values():
-                entry.pins += 1
-            window: list[_Entry[K, H]] = []
-            missing: list[_Entry[K, H]] = []
+        there = {key: self._entries[key] for key in keys if key in self._entries}
+        for entry in there.values():
+            entry.pins += 1
+        window: list[Entry[K, H]] = []
+        missing: list[Entry[K, H]] = []
+        try:
             for key in keys:
-                known = there.get(key)
+                known = there.pop(key, None)
                 if known is None:
                     new = bool(window) and self.source.nbytes(key) is None
                     known = None if new else self._reserve(key, guess=False)
@@ -138,24 +143,18 @@ class ExpertCache(Generic[K, H]):
                     known.pins += 1
                     missing.append(known)
                 window.append(known)
-            taken = set(map(id, window))
-            for entry in there.values():
-                if id(entry) not in taken:
-                    entry.pins -= 1
-            if window:
-                break
-            # What is further down the list may stand in the way of its first.
+        except BaseException:
+            self._unpin(window)
+            raise
+        finally:
+            self._unpin(there.values())
+        if not window:
+            # What is further down the list may have stood in the way of its first.
             first = self._reserve(keys[0], guess=False)
-            if first is not None:
-                first.pins += 1
-                window = missing = [first]
-                break
-            if not self._changed.wait(timeout=60.0):
-                raise BudgetTooSmall(
-                    f"the expert budget of {self.budget} bytes has no room for one of "
-                    f"{self.source.nbytes(keys[0])} bytes: {self.bytes} bytes are in use; raise "
-                    "expert_budget"
-                )
+            if first is None:
+                return [], []
+            first.pins += 1
+            window = missing = [first]
         fresh = set(map(id, missing))
         for entry in window:
             self._entries.move_to_end(entry.key)
@@ -166,13 +165,104 @@ class ExpertCache(Generic[K, H]):
                     self.counters.guesses_used += 1
         return window, missing
 
-    def _reserve(self, key: K, *, guess: bool) -> _Entry[K, H] | None:
+    def _arrived(self, entry: Entry[K, H]) -> H:
+        """A pinned block, waited for."""
+        while True:
+            with self._changed:
+                if entry.held is not None:
+                    return entry.held
+                if entry.coming is None:
+                    # Another thread's fetch of it failed, or a guess: it is asked for here.
+                    self._ask([entry], guess=False)
+                coming = entry.coming
+            if coming is None:
+                continue
+            try:
+                self._land(coming)
+            except Exception:
+                if not coming.guess:
+                    raise
+
+    def _ask(self, entries: Sequence[Entry[K, H]], *, guess: bool) -> None:
+        """Asks the source for blocks that are reserved; takes them back if that fails."""
+        try:
+            for turn in in_turns(entries):
+                asked = self.source.begin([entry.key for entry in turn])
+                self._coming.append(Coming(turn, asked, guess))
+        except BaseException:
+            for entry in entries:
+                if entry.coming is None and not entry.pins:
+                    self._drop(entry)
+            raise
+
+    def _take_in(self) -> None:
+        """Takes what came: it may stay or go like what is held."""
+        for coming in list(self._coming):
+            if not coming.landing and coming.asked.done():
+                # Whoever needs one that failed asks again and is told.
+                with suppress(Exception):
+                    self._land(coming)
+
+    def _land(self, coming: Coming[K, H]) -> None:
+        """Waits for what was asked for together, here or for the thread that does."""
+        with self._changed:
+            if coming.landing:
+                while any(entry.coming is coming for entry in coming.entries):
+                    self._changed.wait()
+                return
+            coming.landing = True
+        try:
+            blocks = coming.asked.wait()
+        except BaseException:
+            with self._changed:
+                self._fail(coming)
+            raise
+        with self._changed:
+            now = time.perf_counter()
+            if not coming.guess:
+                spent = (now - max(coming.begun, self._landed)) / len(blocks)
+                before = spent if self.fetch_seconds is None else self.fetch_seconds
+                self.fetch_seconds = 0.95 * before + 0.05 * spent
+            self._landed = now
+            self._coming.remove(coming)
+            for entry, held in zip(coming.entries, blocks, strict=True):
+                entry.held, entry.coming = held, None
+                self.bytes += held.nbytes - entry.nbytes
+                entry.nbytes = held.nbytes
+                self.counters.fetched.add(entry.key)
+                self.counters.fetches += 1
+                self.counters.fetched_bytes += entry.nbytes
+            self.counters.peak_bytes = max(self.counters.peak_bytes, self.bytes)
+            self._changed.notify_all()
+            first = coming.entries[0]
+            if self.bytes > self.budget and len(coming.entries) == 1:
+                self._drop(first)
+                raise self._too_small(first.nbytes)
+
+    def _fail(self, coming: Coming[K, H]) -> None:
+        """What was asked for does not come. Those who need it find out by themselves."""
+        self._coming.remove(coming)
+        for entry in coming.entries:
+            entry.coming, entry.guess = None, False
+            if not entry.pins:
+                self._drop(entry)
+        self._changed.notify_all()
+
+    def _unpin(self, entries: Iterable[Entry[K, H]]) -> None:
+        with self._changed:
+            for entry in entries:
+                entry.pins -= 1
+                if not entry.pins and entry.held is None and entry.coming is None:
+                    self._drop(entry)
+            self._changed.notify_all()
+
+    def _reserve(self, key: K, *, guess: bool) -> Entry[K, H] | None:
         nbytes = self.source.nbytes(key)
         if nbytes is None:
             return None if guess else self._reserve_all(key)
         if nbytes > self.budget:
             raise self._too_small(nbytes)
-        victims: list[_Entry[K, H]] = []
+        victims: list[Entry[K, H]] = []
         room = self.budget - self.bytes
         if room < nbytes:
             for old in self._entries.values():
@@ -187,19 +277,19 @@ class ExpertCache(Generic[K, H]):
         for old in victims:
             self._drop(old)
             self.counters.evictions += 1
-        entry: _Entry[K, H] = _Entry(key, nbytes, guess)
+        entry: Entry[K, H] = Entry(key, nbytes, guess)
         self._entries[key] = entry
         self.bytes += nbytes
         return entry
 
-    def _reserve_all(self, key: K) -> _Entry[K, H] | None:
+    def _reserve_all(self, key: K) -> Entry[K, H] | None:
         """The whole budget, for a block of a size that nobody knows yet."""
         if any(old.pins or old.held is None for old in self._entries.values()):
             return None
         for old in list(self._entries.values()):
             self._drop(old)
             self.counters.evictions += 1
-        entry: _Entry[K, H] = _Entry(key, self.budget, guess=False)
+        entry: Entry[K, H] = Entry(key, self.budget, guess=False)
         self._entries[key] = entry
         self.bytes += self.budget
         return entry
@@ -210,7 +300,15 @@ class ExpertCache(Generic[K, H]):
             "few experts at least"
         )
 
-    def _drop(self, entry: _Entry[K, H]) -> None:
+    def _no_room(self, key: K) -> BudgetTooSmall:
+        return BudgetTooSmall(
+            f"the expert budget of {self.budget} bytes has no room for one of "
+            f"{self.source.nbytes(key)} bytes: {self.bytes} bytes are in use; raise expert_budget"
+        )
+
+    def _drop(self, entry: Entry[K, H]) -> None:
+        if self._entries.get(entry.key) is not entry:
+            return
         del self._entries[entry.key]
         self.bytes -= entry.nbytes
         if entry.guess:
@@ -218,48 +316,3 @@ class ExpertCache(Generic[K, H]):
         if entry.held is not None:
             entry.held.release()
             entry.held = None
-
-    def _fill(self, entries: list[_Entry[K, H]], pinned: list[_Entry[K, H]]) -> None:
-        """Fetches into entries that are reserved; takes them back if that fails."""
-        begun = time.perf_counter()
-        try:
-            blocks = self.source.fetch([entry.key for entry in entries])
-        except BaseException:
-            with self._changed:
-                for entry in pinned:
-                    entry.pins -= 1
-                for entry in entries:
-                    entry.guess = False
-                    self._drop(entry)
-                self._changed.notify_all()
-            raise
-        spent = (time.perf_counter() - begun) / len(entries)
-        with self._changed:
-            before = spent if self.fetch_seconds is None else self.fetch_seconds
-            self.fetch_seconds = 0.95 * before + 0.05 * spent
-            for entry, held in zip(entries, blocks, strict=True):
-                entry.held = held
-                self.bytes += held.nbytes - entry.nbytes
-                entry.nbytes = held.nbytes
-                self.counters.fetched.add(entry.key)
-                self.counters.fetches += 1
-                self.counters.fetched_bytes += entry.nbytes
-            self.counters.peak_bytes = max(self.counters.peak_bytes, self.bytes)
-            if self.bytes > self.budget and len(entries) == 1:
-                for entry in pinned:
-                    entry.pins -= 1
-                self._drop(entries[0])
-                raise self._too_small(entries[0].nbytes)
-            self._changed.notify_all()
-
-    def _fill_ahead(self, entries: list[_Entry[K, H]]) -> None:
-        while entries:
-            # In turns, so that a large one that is right does not wait for one that is wrong.
-            count, size = 1, entries[0].nbytes
-            while count < len(entries) and size < AT_A_TIME:
-                size += entries[count].nbytes
-                count += 1
-            # One that fails is no failure: whoever needs the block asks again and is told.
-            with suppress(Exception):
-                self._fill(entries[:count], [])
-            entries = entries[count:]

@@ -22,9 +22,13 @@ from .weights import ExpertWeights
 class Store(Protocol):
     """The experts of all layers, by layer and index."""
 
-    def use(self, layer: int, experts: Sequence[int]) -> Generator[ExpertWeights, None, None]: ...
-
-    def guess(self, layer: int, experts: Sequence[int]) -> None: ...
+    def use(
+        self,
+        layer: int,
+        experts: Sequence[int],
+        likely: tuple[int, Sequence[int]] | None = None,
+    ) -> Generator[ExpertWeights, None, None]:
+        """Their weights, in order. ``likely`` is a layer, and what it is likely to use next."""
 
 
 class ServedExperts(nn.Module):
@@ -64,7 +68,8 @@ class ServedExperts(nn.Module):
         hit = sorted({expert for row in picked for expert in row if expert >= 0})
         alone = len(picked) == 1
         places = {} if alone else _places(picked, hit, hidden_states.device)
-        with closing(self.store.use(self.layer, hit)) as blocks:
+        guess = (self.ahead[0], likely) if likely and self.ahead is not None else None
+        with closing(self.store.use(self.layer, hit, guess)) as blocks:
             for expert, weights in zip(hit, blocks, strict=True):
                 if alone:
                     place = picked[0].index(expert)
@@ -77,8 +82,6 @@ class ServedExperts(nn.Module):
                     result += part
                 else:
                     result.index_add_(0, token, part)
-                if likely and self.ahead is not None and expert == hit[-1]:
-                    self.store.guess(self.ahead[0], likely)
         return result
 
     def _look(

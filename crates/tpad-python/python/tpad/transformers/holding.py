@@ -18,20 +18,33 @@ class Held(Protocol):
 
 K = TypeVar("K", bound=Hashable)
 H = TypeVar("H", bound=Held)
-Asked = TypeVar("Asked", bound=Hashable, contravariant=True)
+Wanted = TypeVar("Wanted", bound=Hashable, contravariant=True)
 Given = TypeVar("Given", bound=Held, covariant=True)
 
 
-class Source(Protocol[Asked, Given]):
-    """Where blocks come from."""
+class Asked(Protocol[Given]):
+    """Blocks that a source was asked for."""
 
-    def nbytes(self, key: Asked) -> int | None:
-        """What holding the block takes; None while no block like it was seen."""
+    def done(self) -> bool:
+        """Whether they came, or failed to."""
 
-    def fetch(self, keys: Sequence[Asked]) -> Sequence[Given]:
+    def wait(self) -> Sequence[Given]:
         """The blocks, in the order asked; all or an exception."""
 
-    def warm(self, keys: Sequence[Asked]) -> bool:
+    def cancel(self) -> None:
+        """Gives them up."""
+
+
+class Source(Protocol[Wanted, Given]):
+    """Where blocks come from."""
+
+    def nbytes(self, key: Wanted) -> int | None:
+        """What holding the block takes; None while no block like it was seen."""
+
+    def begin(self, keys: Sequence[Wanted]) -> Asked[Given]:
+        """Asks for blocks, and does not wait for them."""
+
+    def warm(self, keys: Sequence[Wanted]) -> bool:
         """Has blocks brought near without holding them. False: hold them to that end."""
 
 

@@ -22,7 +22,6 @@ from .routing import Routing
 from .served import Served
 from .source import ClientSource, hands_over
 from .store import ServedStore
-from .wake import awake
 from .weights import Unpack
 
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -77,14 +76,13 @@ def load(
     with files(client, published) as directory:
         config, block_size, own_dtype = dense.read_config(directory)
         dtype = dtype or own_dtype
-        with awake(device, dtype, config.hidden_size):
-            made = dense.skeleton(config, dtype, attn_implementation)
-            if "generation_config.json" in published.files:
-                made.generation_config = GenerationConfig.from_pretrained(directory)
-            assign = dense.Assign(made, device, dtype, block_size)
-            wanted = dense.wanted(made, family)
-            routing = Routing(client, published.name, tier_set, made, family, assign)
-            copy_dense(client, published, wanted, assign)
+        made = dense.skeleton(config, dtype, attn_implementation)
+        if "generation_config.json" in published.files:
+            made.generation_config = GenerationConfig.from_pretrained(directory)
+        assign = dense.Assign(made, device, dtype, block_size)
+        wanted = dense.wanted(made, family)
+        routing = Routing(client, published.name, tier_set, made, family, assign)
+        copy_dense(client, published, wanted, assign)
     if in_place is None:
         in_place = device.type != "cuda" or hands_over(client, device)
     unpack = Unpack(dtype, block_size)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from tpad import Block, BlockKey, Client
+from tpad import Block, BlockKey, Client, Pending
 
 from .weights import ExpertWeights, Unpack, is_plain
 
@@ -75,6 +75,27 @@ def tensors_of(block: Block) -> dict[tuple[str, str], torch.Tensor]:
     return {(tensor.role, tensor.part): tensor.torch() for tensor in block.values()}
 
 
+class Asked:
+    """Experts that a daemon was asked for."""
+
+    def __init__(
+        self, source: ClientSource, keys: Sequence[BlockKey], pending: Pending
+    ) -> None:
+        self._source, self._keys, self._pending = source, keys, pending
+
+    def done(self) -> bool:
+        """Whether they came, or failed to."""
+        return self._pending.done()
+
+    def wait(self) -> Sequence[ServedExpert]:
+        """The experts, in the order asked."""
+        return self._source.take(self._keys, self._pending.wait())
+
+    def cancel(self) -> None:
+        """Gives them up."""
+        self._pending.cancel()
+
+
 class ClientSource:
     """A daemon's experts by key."""
 
@@ -95,12 +116,16 @@ class ClientSource:
         """What an expert of this tier and group takes: they are of one size."""
         return self._seen.get((key.tier, key.group))
 
-    def fetch(self, keys: Sequence[BlockKey]) -> Sequence[ServedExpert]:
-        """Experts in the order asked, with one call."""
+    def begin(self, keys: Sequence[BlockKey]) -> Asked:
+        """Asks for experts with one call, and does not wait for them."""
         on = self.device if self.in_place and self.device.type == "cuda" else None
-        blocks = self.client.experts(
-            self.name, list(keys), device=None if on is None else str(on), timeout=PATIENCE
+        pending = self.client.begin_experts(
+            self.name, keys, device=None if on is None else str(on), timeout=PATIENCE
         )
+        return Asked(self, keys, pending)
+
+    def take(self, keys: Sequence[BlockKey], blocks: Sequence[Block]) -> Sequence[ServedExpert]:
+        """What came, as the model uses it."""
         try:
             self.check()
         except BaseException:

@@ -12,6 +12,9 @@ from .cache import ExpertCache
 from .source import ServedExpert
 from .weights import ExpertWeights
 
+#: A layer, and experts that it is likely to use next.
+Guess = tuple[int, Sequence[int]]
+
 #: How fast what was measured is forgotten.
 MEMORY = 0.95
 
@@ -36,13 +39,21 @@ class ServedStore:
         self.lead: dict[int, float] = {}
         self._guessed_at = 0.0
 
-    def use(self, layer: int, experts: Sequence[int]) -> Generator[ExpertWeights, None, None]:
-        """The experts' weights, in order; each in place until the next is asked for."""
+    def use(
+        self, layer: int, experts: Sequence[int], likely: Guess | None = None
+    ) -> Generator[ExpertWeights, None, None]:
+        """The experts' weights, in order; each in place until the next is asked for. What is
+        likely to be used by another layer next is asked for behind them."""
         self._judge(layer, experts)
         keys = self.keys[layer]
-        with closing(self.cache.use([keys[expert] for expert in experts])) as held:
+        meanwhile = None if likely is None else lambda: self.guess(*likely)
+        wanted = [keys[expert] for expert in experts]
+        with closing(self.cache.use(wanted, meanwhile)) as held:
             for expert in held:
-                yield expert.weights()
+                weights = expert.weights()
+                # A guess gains what is between the layer's last block and the next one's wish.
+                self._guessed_at = time.perf_counter()
+                yield weights
 
     def guess(self, layer: int, experts: Sequence[int]) -> None:
         """Experts that a layer is likely to use next."""
