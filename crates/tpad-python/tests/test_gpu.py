@@ -96,11 +96,16 @@ def test_a_lease_lasts_as_long_as_the_work_that_was_submitted(serving: Daemon) -
         # About a second of work, and then a read of the block.
         torch.cuda._sleep(int(2e9))
         torch.add(view, 0, out=copy)
+        # Before this is there, the block's last work is not over.
+        end = torch.cuda.Event()
+        end.record()
     start = time.monotonic()
     del view, block
     gc.collect()
-    assert time.monotonic() - start < 0.2, "dropping does not wait"
-    assert pending() > 0 and held(serving) > 0 and not other.query()
+    dropped, waits, over = time.monotonic() - start, pending(), end.query()
+    assert not over, "launching waited for the work, so this shows nothing"
+    assert dropped < 0.2, "dropping does not wait"
+    assert waits > 0 and held(serving) > 0, "the lease went before the work was over"
     other.synchronize()
     assert torch.equal(copy, expected)
     wait_for(lambda: held(serving) == 0 and pending() == 0, "it is given back")
