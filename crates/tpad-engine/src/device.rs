@@ -10,6 +10,8 @@ use tpad_hbm::{DeviceId, HbmLevel, HbmStatus};
 use tpad_manifest::BlockId;
 use tpad_store::{CacheClass, ClassUsage, Health};
 
+use crate::Generation;
+
 /// GPU memory, or why there is none.
 #[derive(Clone, Debug)]
 pub enum DeviceMemory {
@@ -54,6 +56,16 @@ impl DeviceMemory {
     /// Whether a device has the block.
     pub(crate) fn has(&self, id: &BlockId) -> bool {
         self.level().is_some_and(|level| !level.holders(id).is_empty())
+    }
+
+    /// What a generation's blocks were used does not count any more: it is served no more,
+    /// and others wait for the room of what only it has.
+    pub(crate) fn forget_uses(&self, of: &Generation) {
+        if let Some(level) = self.level() {
+            let tiers =
+                of.manifest().tiers.iter().map(|tier| CacheClass::from(tier.id.to_string()));
+            level.forget_uses(&tiers.collect::<Vec<_>>());
+        }
     }
 
     /// The level, if it works.

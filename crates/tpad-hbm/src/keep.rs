@@ -20,6 +20,7 @@ use crate::budget::Budgets;
 use crate::{DeviceBlock, HbmMetrics};
 
 pub(crate) use self::table::Candidate;
+pub(crate) use self::worth::Worth;
 
 /// What stays on one device.
 pub(crate) struct Keep {
@@ -47,12 +48,12 @@ impl Keep {
         Self { table, budgets, metrics, readers: Arc::clone(readers) }
     }
 
-    /// The block, used now.
-    pub(crate) fn get(&self, id: &BlockId) -> Option<DeviceBlock> {
-        self.table().get(id)
+    /// The block, used now, for whoever comes for it when the rest of what he wants is there.
+    pub(crate) fn want(&self, id: &BlockId) -> Option<DeviceBlock> {
+        self.table().want(id)
     }
 
-    /// The block, for whoever had it brought and was counted then.
+    /// The block, for whoever wanted it and was counted then.
     pub(crate) fn claim(&self, id: &BlockId) -> Option<DeviceBlock> {
         self.table().claim(id)
     }
@@ -92,7 +93,10 @@ impl Keep {
         if urgency == Urgency::Prefetch {
             let worth = table.worth_of(id);
             let victims = table.worth_less(&named, ours, worth, lacks(&table));
-            let Some(victims) = victims else { return Reservation::Refused };
+            let Some(victims) = victims else {
+                table.refused(id);
+                return Reservation::Refused;
+            };
             gone.extend(victims.iter().map(|(id, stay)| table.remove(id, Some(*stay))));
         } else {
             while lacks(&table) > 0
@@ -163,6 +167,16 @@ impl Keep {
         *current = budgets;
         drop((table, current));
         gone.iter().for_each(|_| self.metrics.evicted());
+    }
+
+    /// What blocks of these classes were used until now does not count any more.
+    pub(crate) fn forget_uses(&self, of: impl Fn(&CacheClass) -> bool) {
+        self.table().forget_uses(of);
+    }
+
+    /// What a block is worth; one that is not kept, to somebody who does not wait for it.
+    pub(crate) fn worth_of(&self, id: &BlockId) -> Worth {
+        self.table().worth_of(id)
     }
 
     /// Whether blocks of a class are within a budget that is not this other one's.

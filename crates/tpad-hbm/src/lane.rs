@@ -96,7 +96,7 @@ impl Lane {
     }
 
     pub(crate) fn board(&self, id: &BlockId, options: ReadOptions) -> Boarding {
-        self.flights.board(id, options, || self.keep.get(id))
+        self.flights.board(id, options, || self.keep.want(id))
     }
 
     /// Refuses fills that wait for room, from now on.

@@ -9,7 +9,7 @@ use tpad_cuda::{Copier, DeviceFacts, DeviceName, Driver, DriverKind};
 use tpad_handoff::{Named, Place, Workers};
 use tpad_manifest::BlockId;
 use tpad_store::{
-    BlockBytes, CacheClass, Health, LevelUsage, ReadOptions, Readers, SlabObserver, Tasks,
+    BlockBytes, CacheClass, Health, LevelUsage, ReadOptions, Readers, SlabObserver, Tasks, Urgency,
 };
 
 use crate::budget::Budgets;
@@ -101,17 +101,18 @@ impl HbmLevel {
         Some(Arc::new(host))
     }
 
-    /// The block, if it is on the device. Counts as a use. Does not block.
+    /// The block, if it is on the device. Counts as a use, by somebody who comes for it with
+    /// [`HbmLevel::claim`] when the rest of what he wants is there. Does not block.
     #[must_use]
     pub fn get(&self, id: &BlockId, device: DeviceId) -> Option<DeviceBlock> {
         let lane = self.lane(device).filter(|_| self.works())?;
-        let found = lane.keep.get(id);
+        let found = lane.keep.want(id);
         self.metrics.looked_up(device, found.is_some());
         found
     }
 
-    /// The block, if it is on the device, for whoever had it brought there just now: that
-    /// was the use, and it is not counted again.
+    /// The block, if it is on the device, for whoever found it there or had it brought just
+    /// now: that was the use, and it is not counted again.
     #[must_use]
     pub fn claim(&self, id: &BlockId, device: DeviceId) -> Option<DeviceBlock> {
         let lane = self.lane(device).filter(|_| self.works())?;
@@ -222,7 +223,13 @@ impl HbmLevel {
                 Some(Outcome::Filled(Ok(None))) if !leads && flight.is_outwaited_by(options) => {}
                 // By all who waited before this one came.
                 Some(Outcome::GivenUp) => {}
-                Some(Outcome::Filled(filled)) => return filled,
+                Some(Outcome::Filled(filled)) => {
+                    if !leads && options.urgency == Urgency::Demand {
+                        // Whoever leads was counted when the room was made.
+                        lane.keep.want(id);
+                    }
+                    return filled;
+                }
                 None => return Ok(None),
             }
         }
@@ -231,6 +238,12 @@ impl HbmLevel {
     /// Forgets the block on the device; whether it was there. Who holds it keeps it.
     pub fn remove(&self, id: &BlockId, device: DeviceId) -> bool {
         self.lane(device).is_some_and(|lane| lane.keep.remove(id))
+    }
+
+    /// What blocks of these classes were used until now does not count any more: they were
+    /// of a model that is served no more.
+    pub fn forget_uses(&self, classes: &[CacheClass]) {
+        self.lanes().for_each(|lane| lane.keep.forget_uses(|class| classes.contains(class)));
     }
 
     /// Changes what each class may keep on each device; what does not fit is given up.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections import OrderedDict
 
 import pytest
@@ -44,6 +45,9 @@ class Wanted:
 
     def wait(self) -> list[Piece]:
         assert self.source.gate.wait(10)
+        if self.source.interrupt is not None:
+            error, self.source.interrupt = self.source.interrupt, None
+            raise error
         if self.failing:
             raise OSError(f"{self.keys} cannot be had")
         self.source.known = True
@@ -61,6 +65,7 @@ class Pieces:
         self.out = self.most = 0
         self.asked: list[list[int]] = []
         self.cancelled: list[list[int]] = []
+        self.interrupt: BaseException | None = None
         self.failing: set[int] = set()
         self.once = False
         self.gate = threading.Event()
@@ -321,6 +326,135 @@ def test_a_block_that_is_too_large_leaves_no_pin() -> None:
     cache.guess([9])
     assert used(cache, 3, 4, 5, 6) == [3, 4, 5, 6], "a pin that was left would stand in the way"
     assert cache.bytes == source.out == 40
+    cache.close()
+
+
+def test_one_that_turns_out_too_large_is_told_to_all_who_want_it() -> None:
+    # As its size is not known, it is asked for; a guess in between takes it in.
+    source = Pieces(lambda key: 100, known=False)
+    cache = ExpertCache(source, 40)
+    with pytest.raises(BudgetTooSmall, match="100 bytes"):
+        list(cache.use([1], lambda: cache.guess([2])))
+    assert source.out == cache.bytes == 0
+    source.known = False
+    source.gate.clear()
+    told: list[object] = []
+
+    def work() -> None:
+        try:
+            told.append(used(cache, 1))
+        except BudgetTooSmall as error:
+            told.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: cache.counters.uses == 4, "all have asked")
+    source.gate.set()
+    for thread in threads:
+        thread.join(10)
+    assert len(told) == 3 and all(isinstance(one, BudgetTooSmall) for one in told), told
+    cache.close()
+    assert source.out == cache.bytes == 0
+
+
+def test_threads_that_wait_for_room_do_not_wake_each_other() -> None:
+    source = Pieces()
+    cache = ExpertCache(source, 20)
+    plans = 0
+    plan = cache._plan
+
+    def counted(keys):
+        nonlocal plans
+        plans += 1
+        return plan(keys)
+
+    cache._plan = counted  # type: ignore[method-assign]
+    holding = cache.use([1, 2])
+    next(holding)
+    threads = [threading.Thread(target=used, args=(cache, key)) for key in (3, 4, 5)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    assert plans < 20, plans
+    assert [piece.key for piece in holding] == [2]
+    for thread in threads:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)
+    cache.close()
+
+
+def test_a_key_may_be_asked_for_twice_at_once() -> None:
+    source = Pieces()
+    cache = ExpertCache(source, 40)
+    cache.guess([5, 5])
+    assert used(cache, 1, 1, 2, 1, 5) == [1, 1, 2, 1, 5]
+    assert cache.bytes == source.out == 30
+    cache.close()
+    assert source.out == cache.bytes == 0
+
+
+def test_what_is_used_while_it_closes_goes_afterwards() -> None:
+    source = Pieces()
+    cache = ExpertCache(source, 40)
+    blocks = cache.use([1, 2])
+    assert not next(blocks).released
+    cache.close()
+    assert source.out > 0, "it is being computed with"
+    blocks.close()
+    assert source.out == cache.bytes == 0
+    with pytest.raises(ValueError, match="closed"):
+        used(cache, 1)
+    cache = ExpertCache(source, 40)
+    source.gate.clear()
+    blocks = cache.use([1])
+    waiting = threading.Thread(target=lambda: list(blocks))
+    waiting.start()
+    wait_for(lambda: source.asked[-1] == [1] and cache.counters.uses == 1, "it was asked for")
+    cache.close()
+    source.gate.set()
+    waiting.join(10)
+    assert source.out == cache.bytes == 0
+
+
+@pytest.mark.parametrize("guess", [True, False])
+def test_an_interrupt_leaves_nothing_behind(guess: bool) -> None:
+    source = Pieces()
+    cache = ExpertCache(source, 40)
+    used(cache, 1)
+    if guess:
+        cache.guess([2, 3])
+    source.interrupt = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        used(cache, 1, 2, 3)
+    assert source.cancelled == [[2, 3]] and cache.bytes == source.out == 10
+    assert used(cache, 1, 2, 3, 4) == [1, 2, 3, 4]
+    begin = source.begin
+
+    def interrupted(keys):
+        source.begin = begin  # type: ignore[method-assign]
+        raise KeyboardInterrupt
+
+    source.begin = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        cache.guess([5]) if guess else used(cache, 5)
+    assert used(cache, 5, 6, 7, 8) == [5, 6, 7, 8]
+    assert cache.bytes == source.out == 40
+    cache.close()
+    assert source.out == cache.bytes == 0
+
+
+def test_a_fetch_is_timed_only_by_who_waits_for_it() -> None:
+    source = Pieces()
+    cache = ExpertCache(source, 100)
+    for turn in range(5):
+        for piece in cache.use([2 * turn, 2 * turn + 1]):
+            time.sleep(0.01)
+    assert cache.fetch_seconds is None, "all were there before they were waited for"
+    source.gate.clear()
+    threading.Timer(0.05, source.gate.set).start()
+    used(cache, 50)
+    assert cache.fetch_seconds is not None and 0.03 < cache.fetch_seconds < 5
     cache.close()
 
 

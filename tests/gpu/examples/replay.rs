@@ -100,20 +100,20 @@ async fn level(events: &[Event], slots: u64) -> Result<usize> {
     let source = scene.block(0, PAGE)?;
     let mut found = 0;
     for event in events {
-        let mut held = Vec::with_capacity(event.len());
         let mut missing = Vec::new();
         for block in event {
             match scene.level.get(&id(*block), scene.device) {
-                Some(there) => held.push(there),
+                Some(_) => found += 1,
                 None => missing.push(*block),
             }
         }
-        found += held.len();
         for block in missing {
             let brought = scene.promote(block, "a", &source, scene.device, demand(30)).await?;
             brought.context("there is a slot")?;
-            held.extend(scene.level.claim(&id(block), scene.device));
         }
+        let claimed = event.iter().filter_map(|it| scene.level.claim(&id(*it), scene.device));
+        let claimed = claimed.count();
+        anyhow::ensure!(claimed == event.len(), "{claimed} of {} are there", event.len());
     }
     Ok(found)
 }

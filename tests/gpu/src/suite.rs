@@ -66,7 +66,10 @@ cases! {
         another_slot_size_gets_the_room_of_what_nobody_holds;
     worth:
         what_is_used_most_stays_when_layers_ask_in_turn
-        a_batch_finds_what_it_had_brought_just_now;
+        a_batch_finds_what_it_had_brought_just_now
+        a_batch_keeps_what_it_found_until_the_rest_is_there
+        whoever_joins_a_fill_is_counted_and_awaited_too
+        what_was_used_before_its_model_ended_gives_way_to_a_prefetch;
     faults:
         a_sticky_error_turns_the_level_off_and_blocks_stay_harmless
         a_device_without_memory_is_asked_again_and_the_level_grows

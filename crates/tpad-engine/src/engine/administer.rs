@@ -129,6 +129,9 @@ impl Engine {
         let removed = self.models.remove(name);
         let model = removed.ok_or_else(|| self.unknown(name))?;
         let generation = model.end().await;
+        if let Some(generation) = &generation {
+            self.loader.shared.devices.forget_uses(generation);
+        }
         self.pins.remove_model(name);
         self.loader.shared.metrics.unloaded(name);
         self.publish_readiness();

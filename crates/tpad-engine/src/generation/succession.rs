@@ -64,6 +64,13 @@ fn in_order<'g>(one: &'g Generation, other: &'g Generation) -> (&'g Generation, 
     if one.revision() <= other.revision() { (one, other) } else { (other, one) }
 }
 
+impl Generation {
+    /// Whether another one of its model has other weights behind the same keys.
+    pub(crate) fn breaks_with(&self, other: &Self) -> bool {
+        announced(self.manifest(), other.manifest())
+    }
+}
+
 fn announced(old: &Manifest, new: &Manifest) -> bool {
     old.model_version.major != new.model_version.major
 }

@@ -146,6 +146,9 @@ impl Model {
                 }
                 if let Some(old) = self.serving.swap(Some(Arc::clone(generation))) {
                     old.retire();
+                    if old.breaks_with(generation) {
+                        shared.devices.forget_uses(&old);
+                    }
                 }
                 shared.metrics.loaded(&self.config.name, revision, number);
                 tracing::info!(revision, generation = number, "model loaded");

@@ -9,7 +9,7 @@ use tpad_store::{CacheClass, Urgency};
 use super::worth::{Uses, Worth};
 use crate::DeviceBlock;
 
-/// Who had a block brought and did not come for it in so many uses for each block that is
+/// Who wanted a block and did not come for it in so many uses for each block that is
 /// kept does not come any more.
 const PATIENCE: u64 = 4;
 
@@ -33,7 +33,7 @@ struct Kept {
     /// Tells this stay of the block from an earlier one.
     generation: u64,
     rank: Rank,
-    /// Somebody had it brought and has not come for it yet.
+    /// Somebody wanted it and has not come for it yet.
     awaited: bool,
 }
 
@@ -69,21 +69,32 @@ pub(crate) struct Candidate {
     /// Whether someone holds it: giving it up frees nothing yet.
     pub(crate) held: bool,
     rank: Rank,
-    /// Whether someone had it brought just now and will come for it.
+    /// Whether someone wanted it just now and will come for it.
     awaited: bool,
+}
+
+impl Candidate {
+    /// Whether it may go for a block of this worth that nobody waits for.
+    pub(crate) fn is_worth_less(&self, than: Worth) -> bool {
+        !self.held && !self.awaited && self.rank.worth < than
+    }
 }
 
 /// A stay of a block: its id and generation.
 pub(super) type Stay = (BlockId, u64);
 
 impl Table {
-    /// The block, used now.
-    pub(super) fn get(&mut self, id: &BlockId) -> Option<DeviceBlock> {
+    /// The block, used now, for whoever comes for it when the rest of what he wants is
+    /// there.
+    pub(super) fn want(&mut self, id: &BlockId) -> Option<DeviceBlock> {
         self.used(id, 1);
-        self.claim(id)
+        let kept = self.blocks.get_mut(id)?;
+        let block = kept.block.clone()?;
+        kept.awaited = true;
+        Some(block)
     }
 
-    /// The block, for whoever had it brought and was counted then.
+    /// The block, for whoever wanted it and was counted then.
     pub(super) fn claim(&mut self, id: &BlockId) -> Option<DeviceBlock> {
         let kept = self.blocks.get_mut(id)?;
         let block = kept.block.clone()?;
@@ -110,9 +121,30 @@ impl Table {
         self.blocks.get(id).is_some_and(|kept| kept.block.is_some())
     }
 
-    /// What a block is worth that is not kept.
-    pub(super) fn worth_of(&self, gone: &BlockId) -> Worth {
-        self.uses.of(gone)
+    /// What a block is worth; one that is not kept, to somebody who does not wait for it.
+    pub(super) fn worth_of(&self, id: &BlockId) -> Worth {
+        self.blocks.get(id).map_or_else(|| self.uses.wished(id), |kept| kept.rank.worth)
+    }
+
+    /// Remembers a wish that was refused.
+    pub(super) fn refused(&mut self, id: &BlockId) {
+        if !self.blocks.contains_key(id) {
+            let worth = self.uses.wished(id);
+            self.uses.remember(*id, worth, self.total.blocks);
+        }
+    }
+
+    /// Nothing of these classes was ever used, as far as this is concerned.
+    pub(super) fn forget_uses(&mut self, of: impl Fn(&CacheClass) -> bool) {
+        for kept in self.blocks.values_mut().filter(|kept| of(&kept.class)) {
+            kept.rank.worth = Worth::NONE;
+        }
+        for (_, ledger) in self.classes.iter_mut().filter(|(class, _)| of(class)) {
+            ledger.order = std::mem::take(&mut ledger.order)
+                .into_iter()
+                .map(|(rank, id)| (Rank { worth: Worth::NONE, ..rank }, id))
+                .collect();
+        }
     }
 
     /// Begins a stay, unless there is one. Returns its generation. A demand is a use, and
@@ -132,10 +164,11 @@ impl Table {
         let account = Account { blocks: 1, bytes: slot_bytes };
         self.classes.entry(class.clone()).or_default().account.add(account);
         self.total.add(account);
-        let (awaited, mut worth) = (urgency == Urgency::Demand, self.uses.recall(&id));
-        if awaited {
-            worth = self.uses.count(worth, 1, self.total.blocks);
-        }
+        let (wished, before) = (self.uses.wished(&id), self.uses.recall(&id));
+        let (awaited, worth) = match urgency {
+            Urgency::Demand => (true, self.uses.count(before, 1, self.total.blocks)),
+            Urgency::Prefetch => (false, wished),
+        };
         let (class, rank) = (class.clone(), Rank { worth, used });
         let kept = Kept { block: None, class, slot_bytes, generation, rank, awaited };
         self.blocks.insert(id, kept);
@@ -236,6 +269,9 @@ impl Table {
         than: Worth,
         bytes: u64,
     ) -> Option<Vec<Stay>> {
+        if bytes == 0 {
+            return Some(Vec::new());
+        }
         let classes = self.classes.iter().filter(|(class, _)| ours(class));
         let mut worse: Vec<Candidate> = classes
             .flat_map(|(_, ledger)| ledger.order.range(..Rank { worth: than, used: 0 }))

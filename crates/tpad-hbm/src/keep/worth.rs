@@ -15,22 +15,27 @@ use tpad_manifest::BlockId;
 /// 4 to 16 differ by a point of the hit rate.
 const HALF_LIFE: f64 = 8.0;
 
-/// Of blocks that went, so many are remembered at least, and as many as are kept.
+/// What a wish counts that nobody waits for, of a use: enough to take the place of what
+/// nobody uses, now or when it is asked for again.
+const WISH: f64 = 1.0 / 16.0;
+
+/// Of blocks that went, so many are remembered at least, and as many as are kept; twice as
+/// many at most.
 const REMEMBERED: usize = 1 << 14;
 
 /// How often a block was used, each use weighed by when it was: the logarithm to base 2 of
 /// the sum of their weights. A use's weight never changes, since later ones weigh more, so
 /// two blocks compare alike whenever they are compared.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Worth(f64);
+pub(crate) struct Worth(f64);
 
 impl Worth {
     /// Of what was never used.
-    const NONE: Self = Self(f64::NEG_INFINITY);
+    pub(super) const NONE: Self = Self(f64::NEG_INFINITY);
 
-    /// With so many uses more, at a time in half-lives.
-    fn and(self, times: u32, now: f64) -> Self {
-        let more = now + f64::from(times.max(1)).log2();
+    /// With so many uses more, or a part of one, at a time in half-lives.
+    fn and(self, times: f64, now: f64) -> Self {
+        let more = now + times.log2();
         let (large, small) = if self.0 > more { (self.0, more) } else { (more, self.0) };
         Self(large + (small - large).exp2().ln_1p() / std::f64::consts::LN_2)
     }
@@ -70,13 +75,15 @@ impl Uses {
         // Blocks are fewer than a float counts exactly.
         #[expect(clippy::cast_precision_loss, reason = "a rate, where the last digit is noise")]
         let life = HALF_LIFE * kept.max(1) as f64;
-        self.now += f64::from(times.max(1)) / life;
+        let times = f64::from(times.max(1));
+        self.now += times / life;
         worth.and(times, self.now)
     }
 
-    /// What a block that is not kept is worth.
-    pub(super) fn of(&self, gone: &BlockId) -> Worth {
-        self.gone.get(gone).copied().unwrap_or(Worth::NONE)
+    /// What a block that is not kept is worth to somebody who does not wait for it.
+    pub(super) fn wished(&self, gone: &BlockId) -> Worth {
+        let worth = self.gone.get(gone).copied().unwrap_or(Worth::NONE);
+        worth.and(WISH, self.now)
     }
 
     /// The same, for a block that is kept from here on.
@@ -93,7 +100,8 @@ impl Uses {
         let most = usize::try_from(kept).unwrap_or(usize::MAX).max(REMEMBERED);
         if self.gone.len() > most.saturating_mul(2) {
             let mut worths: Vec<Worth> = self.gone.values().copied().collect();
-            let (_, least, _) = worths.select_nth_unstable(most);
+            let went = worths.len() - most - 1;
+            let (_, least, _) = worths.select_nth_unstable(went);
             let least = *least;
             self.gone.retain(|_, worth| *worth > least);
         }
@@ -103,6 +111,12 @@ impl Uses {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Uses {
+        fn of(&self, gone: &BlockId) -> Worth {
+            self.gone.get(gone).copied().unwrap_or(Worth::NONE)
+        }
+    }
 
     fn id(n: u64) -> BlockId {
         let mut bytes = [0; 32];
@@ -125,8 +139,8 @@ mod tests {
             assert_eq!(last > two, n >= 8, "{last:?} {two:?}");
         }
         // Counted at once or one by one, at the same time it is the same.
-        let at_once = Worth::NONE.and(5, 3.0);
-        let one_by_one = (0..5).fold(Worth::NONE, |worth, _| worth.and(1, 3.0));
+        let at_once = Worth::NONE.and(5.0, 3.0);
+        let one_by_one = (0..5).fold(Worth::NONE, |worth, _| worth.and(1.0, 3.0));
         assert!((at_once.0 - one_by_one.0).abs() < 1e-9);
         assert!(last.0.is_finite());
     }
@@ -153,7 +167,34 @@ mod tests {
         assert_eq!(uses.of(&id(u64::MAX)), dear);
         assert_eq!(uses.recall(&id(u64::MAX)), dear);
         assert_eq!(uses.of(&id(u64::MAX)), Worth::NONE);
-        uses.remember(id(1), Worth::NONE, 1);
-        assert!(uses.gone.len() <= 2 * REMEMBERED);
+        // What was never used is not remembered.
+        uses.remember(id(u64::MAX), Worth::NONE, 1);
+        assert!(!uses.gone.contains_key(&id(u64::MAX)));
+        // As many are left as are to be, whatever the bound was before.
+        let mut uses = Uses::default();
+        for n in 0..3 * REMEMBERED as u64 {
+            let worth = uses.count(Worth::NONE, 1, 1 << 20);
+            uses.remember(id(n), worth, 1 << 20);
+        }
+        let last = uses.count(Worth::NONE, 1, 1);
+        uses.remember(id(u64::MAX), last, 1);
+        assert_eq!(uses.gone.len(), REMEMBERED);
+        assert_eq!(uses.of(&id(u64::MAX)), last);
+    }
+
+    #[test]
+    fn a_wish_is_less_than_a_use_and_more_than_nothing() {
+        let mut uses = Uses::default();
+        let used = uses.count(Worth::NONE, 1, 1 << 20);
+        let mut wished = uses.wished(&id(1));
+        assert!(wished > Worth::NONE && wished < used);
+        // Wished often enough it comes before what was used once.
+        let wishes = (1..100).take_while(|_| {
+            uses.remember(id(1), wished, 1);
+            wished = uses.wished(&id(1));
+            wished <= used
+        });
+        let wishes = wishes.count();
+        assert!((14..=17).contains(&wishes), "{wishes}");
     }
 }

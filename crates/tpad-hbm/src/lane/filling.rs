@@ -87,7 +87,7 @@ impl Filling {
             Reservation::Full => return Ok(Err(FillOutcome::no_room)),
             Reservation::Refused => return Ok(Err(FillOutcome::not_admitted)),
         };
-        let slot = lane.slot(slot_bytes, bytes, class, options, lead).await?;
+        let slot = lane.slot(&self.id, slot_bytes, bytes, class, options, lead).await?;
         Ok(slot.ok_or(FillOutcome::no_room))
     }
 

@@ -93,6 +93,7 @@ impl Lane {
     /// classes with budgets of their own last and for a demand alone.
     pub(super) async fn slot(
         &self,
+        id: &BlockId,
         slot_bytes: u64,
         bytes: &BlockBytes,
         class: &CacheClass,
@@ -124,7 +125,7 @@ impl Lane {
                 }
                 Grant::Short => {}
             }
-            if attempts < ATTEMPTS && self.make_way(slot_bytes, class, options.urgency) {
+            if attempts < ATTEMPTS && self.make_way(id, slot_bytes, class, options.urgency) {
                 attempts += 1;
                 continue;
             }
@@ -147,21 +148,32 @@ impl Lane {
 
     /// Gives up blocks so that a slot of this size comes free; `false` if there is nothing
     /// to do but wait.
-    fn make_way(&self, slot_bytes: u64, class: &CacheClass, urgency: Urgency) -> bool {
+    fn make_way(
+        &self,
+        id: &BlockId,
+        slot_bytes: u64,
+        class: &CacheClass,
+        urgency: Urgency,
+    ) -> bool {
         let spare = urgency == Urgency::Prefetch;
         if spare && self.pool.asks_again().is_some() {
             // The device has no memory for what the budgets allow, and nothing was weighed
             // against this block: what is kept is worth more.
             return false;
         }
-        let same_size = |block: &Candidate| block.slot_bytes == slot_bytes && !block.held;
+        let worth = self.keep.worth_of(id);
+        let may_go = |block: &Candidate| match urgency {
+            Urgency::Demand => !block.held,
+            Urgency::Prefetch => block.is_worth_less(worth),
+        };
+        let same_size = |block: &Candidate| block.slot_bytes == slot_bytes && may_go(block);
         if let Some(block) = self.keep.next_to_go(class, spare, same_size)
             && self.keep.evict([&block]) > 0
         {
             return true;
         }
         let stays =
-            |block: &Candidate| block.held || (spare && self.keep.guards(&block.class, class));
+            |block: &Candidate| !may_go(block) || (spare && self.keep.guards(&block.class, class));
         let candidates = self.keep.candidates();
         let closed: HashSet<u64> =
             candidates.iter().filter(|block| stays(block)).map(|block| block.slab).collect();

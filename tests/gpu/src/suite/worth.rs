@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::stage::{MIB, Scene, Stage, check, id};
+use crate::stage::{MIB, Scene, Stage, check, demand, id};
 
 pub(super) async fn what_is_used_most_stays_when_layers_ask_in_turn(stage: Stage) -> Result<()> {
     // Of each of 16 layers' 4 experts one is picked nine times in ten. Two thirds of them
@@ -48,6 +48,75 @@ pub(super) async fn what_is_used_most_stays_when_layers_ask_in_turn(stage: Stage
     let left = before.iter().filter(|seed| scene.level.contains(&id(**seed), scene.device));
     let left = left.count();
     ensure!(left <= 5, "{left} of 16 that nobody uses any more are left");
+    Ok(())
+}
+
+pub(super) async fn what_was_used_before_its_model_ended_gives_way_to_a_prefetch(
+    stage: Stage,
+) -> Result<()> {
+    let scene = stage.scene(16 * MIB, 32 * MIB)?;
+    for seed in 0..15 {
+        bring(&scene, seed).await?;
+        scene.level.used(&id(seed), scene.device, 10);
+    }
+    for seed in 100..103 {
+        ensure!(scene.offer(seed, MIB, "a").await?.is_none(), "favourites stay");
+    }
+    scene.level.forget_uses(&["b".into()]);
+    ensure!(scene.offer(100, MIB, "a").await?.is_none(), "another class was forgotten");
+    scene.level.forget_uses(&["a".into()]);
+    for seed in 100..115 {
+        ensure!(scene.offer(seed, MIB, "a").await?.is_some(), "nothing speaks for the old ones");
+    }
+    let left = (0..15).filter(|seed| scene.level.contains(&id(*seed), scene.device)).count();
+    ensure!(left == 0, "{left} of the old ones are left");
+    // What is as little used as they are does not push them out, unless it is wished again.
+    let mut refused = 0;
+    for seed in 200..215 {
+        refused += u32::from(scene.offer(seed, MIB, "a").await?.is_none());
+    }
+    ensure!(refused == 15, "{refused} of 15 were refused");
+    ensure!(scene.offer(200, MIB, "a").await?.is_some(), "the second wish weighs more");
+    Ok(())
+}
+
+pub(super) async fn a_batch_keeps_what_it_found_until_the_rest_is_there(
+    stage: Stage,
+) -> Result<()> {
+    let scene = stage.scene(16 * MIB, 32 * MIB)?;
+    for seed in 0..15 {
+        bring(&scene, seed).await?;
+    }
+    // The first is worth least but for what comes now.
+    for seed in 1..15 {
+        scene.level.used(&id(seed), scene.device, 50);
+    }
+    ensure!(scene.level.get(&id(0), scene.device).is_some(), "it is there");
+    for seed in 100..108 {
+        drop(scene.bring(seed, MIB).await?);
+    }
+    ensure!(scene.level.claim(&id(0), scene.device).is_some(), "it was found, and is come for");
+    // Come for, it is the next to go.
+    drop(scene.bring(200, MIB).await?);
+    ensure!(scene.level.claim(&id(0), scene.device).is_none(), "it is worth least");
+    Ok(())
+}
+
+pub(super) async fn whoever_joins_a_fill_is_counted_and_awaited_too(stage: Stage) -> Result<()> {
+    let scene = stage.scene(16 * MIB, 32 * MIB)?;
+    let (many, one) = (scene.block(50, MIB)?, scene.block(51, MIB)?);
+    let asked = (0..8).map(|_| scene.promote(50, "a", &many, scene.device, demand(30)));
+    futures::future::try_join_all(asked).await?;
+    scene.promote(51, "a", &one, scene.device, demand(30)).await?;
+    for seed in [51, 50] {
+        ensure!(scene.level.claim(&id(seed), scene.device).is_some());
+    }
+    for seed in 0..14 {
+        bring(&scene, seed).await?;
+        scene.level.used(&id(seed), scene.device, 4);
+    }
+    ensure!(scene.level.contains(&id(50), scene.device), "eight uses are more than one");
+    ensure!(!scene.level.contains(&id(51), scene.device), "it had the least");
     Ok(())
 }
 

@@ -369,6 +369,41 @@ async fn a_tier_at_home_on_devices_is_brought_to_each() {
 }
 
 #[tokio::test]
+async fn a_new_major_comes_home_to_a_device_that_the_old_one_fills_however_often_it_was_used() {
+    let (_directory, devices) = devices(1, 8 * MIB);
+    let mut scene = on_devices(6, Placement::Hbm, devices.clone()).await;
+    let home = async |scene: &Scene| {
+        let home = async {
+            while scene.engine.status().models[0].tiers[0].warm.state != crate::WarmState::Warm {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), home).await.expect("it fits");
+    };
+    home(&scene).await;
+    let worker = scene.worker();
+    for _ in 0..50 {
+        let acquired = worker.acquire_on("0", &scene.generation, &keys(0..6), soon()).await;
+        worker.release(&leases_of(&acquired.expect("they are there")));
+    }
+    // Other bytes under the same keys.
+    let mut tier = Tier::new("t", &[1], &[0, 1, 2, 3, 4, 5]);
+    (tier.expert_bytes, tier.routers, tier.placement) = (MIB - 4096, false, Placement::Hbm);
+    scene.checkpoint.publish(&Shape { revision: 2, ..Shape::of(vec![tier]) });
+    scene.engine.reload("m", soon()).await.expect("it is there");
+    let generation = scene.engine.view("m").expect("it is configured").generation;
+    let generation = generation.expect("it serves");
+    assert_eq!(generation.manifest().model_version.major, 2);
+    home(&scene).await;
+    let level = devices.level().expect("it is on");
+    for layer in 0..6 {
+        let record = generation.record(&key(layer), soon()).await.expect("it exists");
+        assert_eq!(level.holders(&record.id).len(), 1, "{layer}");
+    }
+    scene.engine.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_tier_comes_home_to_host_memory_when_its_device_breaks() {
     let faults = Arc::<Faults>::default();
     let (_directory, devices) = faulty_devices(1, 16 * MIB, &faults);

@@ -63,9 +63,10 @@ class ExpertCache(Generic[K, H]):
             at += len(window)
 
     def guess(self, keys: Sequence[K]) -> None:
-        """Brings blocks that are likely to be used next, as far as there is room; never waits."""
+        """Brings blocks that are likely to be used next, as far as there is room; does not wait
+        for them."""
         with self._changed:
-            absent = [key for key in keys if key not in self._entries]
+            absent = [key for key in dict.fromkeys(keys) if key not in self._entries]
             if self._closed or not absent:
                 return
             self.counters.guesses += len(absent)
@@ -73,22 +74,28 @@ class ExpertCache(Generic[K, H]):
         if self.source.warm(absent):
             return
         with self._changed:
+            if self._closed:
+                return
             self._take_in()
             entries: list[Entry[K, H]] = []
-            # One that fails is no failure: whoever needs the block asks again and is told.
-            with suppress(BudgetTooSmall):
+            try:
                 for key in absent:
                     entry = None if key in self._entries else self._reserve(key, guess=True)
                     if entry is None:
                         break
                     entries.append(entry)
-            with suppress(Exception):
                 self._ask(entries, guess=True)
+            except Exception:
+                # No failure: whoever needs the block asks again and is told.
+                pass
+            finally:
+                self._bury(entries)
 
     def close(self) -> None:
-        """Lets go of everything."""
+        """Lets go of everything; what is being computed with goes when that is over."""
         with self._changed:
             self._closed = True
+            self._changed.notify_all()
         self.clear()
 
     def clear(self) -> None:
@@ -96,10 +103,9 @@ class ExpertCache(Generic[K, H]):
         with self._changed:
             for coming in list(self._coming):
                 if not coming.is_wanted and not coming.landing:
-                    coming.asked.cancel()
-                    self._fail(coming)
+                    self._fail(coming, ())
             for entry in list(self._entries.values()):
-                if entry.held is not None and not entry.pins:
+                if not entry.pins and entry.coming is None:
                     self._drop(entry)
 
     def _begin(self, keys: Sequence[K]) -> list[Entry[K, H]]:
@@ -107,6 +113,8 @@ class ExpertCache(Generic[K, H]):
         deadline = time.monotonic() + PATIENCE
         while True:
             with self._changed:
+                if self._closed:
+                    raise ValueError("the model was closed: its experts are let go of")
                 self._take_in()
                 window, missing = self._plan(keys)
                 if window:
@@ -128,26 +136,26 @@ class ExpertCache(Generic[K, H]):
     def _plan(self, keys: Sequence[K]) -> tuple[list[Entry[K, H]], list[Entry[K, H]]]:
         """Pins what is there of the keys and reserves what is not, as far as that fits."""
         there = {key: self._entries[key] for key in keys if key in self._entries}
-        for entry in there.values():
-            entry.pins += 1
         window: list[Entry[K, H]] = []
         missing: list[Entry[K, H]] = []
+        for entry in there.values():
+            entry.pins += 1
         try:
             for key in keys:
-                known = there.pop(key, None)
+                known = self._entries.get(key)
                 if known is None:
                     new = bool(window) and self.source.nbytes(key) is None
                     known = None if new else self._reserve(key, guess=False)
                     if known is None:
                         break
-                    known.pins += 1
                     missing.append(known)
+                known.pins += 1
                 window.append(known)
         except BaseException:
-            self._unpin(window)
+            self._undo(window)
             raise
         finally:
-            self._unpin(there.values())
+            self._undo(there.values())
         if not window:
             # What is further down the list may have stood in the way of its first.
             first = self._reserve(keys[0], guess=False)
@@ -171,6 +179,8 @@ class ExpertCache(Generic[K, H]):
             with self._changed:
                 if entry.held is not None:
                     return entry.held
+                if entry.refused is not None:
+                    raise entry.refused
                 if entry.coming is None:
                     # Another thread's fetch of it failed, or a guess: it is asked for here.
                     self._ask([entry], guess=False)
@@ -184,77 +194,106 @@ class ExpertCache(Generic[K, H]):
                     raise
 
     def _ask(self, entries: Sequence[Entry[K, H]], *, guess: bool) -> None:
-        """Asks the source for blocks that are reserved; takes them back if that fails."""
-        try:
-            for turn in in_turns(entries):
-                asked = self.source.begin([entry.key for entry in turn])
-                self._coming.append(Coming(turn, asked, guess))
-        except BaseException:
-            for entry in entries:
-                if entry.coming is None and not entry.pins:
-                    self._drop(entry)
-            raise
+        """Asks the source for blocks that are reserved."""
+        for turn in in_turns(entries):
+            asked = self.source.begin([entry.key for entry in turn])
+            self._coming.append(Coming(turn, asked, guess))
 
     def _take_in(self) -> None:
-        """Takes what came: it may stay or go like what is held."""
+        """Takes what came and nobody waits for: it may stay or go like what is held."""
         for coming in list(self._coming):
-            if not coming.landing and coming.asked.done():
+            if not coming.is_wanted and not coming.landing and coming.asked.done():
                 # Whoever needs one that failed asks again and is told.
                 with suppress(Exception):
                     self._land(coming)
 
     def _land(self, coming: Coming[K, H]) -> None:
         """Waits for what was asked for together, here or for the thread that does."""
-        with self._changed:
-            if coming.landing:
-                while any(entry.coming is coming for entry in coming.entries):
-                    self._changed.wait()
-                return
-            coming.landing = True
+        mine = False
+        blocks: Sequence[H] = ()
         try:
-            blocks = coming.asked.wait()
-        except BaseException:
             with self._changed:
-                self._fail(coming)
+                if coming.landing:
+                    while any(entry.coming is coming for entry in coming.entries):
+                        self._changed.wait()
+                    return
+                mine = True
+                coming.landing = True
+            # What came before somebody waited for it came nobody knows when.
+            timed = not coming.guess and not coming.asked.done()
+            blocks = coming.asked.wait()
+            with self._changed:
+                self._take(coming, blocks, timed)
+        except BaseException:
+            if mine:
+                with self._changed:
+                    self._fail(coming, blocks)
             raise
-        with self._changed:
-            now = time.perf_counter()
-            if not coming.guess:
-                spent = (now - max(coming.begun, self._landed)) / len(blocks)
-                before = spent if self.fetch_seconds is None else self.fetch_seconds
-                self.fetch_seconds = 0.95 * before + 0.05 * spent
-            self._landed = now
-            self._coming.remove(coming)
-            for entry, held in zip(coming.entries, blocks, strict=True):
-                entry.held, entry.coming = held, None
-                self.bytes += held.nbytes - entry.nbytes
-                entry.nbytes = held.nbytes
-                self.counters.fetched.add(entry.key)
-                self.counters.fetches += 1
-                self.counters.fetched_bytes += entry.nbytes
-            self.counters.peak_bytes = max(self.counters.peak_bytes, self.bytes)
-            self._changed.notify_all()
-            first = coming.entries[0]
-            if self.bytes > self.budget and len(coming.entries) == 1:
-                self._drop(first)
-                raise self._too_small(first.nbytes)
 
-    def _fail(self, coming: Coming[K, H]) -> None:
-        """What was asked for does not come. Those who need it find out by themselves."""
+    def _take(self, coming: Coming[K, H], blocks: Sequence[H], timed: bool) -> None:
+        now = time.perf_counter()
+        if timed:
+            spent = (now - max(coming.begun, self._landed)) / len(blocks)
+            before = spent if self.fetch_seconds is None else self.fetch_seconds
+            self.fetch_seconds = 0.95 * before + 0.05 * spent
+        self._landed = now
+        alone = len(blocks) == 1
+        for entry, held in zip(coming.entries, blocks, strict=True):
+            more = held.nbytes - entry.nbytes
+            if alone and self.bytes + more > self.budget:
+                entry.refused = self._too_small(held.nbytes)
+                raise entry.refused
+            entry.held, entry.coming = held, None
+            self.bytes += more
+            entry.nbytes = held.nbytes
+            self.counters.fetched.add(entry.key)
+            self.counters.fetches += 1
+            self.counters.fetched_bytes += entry.nbytes
+        self.counters.peak_bytes = max(self.counters.peak_bytes, self.bytes)
         self._coming.remove(coming)
-        for entry in coming.entries:
-            entry.coming, entry.guess = None, False
-            if not entry.pins:
-                self._drop(entry)
+        if self._closed:
+            self.clear()
         self._changed.notify_all()
+
+    def _fail(self, coming: Coming[K, H], blocks: Sequence[H]) -> None:
+        """What was asked for does not come, or not all of it is taken. Those who need it find
+        out by themselves."""
+        if coming in self._coming:
+            self._coming.remove(coming)
+        coming.asked.cancel()
+        for at, entry in enumerate(coming.entries):
+            if entry.coming is coming:
+                entry.coming, entry.guess = None, False
+                if at < len(blocks):
+                    blocks[at].release()
+        self._bury(coming.entries)
+        self._changed.notify_all()
+
+    def _bury(self, entries: Iterable[Entry[K, H]]) -> None:
+        """Drops those of the entries that nobody needs and nothing brings."""
+        for entry in entries:
+            if entry.is_dead:
+                self._drop(entry)
+
+    def _undo(self, entries: Iterable[Entry[K, H]]) -> None:
+        """Takes pins back that nobody has seen."""
+        for entry in entries:
+            entry.pins -= 1
+            if entry.is_dead:
+                self._drop(entry)
 
     def _unpin(self, entries: Iterable[Entry[K, H]]) -> None:
         with self._changed:
+            free = False
             for entry in entries:
                 entry.pins -= 1
-                if not entry.pins and entry.held is None and entry.coming is None:
+                free |= not entry.pins
+                if entry.is_dead:
                     self._drop(entry)
-            self._changed.notify_all()
+            if self._closed:
+                self.clear()
+            if free:
+                self._changed.notify_all()
 
     def _reserve(self, key: K, *, guess: bool) -> Entry[K, H] | None:
         nbytes = self.source.nbytes(key)

@@ -15,7 +15,7 @@ AT_A_TIME = 32 << 20
 class Entry(Generic[K, H]):
     """A block of the cache: held, on its way, or neither after it failed to come."""
 
-    __slots__ = ("coming", "guess", "held", "key", "nbytes", "pins")
+    __slots__ = ("coming", "guess", "held", "key", "nbytes", "pins", "refused")
 
     def __init__(self, key: K, nbytes: int, guess: bool) -> None:
         self.key = key
@@ -26,6 +26,13 @@ class Entry(Generic[K, H]):
         self.pins = 0
         #: It was fetched unasked, and not used yet.
         self.guess = guess
+        #: Why it cannot be held, once that is known.
+        self.refused: Exception | None = None
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether nobody needs it and nothing brings it."""
+        return not self.pins and self.held is None and self.coming is None
 
 
 class Coming(Generic[K, H]):

@@ -35,7 +35,7 @@ class ServedStore:
         self._guessed: dict[int, frozenset[int]] = {}
         #: How often guesses for a layer were right of late, fetched or not.
         self.right: dict[int, float] = {}
-        #: Seconds from a guess for a layer to what the layer picks.
+        #: Seconds from the last block that a layer waited for to what the next one picks.
         self.lead: dict[int, float] = {}
         self._guessed_at = 0.0
 
