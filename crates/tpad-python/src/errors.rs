@@ -58,23 +58,6 @@ impl Failure {
         )
     }
 
-    /// Whether a daemon refused the keys without saying more than a code and a text.
-    pub(crate) fn lacks_details(&self) -> bool {
-        use tpad_client::Kind::{FailedPrecondition, InvalidArgument, NotFound};
-        let Self::Client(Error::Refused(refusal)) = self else { return false };
-        refusal.reason.is_empty()
-            && matches!(refusal.kind, NotFound | FailedPrecondition | InvalidArgument)
-    }
-
-    /// The client's kind; none for what is no error of its.
-    pub(crate) fn kind(&self) -> Option<tpad_client::Kind> {
-        match self {
-            Self::Client(error) => Some(error.kind()),
-            Self::Shared(error) => Some(error.kind()),
-            Self::Said { .. } | Self::Raised(_) => None,
-        }
-    }
-
     /// The exception.
     pub(crate) fn raise(self, py: Python<'_>) -> PyErr {
         let made = match self {

@@ -183,9 +183,6 @@ impl Source {
                 Err(failure) if device.is_none() && self.falls_back(&failure) => {
                     self.fetch(model, batch, timeout).await?
                 }
-                Err(failure) if device.is_none() && failure.lacks_details() => {
-                    self.told(failure, model, batch, timeout).await?
-                }
                 Err(failure) => return Err(failure),
             };
             leases.extend(acquired);
@@ -196,23 +193,6 @@ impl Source {
 
     fn falls_back(&self, failure: &Failure) -> bool {
         self.options.wish == Wish::Auto && failure.is_of_the_handoff()
-    }
-
-    /// What the daemon says by gRPC of blocks that it refused by the handoff's socket, where a
-    /// refusal is a code and a text: there it has a reason and more.
-    async fn told(
-        &self,
-        failure: Failure,
-        model: &str,
-        keys: &[BlockKey],
-        timeout: Option<Duration>,
-    ) -> Result<Leases, Failure> {
-        // What it refuses so is refused before a byte is sent.
-        match self.fetch(model, keys, timeout).await {
-            Err(told) if told.kind() == failure.kind() => Err(told),
-            Ok(received) if self.options.wish == Wish::Auto => Ok(received),
-            Err(_) | Ok(_) => Err(failure),
-        }
     }
 
     /// Blocks where the daemon has them, all of them or none.

@@ -39,7 +39,7 @@ use self::health::Health;
 use self::look_ahead::Budget;
 use self::model::Models;
 use self::routing::Routing;
-pub(crate) use self::status::code as code_of;
+pub(crate) use self::status::{code as code_of, retry_after};
 pub(crate) use self::stream::medium;
 
 /// Bounds of the services.

@@ -315,8 +315,11 @@ fn framed(error: FrameError) -> Error {
 }
 
 fn refusal(failure: Option<wire::Failure>) -> Refusal {
-    let wire::Failure { code, message } = failure.unwrap_or_default();
-    Refusal::new(i32::try_from(code).unwrap_or_default(), message)
+    let wire::Failure { code, message, reason, retry_ms } = failure.unwrap_or_default();
+    let retry = Duration::from_millis(retry_ms.into());
+    let retry_after = (!retry.is_zero()).then_some(retry);
+    let code = i32::try_from(code).unwrap_or_default();
+    Refusal { reason, retry_after, ..Refusal::new(code, message) }
 }
 
 #[cfg(test)]

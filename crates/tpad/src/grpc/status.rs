@@ -35,7 +35,7 @@ pub(crate) const fn code(kind: ErrorKind) -> Code {
 
 /// When trying again may help: memory comes free within a few blocks' time, a
 /// failed origin or model is tried again every second at first.
-const fn retry_after(kind: ErrorKind) -> Option<Duration> {
+pub(crate) const fn retry_after(kind: ErrorKind) -> Option<Duration> {
     match kind {
         ErrorKind::ResourceExhausted => Some(Duration::from_millis(100)),
         ErrorKind::Unavailable => Some(Duration::from_secs(1)),

@@ -10,7 +10,7 @@ use tpad_proto::handoff::v1::outcome::Outcome;
 use tpad_proto::handoff::v1::{self as wire, Failure};
 
 use super::peer::Credentials;
-use crate::grpc::{code_of, medium};
+use crate::grpc::{code_of, medium, retry_after};
 
 /// Longest text of a failure.
 const TEXT_BYTES: usize = 2048;
@@ -24,14 +24,22 @@ const DIRECTORY_BYTES: usize = 16;
 
 /// An error of the engine.
 pub(super) fn failure(error: &EngineError) -> Failure {
-    refused(code_of(error.kind()), &error.to_string())
+    let retry = retry_after(error.kind()).unwrap_or_default();
+    let told = refused(code_of(error.kind()), error.reason(), &error.to_string());
+    Failure { retry_ms: u32::try_from(retry.as_millis()).unwrap_or(u32::MAX), ..told }
 }
 
-/// A refusal.
-pub(super) fn refused(code: Code, message: &str) -> Failure {
-    let message = &message[..message.floor_char_boundary(TEXT_BYTES)];
+/// A refusal; `reason` is what programs compare.
+pub(super) fn refused(code: Code, reason: &str, message: &str) -> Failure {
+    let message = message[..message.floor_char_boundary(TEXT_BYTES)].to_owned();
     // gRPC's codes are 0 to 16.
-    Failure { code: u32::try_from(i32::from(code)).unwrap_or(0), message: message.to_owned() }
+    let code = u32::try_from(i32::from(code)).unwrap_or(0);
+    Failure { code, message, reason: reason.to_owned(), retry_ms: 0 }
+}
+
+/// What was sent makes no sense.
+pub(super) fn invalid(message: &str) -> Failure {
+    refused(Code::InvalidArgument, "REQUEST_INVALID", message)
 }
 
 /// There is no place for one more worker.
@@ -39,7 +47,7 @@ pub(super) fn full(limit: usize) -> Failure {
     let message = format!(
         "{limit} workers are connected, the most that handoff.connections allows: close one, or raise it"
     );
-    refused(Code::ResourceExhausted, &message)
+    refused(Code::ResourceExhausted, "WORKERS_FULL", &message)
 }
 
 /// The peer may not read this daemon's memory.
@@ -47,13 +55,14 @@ pub(super) fn not_admitted(peer: &Credentials) -> Failure {
     let message = format!(
         "{peer} may not read this daemon's memory: run it as the daemon's user, or add its user to handoff.uids or its group to handoff.gids"
     );
-    refused(Code::PermissionDenied, &message)
+    refused(Code::PermissionDenied, "PEER_NOT_ADMITTED", &message)
 }
 
 /// A worker asks for more at once than can be kept.
 pub(super) fn too_many_calls() -> Failure {
     refused(
         Code::ResourceExhausted,
+        "CALLS_WAITING",
         "too many Acquire calls wait for others of this worker: ask for more keys in one, or wait for answers",
     )
 }
@@ -62,6 +71,7 @@ pub(super) fn too_many_calls() -> Failure {
 pub(super) fn draining() -> Failure {
     refused(
         Code::Unavailable,
+        "DRAINING",
         "the daemon drains and grants no more leases; those that are held stay valid: connect again for more",
     )
 }
@@ -73,13 +83,14 @@ pub(super) fn generation_changed(asked: u64, served: &Generation) -> Failure {
         served.model(),
         served.number()
     );
-    refused(Code::FailedPrecondition, &message)
+    refused(Code::FailedPrecondition, "GENERATION_CHANGED", &message)
 }
 
 /// The worker keeps slabs that it was asked to give up.
 pub(super) fn kept_slabs() -> Failure {
     refused(
         Code::FailedPrecondition,
+        "SLABS_KEPT",
         "slabs that the daemon asked for stay mapped: answer Forget with Forgotten, or close the socket",
     )
 }
@@ -88,6 +99,7 @@ pub(super) fn kept_slabs() -> Failure {
 pub(super) fn holds_too_much() -> Failure {
     refused(
         Code::ResourceExhausted,
+        "LEASES_OVER_BOUND",
         "this worker keeps holding more than handoff.worker_lease_bytes: let go of blocks, connect again, and hold fewer at a time",
     )
 }
@@ -97,7 +109,7 @@ pub(super) fn no_memory_of_a_device(error: &io::Error) -> Failure {
     let message = format!(
         "a slab of the device cannot be handed over ({error}): acquire the blocks in host memory"
     );
-    refused(Code::Unavailable, &message)
+    refused(Code::Unavailable, "DEVICE_SLAB_UNAVAILABLE", &message)
 }
 
 /// The daemon is out of descriptors.
@@ -105,7 +117,7 @@ pub(super) fn no_descriptor(error: &io::Error) -> Failure {
     let message = format!(
         "the daemon has no file descriptor for a slab ({error}): raise its limit, and connect again"
     );
-    refused(Code::ResourceExhausted, &message)
+    refused(Code::ResourceExhausted, "DESCRIPTORS_OUT", &message)
 }
 
 /// The answer to an `Acquire`, without slabs.
@@ -146,7 +158,7 @@ fn answer(
         let message = format!(
             "the answer takes {bytes} bytes, {DAEMON_FRAME_BYTES} is the most: lease fewer blocks at a time"
         );
-        return Err(refused(Code::ResourceExhausted, &message));
+        return Err(refused(Code::ResourceExhausted, "ANSWER_TOO_LARGE", &message));
     }
     Ok(answer)
 }

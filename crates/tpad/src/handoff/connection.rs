@@ -197,7 +197,7 @@ impl Connection {
     /// Until when something has to come of the worker, and what it is told after that.
     fn patience(&self) -> Option<(Instant, Failure)> {
         if self.worker.get().is_none() {
-            let late = answer::refused(Code::DeadlineExceeded, "no Hello came");
+            let late = answer::refused(Code::DeadlineExceeded, "HELLO_LATE", "no Hello came");
             return Some((self.connected + HELLO_PATIENCE, late));
         }
         let asked = [self.slabs.asked_since(), self.device_slabs.asked_since()];
@@ -228,7 +228,7 @@ impl Connection {
 
     fn take(&mut self, message: wire::WorkerMessage) -> Result<(), End> {
         use worker_message::Message;
-        let wrong = |what: &str| End::Refused(answer::refused(Code::InvalidArgument, what));
+        let wrong = |what: &str| End::Refused(answer::invalid(what));
         let message = message.message.ok_or_else(|| wrong("a message of no known kind"))?;
         match (self.worker.get(), message) {
             (None, Message::Hello(hello)) => self.hello(hello),

@@ -241,7 +241,12 @@ async fn a_refusal_ends_calls_and_the_connection_stays_as_long_as_a_block_is_rea
     };
     let (got, ()) = tokio::join!(handoff.acquire("m", &keys, options), daemon);
     let block = got.expect("an answer").blocks.remove(0).expect("it is leased");
-    let failure = wire::Failure { code: 14, message: "the daemon drains".into() };
+    let failure = wire::Failure {
+        code: 14,
+        message: "the daemon drains".into(),
+        reason: "DRAINING".into(),
+        retry_ms: 250,
+    };
     let refused = wire::Refused { failure: Some(failure) };
     peer.write(daemon_message::Message::Refused(refused), Vec::new()).await;
     let error = loop {
@@ -253,6 +258,9 @@ async fn a_refusal_ends_calls_and_the_connection_stays_as_long_as_a_block_is_rea
     assert_eq!(error.kind(), crate::Kind::Unavailable);
     let again = handoff.acquire("m", &keys, options).await.expect_err("it drains");
     assert!(again.to_string().contains("drains"), "{again}");
+    let refusal = again.refusal().expect("the daemon said so");
+    assert_eq!(refusal.reason, "DRAINING");
+    assert_eq!(refusal.retry_after, Some(std::time::Duration::from_millis(250)));
     drop(handoff);
     assert_eq!(&block[..], IMAGE);
     drop(block);

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use prost::Message as _;
 use tokio::time::Instant;
-use tonic::Code;
 use tpad_engine::{
     Acquired, DeviceAcquired, DirectoryOffer, EngineError, Generation, Memory, Worker,
 };
@@ -77,7 +76,7 @@ impl Connection {
         // Told before it waits: what waits is bounded by what is asked.
         if keys.is_empty() || keys.len() > KEYS {
             let message = format!("keys: {} of them, 1 to {KEYS} are taken", keys.len());
-            return self.fail(call, answer::refused(Code::InvalidArgument, &message));
+            return self.fail(call, answer::invalid(&message));
         }
         let shared = Arc::clone(&self.shared);
         self.calls.push(Box::pin(async move {
@@ -176,7 +175,7 @@ impl Shared {
     /// Leases what a worker asks for.
     async fn acquire(&self, worker: &Worker, acquire: wire::Acquire) -> Result<Granted, Failure> {
         let wire::Acquire { model, generation: asked, keys, timeout_ms, device, call: _ } = acquire;
-        let wrong = |message: &str| answer::refused(Code::InvalidArgument, message);
+        let wrong = |message: &str| answer::invalid(message);
         let read = |(n, key): (usize, tpad_proto::v1::BlockKey)| {
             BlockKey::try_from(key).map_err(|error| wrong(&format!("keys[{n}]: {error}")))
         };

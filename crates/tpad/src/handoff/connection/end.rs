@@ -26,7 +26,7 @@ impl From<io::Error> for End {
             // The worker may live, and read what it holds.
             _ => {
                 let message = format!("the daemon cannot use the socket: {error}");
-                Self::Refused(answer::refused(Code::Unavailable, &message))
+                Self::Refused(answer::refused(Code::Unavailable, "SOCKET_FAILED", &message))
             }
         }
     }
@@ -34,6 +34,6 @@ impl From<io::Error> for End {
 
 impl From<FrameError> for End {
     fn from(error: FrameError) -> Self {
-        Self::Refused(answer::refused(Code::InvalidArgument, &error.to_string()))
+        Self::Refused(answer::invalid(&error.to_string()))
     }
 }

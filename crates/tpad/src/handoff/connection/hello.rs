@@ -20,7 +20,11 @@ impl Connection {
             let message = format!(
                 "this daemon speaks version {PROTOCOL} of the handoff's protocol, and the worker version {protocol}: use a client of its version"
             );
-            return Err(End::Refused(answer::refused(Code::FailedPrecondition, &message)));
+            return Err(End::Refused(answer::refused(
+                Code::FailedPrecondition,
+                "PROTOCOL_VERSION",
+                &message,
+            )));
         }
         let text: String = name.chars().filter(|c| !c.is_control()).collect();
         let name = text[..text.floor_char_boundary(NAME_BYTES)].to_owned();

@@ -201,7 +201,11 @@ async fn leases_that_make_no_sense_on_a_device_are_errors_and_given_back() {
     }
     released.sort_unstable();
     assert_eq!(released, [5, 6, 7, 8]);
-    let failure = wire::Failure { code: 8, message: "the device is full".to_owned() };
+    let failure = wire::Failure {
+        code: 8,
+        message: "the device is full".to_owned(),
+        ..wire::Failure::default()
+    };
     let full = wire::Outcome { outcome: Some(wire::outcome::Outcome::Failure(failure)) };
     let some = scene.acquire(vec![full, lease(9, 4096)], vec![]).await.expect("an answer").blocks;
     assert_eq!(some[0].as_ref().expect_err("full").kind(), Kind::ResourceExhausted);
