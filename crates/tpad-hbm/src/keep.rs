@@ -6,6 +6,7 @@
 //! told to do without it. The policy is asked before the copy, so that a block which it
 //! would not let stay costs no turn on the bus. Pins and guesses are host memory's alone.
 
+mod candidate;
 mod table;
 mod worth;
 
@@ -19,7 +20,7 @@ use self::table::Table;
 use crate::budget::Budgets;
 use crate::{DeviceBlock, HbmMetrics};
 
-pub(crate) use self::table::Candidate;
+pub(crate) use self::candidate::Candidate;
 pub(crate) use self::worth::Worth;
 
 /// What stays on one device.

@@ -6,6 +6,7 @@ use tpad_handoff::Named;
 use tpad_manifest::BlockId;
 use tpad_store::{CacheClass, Urgency};
 
+use super::candidate::{Candidate, Rank};
 use super::worth::{Uses, Worth};
 use crate::DeviceBlock;
 
@@ -37,13 +38,6 @@ struct Kept {
     awaited: bool,
 }
 
-/// What a block is worth, and of those that are worth the same, when it was used last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Rank {
-    worth: Worth,
-    used: u64,
-}
-
 #[derive(Debug, Default)]
 struct ClassLedger {
     account: Account,
@@ -56,28 +50,6 @@ struct ClassLedger {
 pub(super) struct Account {
     pub(super) blocks: u64,
     pub(super) bytes: u64,
-}
-
-/// A kept block, for choosing which to give up.
-#[derive(Clone, Debug)]
-pub(crate) struct Candidate {
-    pub(crate) id: BlockId,
-    pub(crate) class: CacheClass,
-    pub(crate) generation: u64,
-    pub(crate) slab: u64,
-    pub(crate) slot_bytes: u64,
-    /// Whether someone holds it: giving it up frees nothing yet.
-    pub(crate) held: bool,
-    rank: Rank,
-    /// Whether someone wanted it just now and will come for it.
-    awaited: bool,
-}
-
-impl Candidate {
-    /// Whether it may go for a block of this worth that nobody waits for.
-    pub(crate) fn is_worth_less(&self, than: Worth) -> bool {
-        !self.held && !self.awaited && self.rank.worth < than
-    }
 }
 
 /// A stay of a block: its id and generation.
