@@ -54,6 +54,11 @@ impl Keep {
         self.table().want(id)
     }
 
+    /// The block, for whoever only looks.
+    pub(crate) fn peek(&self, id: &BlockId) -> Option<DeviceBlock> {
+        self.table().peek(id)
+    }
+
     /// The block, for whoever wanted it and was counted then.
     pub(crate) fn claim(&self, id: &BlockId) -> Option<DeviceBlock> {
         self.table().claim(id)
@@ -94,10 +99,7 @@ impl Keep {
         if urgency == Urgency::Prefetch {
             let worth = table.worth_of(id);
             let victims = table.worth_less(&named, ours, worth, lacks(&table));
-            let Some(victims) = victims else {
-                table.refused(id);
-                return Reservation::Refused;
-            };
+            let Some(victims) = victims else { return Reservation::Refused };
             gone.extend(victims.iter().map(|(id, stay)| table.remove(id, Some(*stay))));
         } else {
             while lacks(&table) > 0

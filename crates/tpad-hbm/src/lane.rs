@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use tokio::sync::{Notify, Semaphore};
 use tpad_cuda::{CudaError, Device};
 use tpad_manifest::BlockId;
-use tpad_store::ReadOptions;
+use tpad_store::{ReadOptions, Urgency};
 
 pub(crate) use self::filling::Filling;
 use crate::flights::{Boarding, Flights};
@@ -96,7 +96,10 @@ impl Lane {
     }
 
     pub(crate) fn board(&self, id: &BlockId, options: ReadOptions) -> Boarding {
-        self.flights.board(id, options, || self.keep.want(id))
+        self.flights.board(id, options, || match options.urgency {
+            Urgency::Demand => self.keep.want(id),
+            Urgency::Prefetch => self.keep.peek(id),
+        })
     }
 
     /// Refuses fills that wait for room, from now on.

@@ -180,7 +180,12 @@ impl Source {
             let acquired = self.acquire(&handoff, model, batch, device, timeout).await;
             let acquired = match acquired {
                 Ok(acquired) => acquired,
-                Err(failure) if device.is_none() && self.falls_back(&failure) => {
+                // Whatever ended the connection, the daemon may answer by the other.
+                Err(failure)
+                    if device.is_none()
+                        && self.options.wish == Wish::Auto
+                        && (failure.is_of_the_handoff() || handoff.over().is_some()) =>
+                {
                     self.fetch(model, batch, timeout).await?
                 }
                 Err(failure) => return Err(failure),
@@ -189,10 +194,6 @@ impl Source {
             at += batch.len();
         }
         Ok(leases)
-    }
-
-    fn falls_back(&self, failure: &Failure) -> bool {
-        self.options.wish == Wish::Auto && failure.is_of_the_handoff()
     }
 
     /// Blocks where the daemon has them, all of them or none.

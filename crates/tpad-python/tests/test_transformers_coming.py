@@ -246,3 +246,40 @@ def test_after_it_is_closed_nothing_is_guessed_and_nothing_held() -> None:
     cache.guess([3])
     assert source.out == cache.bytes == 0
     assert source.asked == [[1, 2]]
+
+
+def test_a_thread_that_dies_while_it_waits_leaves_nobody_waiting() -> None:
+    source = Pieces()
+    cache = ExpertCache(source, 40)
+    source.gate.clear()
+    source.interrupt = KeyboardInterrupt()
+    fail = cache._fail
+
+    def interrupted(coming, blocks):
+        cache._fail = fail  # type: ignore[method-assign]
+        raise KeyboardInterrupt
+
+    cache._fail = interrupted  # type: ignore[method-assign]
+    blocks = cache.use([1])
+    died: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            next(blocks)
+        except BaseException as error:
+            died.append(error)
+
+    first = threading.Thread(target=wait)
+    first.start()
+    wait_for(lambda: any(coming.landing for coming in cache._coming), "it waits")
+    came: list[list[int]] = []
+    second = threading.Thread(target=lambda: came.append(used(cache, 1)))
+    second.start()
+    wait_for(lambda: cache.counters.uses == 2, "another wants it, too")
+    source.gate.set()
+    first.join(10)
+    second.join(10)
+    assert isinstance(died[0], KeyboardInterrupt) and came == [[1]]
+    assert used(cache, 2, 3, 4) == [2, 3, 4]
+    cache.close()
+    assert cache.bytes == source.out == 0

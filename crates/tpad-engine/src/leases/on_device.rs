@@ -140,6 +140,10 @@ impl Worker {
                 // Without permits: who has the turn waits for nobody who has one.
                 let brought = join_all(brought).await;
                 for (n, result) in missing.into_iter().zip(brought) {
+                    if let Ok(found) = &result {
+                        // Held from here on: nobody comes for it again.
+                        let _same = target.level.claim(&found.record.id, target.device);
+                    }
                     found[n] = Some(result);
                 }
             }

@@ -1,6 +1,7 @@
 //! The blocks that are kept or on their way, and the ledger of their bytes.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
 
 use tpad_handoff::Named;
 use tpad_manifest::BlockId;
@@ -11,8 +12,9 @@ use super::worth::{Uses, Worth};
 use crate::DeviceBlock;
 
 /// Who wanted a block and did not come for it in so many uses for each block that is
-/// kept does not come any more.
-const PATIENCE: u64 = 4;
+/// kept, or in so long, does not come any more.
+const USES: u64 = 4;
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The blocks that are kept or on their way.
 #[derive(Debug, Default)]
@@ -34,8 +36,8 @@ struct Kept {
     /// Tells this stay of the block from an earlier one.
     generation: u64,
     rank: Rank,
-    /// Somebody wanted it and has not come for it yet.
-    awaited: bool,
+    /// When somebody wanted it who has not come for it yet.
+    awaited: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -62,15 +64,20 @@ impl Table {
         self.used(id, 1);
         let kept = self.blocks.get_mut(id)?;
         let block = kept.block.clone()?;
-        kept.awaited = true;
+        kept.awaited = Some(Instant::now());
         Some(block)
+    }
+
+    /// The block, for whoever only looks.
+    pub(super) fn peek(&self, id: &BlockId) -> Option<DeviceBlock> {
+        self.blocks.get(id)?.block.clone()
     }
 
     /// The block, for whoever wanted it and was counted then.
     pub(super) fn claim(&mut self, id: &BlockId) -> Option<DeviceBlock> {
         let kept = self.blocks.get_mut(id)?;
         let block = kept.block.clone()?;
-        kept.awaited = false;
+        kept.awaited = None;
         Some(block)
     }
 
@@ -95,22 +102,16 @@ impl Table {
 
     /// What a block is worth; one that is not kept, to somebody who does not wait for it.
     pub(super) fn worth_of(&self, id: &BlockId) -> Worth {
-        self.blocks.get(id).map_or_else(|| self.uses.wished(id), |kept| kept.rank.worth)
-    }
-
-    /// Remembers a wish that was refused.
-    pub(super) fn refused(&mut self, id: &BlockId) {
-        if !self.blocks.contains_key(id) {
-            let worth = self.uses.wished(id);
-            self.uses.remember(*id, worth, self.total.blocks);
-        }
+        self.blocks.get(id).map_or_else(|| self.uses.of(id), |kept| kept.rank.worth)
     }
 
     /// Nothing of these classes was ever used, as far as this is concerned.
     pub(super) fn forget_uses(&mut self, of: impl Fn(&CacheClass) -> bool) {
         for kept in self.blocks.values_mut().filter(|kept| of(&kept.class)) {
             kept.rank.worth = Worth::NONE;
+            kept.awaited = None;
         }
+        self.uses.forget();
         for (_, ledger) in self.classes.iter_mut().filter(|(class, _)| of(class)) {
             ledger.order = std::mem::take(&mut ledger.order)
                 .into_iter()
@@ -136,10 +137,12 @@ impl Table {
         let account = Account { blocks: 1, bytes: slot_bytes };
         self.classes.entry(class.clone()).or_default().account.add(account);
         self.total.add(account);
-        let (wished, before) = (self.uses.wished(&id), self.uses.recall(&id));
+        let before = self.uses.recall(&id);
         let (awaited, worth) = match urgency {
-            Urgency::Demand => (true, self.uses.count(before, 1, self.total.blocks)),
-            Urgency::Prefetch => (false, wished),
+            Urgency::Demand => {
+                (Some(Instant::now()), self.uses.count(before, 1, self.total.blocks))
+            }
+            Urgency::Prefetch => (None, before),
         };
         let (class, rank) = (class.clone(), Rank { worth, used });
         let kept = Kept { block: None, class, slot_bytes, generation, rank, awaited };
@@ -278,7 +281,9 @@ impl Table {
         let kept = self.blocks.get(id)?;
         let block = kept.block.as_ref()?;
         let since = self.clock - kept.rank.used;
-        let awaited = kept.awaited && since < PATIENCE * self.total.blocks;
+        let comes =
+            |wanted: Instant| wanted.elapsed() < PATIENCE && since < USES * self.total.blocks;
+        let awaited = kept.awaited.is_some_and(comes);
         Some(Candidate {
             id: *id,
             class: kept.class.clone(),

@@ -15,10 +15,6 @@ use tpad_manifest::BlockId;
 /// 4 to 16 differ by a point of the hit rate.
 const HALF_LIFE: f64 = 8.0;
 
-/// What a wish counts that nobody waits for, of a use: enough to take the place of what
-/// nobody uses, now or when it is asked for again.
-const WISH: f64 = 1.0 / 16.0;
-
 /// Of blocks that went, so many are remembered at least, and as many as are kept; twice as
 /// many at most.
 const REMEMBERED: usize = 1 << 14;
@@ -30,12 +26,16 @@ const REMEMBERED: usize = 1 << 14;
 pub(crate) struct Worth(f64);
 
 impl Worth {
-    /// Of what was never used.
+    /// Of what nobody wants.
     pub(super) const NONE: Self = Self(f64::NEG_INFINITY);
+    /// Of what was never used, and is wished by somebody who does not wait for it: more than
+    /// nothing, less than any use, and the same whenever it is wished and however often. So
+    /// a tier that does not fit does not push out its own parts again and again.
+    pub(super) const WISHED: Self = Self(f64::MIN);
 
-    /// With so many uses more, or a part of one, at a time in half-lives.
-    fn and(self, times: f64, now: f64) -> Self {
-        let more = now + times.log2();
+    /// With so many uses more, at a time in half-lives.
+    fn and(self, times: u32, now: f64) -> Self {
+        let more = now + f64::from(times.max(1)).log2();
         let (large, small) = if self.0 > more { (self.0, more) } else { (more, self.0) };
         Self(large + (small - large).exp2().ln_1p() / std::f64::consts::LN_2)
     }
@@ -75,25 +75,28 @@ impl Uses {
         // Blocks are fewer than a float counts exactly.
         #[expect(clippy::cast_precision_loss, reason = "a rate, where the last digit is noise")]
         let life = HALF_LIFE * kept.max(1) as f64;
-        let times = f64::from(times.max(1));
-        self.now += times / life;
+        self.now += f64::from(times.max(1)) / life;
         worth.and(times, self.now)
     }
 
-    /// What a block that is not kept is worth to somebody who does not wait for it.
-    pub(super) fn wished(&self, gone: &BlockId) -> Worth {
-        let worth = self.gone.get(gone).copied().unwrap_or(Worth::NONE);
-        worth.and(WISH, self.now)
+    /// What a block that is not kept is worth to somebody who wishes it.
+    pub(super) fn of(&self, gone: &BlockId) -> Worth {
+        self.gone.get(gone).copied().unwrap_or(Worth::WISHED)
     }
 
     /// The same, for a block that is kept from here on.
     pub(super) fn recall(&mut self, id: &BlockId) -> Worth {
-        self.gone.remove(id).unwrap_or(Worth::NONE)
+        self.gone.remove(id).unwrap_or(Worth::WISHED)
+    }
+
+    /// Forgets all that went.
+    pub(super) fn forget(&mut self) {
+        self.gone.clear();
     }
 
     /// Remembers a block that went, where so many are kept.
     pub(super) fn remember(&mut self, id: BlockId, worth: Worth, kept: u64) {
-        if worth == Worth::NONE {
+        if worth <= Worth::WISHED {
             return;
         }
         self.gone.insert(id, worth);
@@ -111,12 +114,6 @@ impl Uses {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    impl Uses {
-        fn of(&self, gone: &BlockId) -> Worth {
-            self.gone.get(gone).copied().unwrap_or(Worth::NONE)
-        }
-    }
 
     fn id(n: u64) -> BlockId {
         let mut bytes = [0; 32];
@@ -139,8 +136,8 @@ mod tests {
             assert_eq!(last > two, n >= 8, "{last:?} {two:?}");
         }
         // Counted at once or one by one, at the same time it is the same.
-        let at_once = Worth::NONE.and(5.0, 3.0);
-        let one_by_one = (0..5).fold(Worth::NONE, |worth, _| worth.and(1.0, 3.0));
+        let at_once = Worth::NONE.and(5, 3.0);
+        let one_by_one = (0..5).fold(Worth::NONE, |worth, _| worth.and(1, 3.0));
         assert!((at_once.0 - one_by_one.0).abs() < 1e-9);
         assert!(last.0.is_finite());
     }
@@ -166,9 +163,10 @@ mod tests {
         }
         assert_eq!(uses.of(&id(u64::MAX)), dear);
         assert_eq!(uses.recall(&id(u64::MAX)), dear);
-        assert_eq!(uses.of(&id(u64::MAX)), Worth::NONE);
+        assert_eq!(uses.of(&id(u64::MAX)), Worth::WISHED);
         // What was never used is not remembered.
         uses.remember(id(u64::MAX), Worth::NONE, 1);
+        uses.remember(id(u64::MAX), Worth::WISHED, 1);
         assert!(!uses.gone.contains_key(&id(u64::MAX)));
         // As many are left as are to be, whatever the bound was before.
         let mut uses = Uses::default();
@@ -183,18 +181,17 @@ mod tests {
     }
 
     #[test]
-    fn a_wish_is_less_than_a_use_and_more_than_nothing() {
+    fn a_wish_is_more_than_nothing_and_less_than_any_use() {
         let mut uses = Uses::default();
-        let used = uses.count(Worth::NONE, 1, 1 << 20);
-        let mut wished = uses.wished(&id(1));
-        assert!(wished > Worth::NONE && wished < used);
-        // Wished often enough it comes before what was used once.
-        let wishes = (1..100).take_while(|_| {
-            uses.remember(id(1), wished, 1);
-            wished = uses.wished(&id(1));
-            wished <= used
-        });
-        let wishes = wishes.count();
-        assert!((14..=17).contains(&wishes), "{wishes}");
+        let used = uses.count(Worth::NONE, 1, 1);
+        assert!(Worth::NONE < Worth::WISHED && Worth::WISHED < used);
+        assert_eq!(uses.of(&id(1)), Worth::WISHED);
+        // It does not count when the block is used.
+        let mut others = Uses::default();
+        assert_eq!(others.count(Worth::WISHED, 1, 1), used);
+        uses.remember(id(1), used, 1);
+        assert_eq!(uses.of(&id(1)), used);
+        uses.forget();
+        assert_eq!(uses.of(&id(1)), Worth::WISHED);
     }
 }

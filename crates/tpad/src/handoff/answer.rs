@@ -8,6 +8,7 @@ use tpad_engine::{Acquired, DeviceAcquired, DeviceLeased, EngineError, Generatio
 use tpad_proto::handoff::DAEMON_FRAME_BYTES;
 use tpad_proto::handoff::v1::outcome::Outcome;
 use tpad_proto::handoff::v1::{self as wire, Failure};
+use tpad_store::ErrorKind;
 
 use super::peer::Credentials;
 use crate::grpc::{code_of, medium, retry_after};
@@ -24,17 +25,21 @@ const DIRECTORY_BYTES: usize = 16;
 
 /// An error of the engine.
 pub(super) fn failure(error: &EngineError) -> Failure {
-    let retry = retry_after(error.kind()).unwrap_or_default();
-    let told = refused(code_of(error.kind()), error.reason(), &error.to_string());
-    Failure { retry_ms: u32::try_from(retry.as_millis()).unwrap_or(u32::MAX), ..told }
+    refused(code_of(error.kind()), error.reason(), &error.to_string())
 }
 
 /// A refusal; `reason` is what programs compare.
 pub(super) fn refused(code: Code, reason: &str, message: &str) -> Failure {
     let message = message[..message.floor_char_boundary(TEXT_BYTES)].to_owned();
     // gRPC's codes are 0 to 16.
-    let code = u32::try_from(i32::from(code)).unwrap_or(0);
-    Failure { code, message, reason: reason.to_owned(), retry_ms: 0 }
+    let number = u32::try_from(i32::from(code)).unwrap_or(0);
+    let retry = match code {
+        Code::ResourceExhausted => retry_after(ErrorKind::ResourceExhausted),
+        Code::Unavailable => retry_after(ErrorKind::Unavailable),
+        _ => None,
+    };
+    let retry_ms = retry.map_or(0, |retry| u32::try_from(retry.as_millis()).unwrap_or(u32::MAX));
+    Failure { code: number, message, reason: reason.to_owned(), retry_ms }
 }
 
 /// What was sent makes no sense.

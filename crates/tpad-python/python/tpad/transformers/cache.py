@@ -124,7 +124,9 @@ class ExpertCache(Generic[K, H]):
                         self._unpin(window)
                         raise
                     return window
-                unwanted = next((it for it in self._coming if not it.is_wanted), None)
+                unwanted = next(
+                    (it for it in self._coming if not it.is_wanted and not it.is_over), None
+                )
                 if unwanted is None:
                     if not self._changed.wait(deadline - time.monotonic()):
                         raise self._no_room(keys[0])
@@ -135,12 +137,14 @@ class ExpertCache(Generic[K, H]):
 
     def _plan(self, keys: Sequence[K]) -> tuple[list[Entry[K, H]], list[Entry[K, H]]]:
         """Pins what is there of the keys and reserves what is not, as far as that fits."""
-        there = {key: self._entries[key] for key in keys if key in self._entries}
+        there: list[Entry[K, H]] = []
         window: list[Entry[K, H]] = []
         missing: list[Entry[K, H]] = []
-        for entry in there.values():
-            entry.pins += 1
         try:
+            for key in dict.fromkeys(keys):
+                if key in self._entries:
+                    there.append(self._entries[key])
+                    there[-1].pins += 1
             for key in keys:
                 known = self._entries.get(key)
                 if known is None:
@@ -155,7 +159,7 @@ class ExpertCache(Generic[K, H]):
             self._undo(window)
             raise
         finally:
-            self._undo(there.values())
+            self._undo(there)
         if not window:
             # What is further down the list may have stood in the way of its first.
             first = self._reserve(keys[0], guess=False)
@@ -196,8 +200,11 @@ class ExpertCache(Generic[K, H]):
     def _ask(self, entries: Sequence[Entry[K, H]], *, guess: bool) -> None:
         """Asks the source for blocks that are reserved."""
         for turn in in_turns(entries):
-            asked = self.source.begin([entry.key for entry in turn])
-            self._coming.append(Coming(turn, asked, guess))
+            coming = Coming(turn, self.source.begin([entry.key for entry in turn]), guess)
+            # First: what is on no list is never given up.
+            self._coming.append(coming)
+            for entry in turn:
+                entry.coming = coming
 
     def _take_in(self) -> None:
         """Takes what came and nobody waits for: it may stay or go like what is held."""
@@ -214,8 +221,9 @@ class ExpertCache(Generic[K, H]):
         try:
             with self._changed:
                 if coming.landing:
-                    while any(entry.coming is coming for entry in coming.entries):
-                        self._changed.wait()
+                    while not coming.is_over:
+                        # An interrupt may keep the other thread from telling.
+                        self._changed.wait(1.0)
                     return
                 mine = True
                 coming.landing = True
@@ -229,6 +237,12 @@ class ExpertCache(Generic[K, H]):
                 with self._changed:
                     self._fail(coming, blocks)
             raise
+        finally:
+            # Whatever interrupted even that, nobody is left waiting.
+            if mine:
+                for entry in coming.entries:
+                    if entry.coming is coming:
+                        entry.coming = None
 
     def _take(self, coming: Coming[K, H], blocks: Sequence[H], timed: bool) -> None:
         now = time.perf_counter()
@@ -250,7 +264,8 @@ class ExpertCache(Generic[K, H]):
             self.counters.fetches += 1
             self.counters.fetched_bytes += entry.nbytes
         self.counters.peak_bytes = max(self.counters.peak_bytes, self.bytes)
-        self._coming.remove(coming)
+        if coming in self._coming:
+            self._coming.remove(coming)
         if self._closed:
             self.clear()
         self._changed.notify_all()

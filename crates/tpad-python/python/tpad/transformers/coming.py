@@ -47,8 +47,11 @@ class Coming(Generic[K, H]):
         self.begun = time.perf_counter()
         #: A thread waits for them.
         self.landing = False
-        for entry in entries:
-            entry.coming = self
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all came, or do not come any more."""
+        return all(entry.coming is not self for entry in self.entries)
 
     @property
     def is_wanted(self) -> bool:
