@@ -18,6 +18,11 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 FIXTURES = {path.parent.name: path.parent for path in REPOSITORY.glob("tests/fixtures/*/config.json")}
 
 
+#: A program that a shell started in the background ignores Ctrl-C, and so do those it starts;
+#: a script that begins with this hears it like one at a terminal.
+HEARS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
 def program(name: str) -> Path:
     """One of the programs that `cargo build` made."""
     named = os.environ.get("TPAD_TEST_PROGRAMS")

@@ -16,7 +16,7 @@ import pytest
 
 import tpad
 
-from serving import Daemon, wait_for
+from serving import HEARS_CTRL_C, Daemon, wait_for
 
 CYCLES = int(os.environ.get("TPAD_TEST_CYCLES", "20"))
 """How often workers come and are killed; 1000 takes some minutes."""
@@ -24,7 +24,7 @@ CYCLES = int(os.environ.get("TPAD_TEST_CYCLES", "20"))
 
 def python(script: str, *arguments: str, **options: object) -> subprocess.Popen[str]:
     """A worker of its own."""
-    command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
+    command = [sys.executable, "-c", HEARS_CTRL_C + textwrap.dedent(script), *arguments]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )  # type: ignore[call-overload,no-any-return]
@@ -49,7 +49,11 @@ def test_ctrl_c_ends_a_wait(daemon: Daemon) -> None:
     assert worker.stdout is not None and worker.stdout.readline() == "waits\n"
     start = time.monotonic()
     worker.send_signal(signal.SIGINT)
-    out, err = worker.communicate(timeout=20)
+    try:
+        out, err = worker.communicate(timeout=20)
+    finally:
+        # Others count who is connected.
+        worker.kill()
     assert out == "interrupted serving\n", (out, err)
     assert time.monotonic() - start < 5
 

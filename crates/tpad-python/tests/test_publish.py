@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 import tpad
 import tpad.publish as publish
 
-from serving import FIXTURES, Daemon, tpactl
+from serving import FIXTURES, HEARS_CTRL_C, Daemon, tpactl
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_ctrl_c_leaves_no_revision(tmp_path: Path) -> None:
             print("interrupted")
         """
     worker = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script), root, tmp_path / "state"],
+        [sys.executable, "-c", HEARS_CTRL_C + textwrap.dedent(script), root, tmp_path / "state"],
         stdout=subprocess.PIPE,
         text=True,
     )
