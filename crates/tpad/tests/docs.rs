@@ -6,10 +6,14 @@ const ERRORS: &str = include_str!("../../../docs/errors.md");
 const OPERATIONS: &str = include_str!("../../../docs/operations.md");
 
 /// Where reasons are spelled.
-const REASONS: [&str; 3] = [
+const REASONS: [&str; 7] = [
     include_str!("../../tpad-engine/src/error.rs"),
     include_str!("../src/grpc/status.rs"),
     include_str!("../src/edge/refusal.rs"),
+    include_str!("../src/handoff/answer.rs"),
+    include_str!("../src/handoff/connection.rs"),
+    include_str!("../src/handoff/connection/end.rs"),
+    include_str!("../src/handoff/connection/hello.rs"),
 ];
 
 /// Where metrics are named.
