@@ -7,7 +7,9 @@
 //! would not let stay costs no turn on the bus. Pins and guesses are host memory's alone.
 
 mod candidate;
+mod ledger;
 mod table;
+mod wishes;
 mod worth;
 
 use std::fmt;
@@ -98,7 +100,8 @@ impl Keep {
         let mut gone = Vec::new();
         if urgency == Urgency::Prefetch {
             let worth = table.worth_of(id);
-            let victims = table.worth_less(&named, ours, worth, lacks(&table));
+            let bytes = lacks(&table);
+            let victims = table.worth_less(&named, ours, worth, bytes);
             let Some(victims) = victims else { return Reservation::Refused };
             gone.extend(victims.iter().map(|(id, stay)| table.remove(id, Some(*stay))));
         } else {
@@ -198,7 +201,7 @@ impl Keep {
     ) -> Option<Candidate> {
         let budgets = self.budgets();
         let named = self.readers.named();
-        let table = self.table();
+        let mut table = self.table();
         let shares = |other: &CacheClass| budgets.own(other).is_none();
         let least = table
             .least(&named, |other| other == class, &may_go)

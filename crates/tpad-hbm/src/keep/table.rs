@@ -1,30 +1,28 @@
 //! The blocks that are kept or on their way, and the ledger of their bytes.
 
-use std::collections::{BTreeMap, HashMap};
-use std::time::{Duration, Instant};
+use std::collections::HashMap;
+use std::time::Instant;
 
 use tpad_handoff::Named;
 use tpad_manifest::BlockId;
 use tpad_store::{CacheClass, Urgency};
 
 use super::candidate::{Candidate, Rank};
+use super::ledger::{Account, Ledger, Order};
+use super::wishes::{Wish, Wishes};
 use super::worth::{Uses, Worth};
 use crate::DeviceBlock;
-
-/// Who wanted a block and did not come for it in so many uses for each block that is
-/// kept, or in so long, does not come any more.
-const USES: u64 = 4;
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The blocks that are kept or on their way.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     blocks: HashMap<BlockId, Kept>,
-    classes: HashMap<CacheClass, ClassLedger>,
+    classes: HashMap<CacheClass, Ledger>,
     total: Account,
     /// Counts uses and insertions.
     clock: u64,
     uses: Uses,
+    wishes: Wishes,
 }
 
 #[derive(Debug)]
@@ -36,22 +34,8 @@ struct Kept {
     /// Tells this stay of the block from an earlier one.
     generation: u64,
     rank: Rank,
-    /// When somebody wanted it who has not come for it yet.
-    awaited: Option<Instant>,
-}
-
-#[derive(Debug, Default)]
-struct ClassLedger {
-    account: Account,
-    /// Blocks that have arrived, by rank.
-    order: BTreeMap<Rank, BlockId>,
-}
-
-/// What a class keeps.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Account {
-    pub(super) blocks: u64,
-    pub(super) bytes: u64,
+    /// Of somebody who has not come for it yet.
+    wish: Option<Wish>,
 }
 
 /// A stay of a block: its id and generation.
@@ -62,9 +46,9 @@ impl Table {
     /// there.
     pub(super) fn want(&mut self, id: &BlockId) -> Option<DeviceBlock> {
         self.used(id, 1);
-        let kept = self.blocks.get_mut(id)?;
-        let block = kept.block.clone()?;
-        kept.awaited = Some(Instant::now());
+        let block = self.blocks.get(id)?.block.clone()?;
+        let wish = self.wishes.make(self.clock, *id, Instant::now());
+        self.await_by(id, Some(wish));
         Some(block)
     }
 
@@ -75,9 +59,8 @@ impl Table {
 
     /// The block, for whoever wanted it and was counted then.
     pub(super) fn claim(&mut self, id: &BlockId) -> Option<DeviceBlock> {
-        let kept = self.blocks.get_mut(id)?;
-        let block = kept.block.clone()?;
-        kept.awaited = None;
+        let block = self.blocks.get(id)?.block.clone()?;
+        self.await_by(id, None);
         Some(block)
     }
 
@@ -90,10 +73,33 @@ impl Table {
         let worth = self.uses.count(kept.rank.worth, times, self.total.blocks);
         let rank = Rank { worth, used: self.clock };
         if let Some(ledger) = self.classes.get_mut(&kept.class) {
-            ledger.order.remove(&kept.rank);
-            ledger.order.insert(rank, *id);
+            let order = ledger.order_mut(kept.order());
+            order.remove(&kept.rank);
+            order.insert(rank, *id);
         }
         kept.rank = rank;
+    }
+
+    /// Who comes for the block from here on: whoever made this wish, or nobody.
+    fn await_by(&mut self, id: &BlockId, wish: Option<Wish>) {
+        let Some(kept) = self.blocks.get_mut(id) else { return };
+        let before = kept.order();
+        if let Some(old) = std::mem::replace(&mut kept.wish, wish) {
+            self.wishes.end(old);
+        }
+        if kept.block.is_some()
+            && let Some(ledger) = self.classes.get_mut(&kept.class)
+        {
+            ledger.order_mut(before).remove(&kept.rank);
+            ledger.order_mut(kept.order()).insert(kept.rank, *id);
+        }
+    }
+
+    /// Whoever has not come for so long does not come any more.
+    fn settle(&mut self) {
+        while let Some(id) = self.wishes.end_stale(self.clock, self.total.blocks) {
+            self.await_by(&id, None);
+        }
     }
 
     pub(super) fn contains(&self, id: &BlockId) -> bool {
@@ -109,14 +115,13 @@ impl Table {
     pub(super) fn forget_uses(&mut self, of: impl Fn(&CacheClass) -> bool) {
         for kept in self.blocks.values_mut().filter(|kept| of(&kept.class)) {
             kept.rank.worth = Worth::NONE;
-            kept.awaited = None;
+            if let Some(wish) = kept.wish.take() {
+                self.wishes.end(wish);
+            }
         }
         self.uses.forget();
         for (_, ledger) in self.classes.iter_mut().filter(|(class, _)| of(class)) {
-            ledger.order = std::mem::take(&mut ledger.order)
-                .into_iter()
-                .map(|(rank, id)| (Rank { worth: Worth::NONE, ..rank }, id))
-                .collect();
+            ledger.forget_uses();
         }
     }
 
@@ -138,14 +143,15 @@ impl Table {
         self.classes.entry(class.clone()).or_default().account.add(account);
         self.total.add(account);
         let before = self.uses.recall(&id);
-        let (awaited, worth) = match urgency {
+        let (wish, worth) = match urgency {
             Urgency::Demand => {
-                (Some(Instant::now()), self.uses.count(before, 1, self.total.blocks))
+                let wish = self.wishes.make(self.clock, id, Instant::now());
+                (Some(wish), self.uses.count(before, 1, self.total.blocks))
             }
             Urgency::Prefetch => (None, before),
         };
         let (class, rank) = (class.clone(), Rank { worth, used });
-        let kept = Kept { block: None, class, slot_bytes, generation, rank, awaited };
+        let kept = Kept { block: None, class, slot_bytes, generation, rank, wish };
         self.blocks.insert(id, kept);
         Some(generation)
     }
@@ -156,7 +162,7 @@ impl Table {
         let Some(kept) = kept else { return false };
         kept.block = Some(block.clone());
         if let Some(ledger) = self.classes.get_mut(&kept.class) {
-            ledger.order.insert(kept.rank, *id);
+            ledger.order_mut(kept.order()).insert(kept.rank, *id);
         }
         true
     }
@@ -172,11 +178,16 @@ impl Table {
         if !self.blocks.get(id).is_some_and(is_it) {
             return None;
         }
-        let Kept { block, class, slot_bytes, rank, .. } = self.blocks.remove(id)?;
+        let kept = self.blocks.remove(id)?;
+        let order = kept.order();
+        let Kept { block, class, slot_bytes, rank, wish, .. } = kept;
+        if let Some(wish) = wish {
+            self.wishes.end(wish);
+        }
         let account = Account { blocks: 1, bytes: slot_bytes };
         self.total.subtract(account);
         if let Some(ledger) = self.classes.get_mut(&class) {
-            ledger.order.remove(&rank);
+            ledger.order_mut(order).remove(&rank);
             ledger.account.subtract(account);
             if ledger.account.blocks == 0 {
                 self.classes.remove(&class);
@@ -208,25 +219,26 @@ impl Table {
     /// Of the classes that are `ours`, the block that is worth least of those that
     /// `may_go`; one that somebody is about to come for only if there is no other.
     pub(super) fn least(
-        &self,
+        &mut self,
         named: &Named,
         ours: impl Fn(&CacheClass) -> bool,
         may_go: impl Fn(&Candidate) -> bool,
     ) -> Option<Candidate> {
-        let least = |awaited| {
+        self.settle();
+        let least = |order: Order| {
             let classes = self.classes.iter().filter(|(class, _)| ours(class));
             let of_each = classes.filter_map(|(_, ledger)| {
-                let mut blocks = ledger.order.values().filter_map(|id| self.candidate(id, named));
-                blocks.find(|block| block.awaited == awaited && may_go(block))
+                let blocks = ledger.order(order).values();
+                blocks.filter_map(|id| self.candidate(id, named)).find(&may_go)
             });
             of_each.min_by_key(|candidate| candidate.rank)
         };
-        least(false).or_else(|| least(true))
+        least(Order::Free).or_else(|| least(Order::Awaited))
     }
 
     /// The block that is worth least, held ones last: their slots would not come free.
     pub(super) fn least_of_all(
-        &self,
+        &mut self,
         named: &Named,
         ours: impl Fn(&CacheClass) -> bool,
     ) -> Option<Stay> {
@@ -238,32 +250,31 @@ impl Table {
     /// Blocks that nobody holds or comes for, of so many bytes together, each worth less
     /// than this; `None` if there are not as many.
     pub(super) fn worth_less(
-        &self,
+        &mut self,
         named: &Named,
         ours: impl Fn(&CacheClass) -> bool,
         than: Worth,
         bytes: u64,
     ) -> Option<Vec<Stay>> {
-        if bytes == 0 {
-            return Some(Vec::new());
-        }
+        self.settle();
         let classes = self.classes.iter().filter(|(class, _)| ours(class));
-        let mut worse: Vec<Candidate> = classes
-            .flat_map(|(_, ledger)| ledger.order.range(..Rank { worth: than, used: 0 }))
-            .filter_map(|(_, id)| self.candidate(id, named))
-            .filter(|block| !block.held && !block.awaited)
+        let mut worse: Vec<_> = classes
+            .map(|(_, ledger)| ledger.worth_less(than))
+            .map(|ids| ids.filter_map(|id| self.candidate(id, named)))
+            .map(|blocks| blocks.filter(|block| !block.held).peekable())
             .collect();
-        worse.sort_unstable_by_key(|block| block.rank);
         let mut lacks = bytes;
         let mut chosen = Vec::new();
-        for block in worse {
-            if lacks == 0 {
-                break;
-            }
+        while lacks > 0 {
+            // The least of all classes' least.
+            let ranks = worse.iter_mut().enumerate();
+            let ranks = ranks.filter_map(|(at, blocks)| Some((blocks.peek()?.rank, at)));
+            let (_, at) = ranks.min()?;
+            let block = worse.get_mut(at)?.next()?;
             lacks = lacks.saturating_sub(block.slot_bytes);
             chosen.push((block.id, block.generation));
         }
-        (lacks == 0).then_some(chosen)
+        Some(chosen)
     }
 
     /// A block that has not arrived.
@@ -273,17 +284,14 @@ impl Table {
     }
 
     /// All blocks that have arrived.
-    pub(super) fn candidates(&self, named: &Named) -> Vec<Candidate> {
+    pub(super) fn candidates(&mut self, named: &Named) -> Vec<Candidate> {
+        self.settle();
         self.blocks.keys().filter_map(|id| self.candidate(id, named)).collect()
     }
 
     fn candidate(&self, id: &BlockId, named: &Named) -> Option<Candidate> {
         let kept = self.blocks.get(id)?;
         let block = kept.block.as_ref()?;
-        let since = self.clock - kept.rank.used;
-        let comes =
-            |wanted: Instant| wanted.elapsed() < PATIENCE && since < USES * self.total.blocks;
-        let awaited = kept.awaited.is_some_and(comes);
         Some(Candidate {
             id: *id,
             class: kept.class.clone(),
@@ -292,19 +300,14 @@ impl Table {
             slot_bytes: kept.slot_bytes,
             held: block.is_held(named),
             rank: kept.rank,
-            awaited,
+            awaited: kept.order() == Order::Awaited,
         })
     }
 }
 
-impl Account {
-    fn add(&mut self, other: Self) {
-        self.blocks += other.blocks;
-        self.bytes += other.bytes;
-    }
-
-    fn subtract(&mut self, other: Self) {
-        self.blocks -= other.blocks;
-        self.bytes -= other.bytes;
+impl Kept {
+    /// Among which of its class it is found, once it has arrived.
+    fn order(&self) -> Order {
+        if self.wish.is_some() { Order::Awaited } else { Order::Free }
     }
 }
