@@ -17,7 +17,7 @@ mod slabs;
 mod task;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -26,7 +26,7 @@ use tpad_manifest::BlockKey;
 use tpad_proto::handoff::v1 as wire;
 
 pub use self::device::{AcquiredOn, DeviceTensor, HeldDeviceBlock};
-use self::directories::Directories;
+use self::directories::{Directories, Ground};
 pub use self::held::{HeldBlock, TensorView};
 use self::link::{Answer, Ask, Link};
 use crate::{Address, Error, handoff_socket};
@@ -64,6 +64,8 @@ const ANSWER_GRACE: Duration = Duration::from_secs(10);
 pub struct Handoff {
     link: Arc<Link>,
     directories: Arc<Directories>,
+    /// What blocks are held by without a message, once the daemon has sent it.
+    ground: Arc<OnceLock<Ground>>,
     daemon: DaemonSide,
     /// GPUs whose memory the daemon hands over, by UUID.
     devices: Arc<[String]>,
@@ -189,13 +191,13 @@ impl Handoff {
     /// held often is kept rather than what is not.
     #[must_use]
     pub fn hold(&self, model: &str, key: &BlockKey) -> Option<HeldBlock> {
-        self.hold_all(model, std::slice::from_ref(key))?.pop()
+        self.directories.hold_one(self.ground()?, model, key)
     }
 
     /// All of these blocks as by [`Handoff::hold`], or nothing.
     #[must_use]
     pub fn hold_all(&self, model: &str, keys: &[BlockKey]) -> Option<Vec<HeldBlock>> {
-        let held = self.directories.hold(&self.link, model, keys, None)?;
+        let held = self.directories.hold(self.ground()?, model, keys, None)?;
         held.blocks.into_iter().map(Result::ok).collect()
     }
 
@@ -216,11 +218,21 @@ impl Handoff {
     ) -> Result<Acquired, Error> {
         self.admit(keys)?;
         // All or none: nothing is held while others are waited for.
-        if let Some(held) = self.directories.hold(&self.link, model, keys, options.generation) {
+        if let Some(held) =
+            self.ground().and_then(|by| self.directories.hold(by, model, keys, options.generation))
+        {
             return Ok(held);
         }
         let acquired = self.ask(model, keys, options, Answer::Host).await?;
         as_asked(acquired, keys, HeldBlock::key)
+    }
+
+    fn ground(&self) -> Option<&Ground> {
+        if let Some(ground) = self.ground.get() {
+            return Some(ground);
+        }
+        let ground = self.directories.ground(&self.link)?;
+        Some(self.ground.get_or_init(|| ground))
     }
 
     /// Whether one call may name so many keys.

@@ -11,7 +11,7 @@ use tpad_cuda::{CudaError, Memory};
 use tpad_manifest::{BlockId, BlockKey, Dtype, GateUp, Orientation, Role, Source};
 
 pub(super) use self::arrival::Arrival;
-pub(super) use self::slabs::{DeviceSlab, DeviceSlabs};
+pub(super) use self::slabs::{DeviceSlab, DeviceSlabs, Mapped};
 use super::directories::Cell;
 use super::held::lies_within;
 use super::link::{Answer, Lease};
@@ -62,24 +62,14 @@ struct Inner {
 struct Kept {
     // First: a slab that is forgotten has no leases, as the daemon counts them.
     _guard: Guard,
-    memory: Arc<dyn Memory>,
-    _slab: Arc<DeviceSlab>,
+    mapped: Arc<Mapped>,
 }
 
 /// Where a block lies that a cell names.
 pub(super) struct OnSlab {
-    start: usize,
-    slab: Arc<DeviceSlab>,
-    memory: Arc<dyn Memory>,
-    cell: Cell,
-}
-
-impl OnSlab {
-    /// A slot of a slab, if this process has it mapped, of this device.
-    pub(super) fn mapped(slab: Arc<DeviceSlab>, gpu: &Gpu, slot: u32, cell: Cell) -> Option<Self> {
-        let memory = Arc::clone(slab.memory().filter(|_| slab.device() == gpu.uuid())?);
-        Some(Self { start: slab.slot(slot)?, slab, memory, cell })
-    }
+    pub(super) start: usize,
+    pub(super) mapped: Arc<Mapped>,
+    pub(super) cell: Cell,
 }
 
 /// What keeps a slot as it is.
@@ -165,7 +155,9 @@ impl Handoff {
         self.admit(keys)?;
         let generation = options.generation;
         // All or none: nothing is held while others are waited for.
-        if let Some(held) = self.directories.hold_on(&self.link, gpu, model, keys, generation) {
+        if let Some(held) =
+            self.ground().and_then(|by| self.directories.hold_on(by, gpu, model, keys, generation))
+        {
             return Ok(held);
         }
         if !self.devices.iter().any(|device| device == gpu.uuid()) {
@@ -188,8 +180,7 @@ impl Handoff {
     /// [`Handoff::hold`].
     #[must_use]
     pub fn hold_on(&self, gpu: &Gpu, model: &str, key: &BlockKey) -> Option<HeldDeviceBlock> {
-        let keys = std::slice::from_ref(key);
-        self.hold_all_on(gpu, model, keys)?.pop()
+        self.directories.hold_one_on(self.ground()?, gpu, model, key)
     }
 
     /// All of these blocks as by [`Handoff::hold_on`], or nothing.
@@ -200,7 +191,7 @@ impl Handoff {
         model: &str,
         keys: &[BlockKey],
     ) -> Option<Vec<HeldDeviceBlock>> {
-        let held = self.directories.hold_on(&self.link, gpu, model, keys, None)?;
+        let held = self.directories.hold_on(self.ground()?, gpu, model, keys, None)?;
         held.blocks.into_iter().map(Result::ok).collect()
     }
 }
@@ -212,20 +203,20 @@ impl HeldDeviceBlock {
         gpu: &Gpu,
         block: Arc<PlacedBlock>,
         start: usize,
-        (slab, memory): (Arc<DeviceSlab>, Arc<dyn Memory>),
+        mapped: Arc<Mapped>,
         guard: Guard,
     ) -> Option<Self> {
-        let slab_bytes = usize::try_from(slab.bytes()).unwrap_or(usize::MAX);
+        let slab_bytes = usize::try_from(mapped.bytes()).unwrap_or(usize::MAX);
         lies_within(&block, start, slab_bytes).then(|| {
-            let kept = Arc::new(Kept { _guard: guard, memory, _slab: slab });
+            let kept = Arc::new(Kept { _guard: guard, mapped });
             Self(Arc::new(Inner { block, start, kept, gpu: gpu.clone() }))
         })
     }
 
     /// A block that is held by a cell.
     pub(super) fn by_cell(gpu: &Gpu, block: Arc<PlacedBlock>, there: OnSlab) -> Option<Self> {
-        let OnSlab { start, slab, memory, cell } = there;
-        Self::new(gpu, block, start, (slab, memory), Guard::Cell(cell))
+        let OnSlab { start, mapped, cell } = there;
+        Self::new(gpu, block, start, mapped, Guard::Cell(cell))
     }
 
     /// What it is.
@@ -297,7 +288,7 @@ impl HeldDeviceBlock {
         let mut there = vec![0; range.len()];
         if !there.is_empty() {
             let offset = self.0.offset_of(&block.image) + range.start as u64;
-            kept.memory.read(offset, &mut there).map_err(|error| gpu.failed(error))?;
+            kept.mapped.memory().read(offset, &mut there).map_err(|error| gpu.failed(error))?;
         }
         Ok(there)
     }
@@ -307,12 +298,12 @@ impl HeldDeviceBlock {
     #[doc(hidden)]
     #[must_use]
     pub fn memory(&self) -> (&Arc<dyn Memory>, u64) {
-        (&self.0.kept.memory, self.0.offset_of(&self.0.block.image))
+        (self.0.kept.mapped.memory(), self.0.offset_of(&self.0.block.image))
     }
 
     fn address_of(&self, range: &Range<usize>) -> u64 {
         // Within the mapping, so within the address space.
-        self.0.kept.memory.address() + self.0.offset_of(range)
+        self.0.kept.mapped.memory().address() + self.0.offset_of(range)
     }
 }
 

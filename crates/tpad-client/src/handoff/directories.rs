@@ -1,7 +1,9 @@
 //! Blocks that are held without a word to the daemon: by the directory of their
 //! generation and memory, which lies in memory that both have.
 
-use std::collections::HashMap;
+mod ground;
+mod watched;
+
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
@@ -9,10 +11,12 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use tpad_handoff::{DirectoryView, Hazards, Held, Uses};
 use tpad_manifest::BlockKey;
 
+pub(super) use self::ground::{Cell, Counted, Ground};
+use self::watched::{Models, Watched, hold_all, hold_one};
 use super::device::{DeviceSlabs, OnSlab};
 use super::held::{Guard, HeldBlock};
 use super::link::Link;
-use super::slabs::Slabs;
+use super::slabs::{Slab, Slabs};
 use super::{Acquired, AcquiredOn, HeldDeviceBlock};
 use crate::{Gpu, Medium, PlacedBlock};
 
@@ -25,49 +29,12 @@ pub(super) struct Directories {
     hazards: OnceLock<Arc<Hazards>>,
     /// Of host memory.
     host: Models,
-    /// Of devices, by UUID.
-    devices: RwLock<HashMap<String, Arc<Models>>>,
+    /// Of devices, by UUID: few, so they are looked through.
+    devices: RwLock<Vec<(String, Arc<Models>)>>,
     /// Bytes of slots that are held, by cells and by leases, each as often as it is.
     held: Arc<AtomicU64>,
     /// What they may be, as the daemon says when it welcomes; it looks, too.
     most: AtomicU64,
-}
-
-/// By model, of the generation that was sent last.
-type Models = RwLock<HashMap<String, Watched>>;
-
-/// A generation of a model.
-#[derive(Debug)]
-struct Watched {
-    revision: u64,
-    generation: u64,
-    directory: DirectoryView,
-    uses: Uses,
-    known: HashMap<BlockKey, Known>,
-}
-
-/// A block that this worker acquired once: what it is, from the start of its slot.
-#[derive(Clone, Debug)]
-struct Known {
-    ordinal: u32,
-    block: Arc<PlacedBlock>,
-}
-
-/// Keeps a slot as it is without a lease.
-#[derive(Debug)]
-pub(super) struct Cell {
-    // First: the connection keeps it true.
-    _held: Held<Arc<Hazards>>,
-    /// Of host memory alone, where blocks that are held are bounded.
-    _counted: Option<Counted>,
-    _link: Arc<Link>,
-}
-
-/// Bytes that count against the bound.
-#[derive(Debug)]
-pub(super) struct Counted {
-    bytes: u64,
-    held: Arc<AtomicU64>,
 }
 
 impl Directories {
@@ -109,8 +76,7 @@ impl Directories {
             let mut models = models.write().unwrap_or_else(PoisonError::into_inner);
             // An answer of a generation that is not served any more may come late.
             if models.get(model).is_none_or(|watched| watched.generation < generation) {
-                let known = HashMap::new();
-                let watched = Watched { revision, generation, directory, uses, known };
+                let watched = Watched::new(revision, generation, directory, uses);
                 models.insert(model.to_owned(), watched);
             }
         };
@@ -118,7 +84,14 @@ impl Directories {
             watch(&self.host);
         } else {
             let mut devices = self.devices.write().unwrap_or_else(PoisonError::into_inner);
-            watch(devices.entry(device.to_owned()).or_default());
+            let at = devices.iter().position(|(known, _)| known == device);
+            let at = at.unwrap_or_else(|| {
+                devices.push((device.to_owned(), Arc::default()));
+                devices.len() - 1
+            });
+            if let Some((_, models)) = devices.get(at) {
+                watch(models);
+            }
         }
     }
 
@@ -136,101 +109,87 @@ impl Directories {
         let mut models = models.write().unwrap_or_else(PoisonError::into_inner);
         let watched = models.get_mut(model).filter(|watched| watched.generation == generation);
         let Some(watched) = watched else { return };
-        for (ordinal, block) in blocks {
-            watched.known.insert(block.key.clone(), Known { ordinal, block });
-        }
+        watched.learn(blocks);
+    }
+
+    /// What blocks are held by over this connection, once the daemon has sent cells.
+    pub(super) fn ground(&self, link: &Arc<Link>) -> Option<Ground> {
+        Some(Ground::new(self.hazards.get()?, link))
     }
 
     /// All of these blocks where they lie in host memory, or nothing, if one is to be asked
     /// for.
     pub(super) fn hold(
         &self,
-        link: &Arc<Link>,
+        by: &Ground,
         model: &str,
         keys: &[BlockKey],
         generation: Option<u64>,
     ) -> Option<Acquired> {
-        let find = |held: Held<Arc<Hazards>>| {
-            let place = held.entry().place();
-            // One that this process was not sent, or gave back, comes with an answer.
-            let slab = self.slabs.get(u64::from(place.slab()))?;
-            let start = slab.slot(place.slot())?;
-            let counted = Some(self.count(slab.slot_bytes())?);
-            Some((start, slab, Cell { _held: held, _counted: counted, _link: Arc::clone(link) }))
-        };
-        let build = |block: &Arc<PlacedBlock>, (start, slab, cell)| {
-            HeldBlock::new(Arc::clone(block), start, slab, Medium::Dram, Guard::Cell(cell))
-        };
-        self.hold_all(&self.host, link, (model, generation), keys, find, build)
+        let find = |held| self.in_host_memory(held);
+        hold_all(&self.host, by, (model, generation), keys, find, in_place)
+    }
+
+    /// One block as by [`Directories::hold`].
+    pub(super) fn hold_one(&self, by: &Ground, model: &str, key: &BlockKey) -> Option<HeldBlock> {
+        hold_one(&self.host, by, model, key, |held| self.in_host_memory(held), in_place)
     }
 
     /// All of these blocks where they lie on a device, or nothing, if one is to be asked for.
     pub(super) fn hold_on(
         &self,
-        link: &Arc<Link>,
+        by: &Ground,
         gpu: &Gpu,
         model: &str,
         keys: &[BlockKey],
         generation: Option<u64>,
     ) -> Option<AcquiredOn> {
-        let models = self.on(gpu.uuid())?;
-        let find = |held: Held<Arc<Hazards>>| {
-            let place = held.entry().place();
-            let slab = self.device_slabs.get(u64::from(place.slab()))?;
-            let cell = Cell { _held: held, _counted: None, _link: Arc::clone(link) };
-            OnSlab::mapped(slab, gpu, place.slot(), cell)
-        };
-        let build = |block: &Arc<PlacedBlock>, there: OnSlab| {
+        let find = |held| self.on_slab(gpu, held);
+        let build = |block: &Arc<PlacedBlock>, there| {
             HeldDeviceBlock::by_cell(gpu, Arc::clone(block), there)
         };
-        self.hold_all(&models, link, (model, generation), keys, find, build)
+        hold_all(&*self.on(gpu.uuid())?, by, (model, generation), keys, find, build)
     }
 
-    /// All of these blocks, or nothing. Until all are found there are but cells, which are
-    /// let go of at once: a block on a device goes when the device's work is done.
-    fn hold_all<P, B>(
+    /// One block as by [`Directories::hold_on`].
+    pub(super) fn hold_one_on(
         &self,
-        models: &Models,
-        link: &Arc<Link>,
-        (model, generation): (&str, Option<u64>),
-        keys: &[BlockKey],
-        find: impl Fn(Held<Arc<Hazards>>) -> Option<P>,
-        build: impl Fn(&Arc<PlacedBlock>, P) -> Option<B>,
-    ) -> Option<Acquired<B>> {
-        if link.shared.is_over() {
-            // The directory is what the daemon left behind.
-            return None;
-        }
-        let hazards = self.hazards.get()?;
-        let models = models.read().unwrap_or_else(PoisonError::into_inner);
-        let watched = models.get(model)?;
-        if generation.is_some_and(|generation| generation != watched.generation) {
-            return None;
-        }
-        let mut found = Vec::with_capacity(keys.len());
-        for key in keys {
-            let Known { ordinal, block } = watched.known.get(key)?;
-            let held = Hazards::hold(Arc::clone(hazards), &watched.directory, *ordinal).ok()?;
-            found.push((*ordinal, block, find(held)?));
-        }
-        let mut blocks = Vec::with_capacity(keys.len());
-        for (ordinal, block, there) in found {
-            blocks.push(Ok(build(block, there)?));
-            watched.uses.count(ordinal);
-        }
-        let Watched { revision, generation, .. } = *watched;
-        Some(Acquired { revision, generation, blocks })
+        by: &Ground,
+        gpu: &Gpu,
+        model: &str,
+        key: &BlockKey,
+    ) -> Option<HeldDeviceBlock> {
+        let find = |held| self.on_slab(gpu, held);
+        let build = |block: &Arc<PlacedBlock>, there| {
+            HeldDeviceBlock::by_cell(gpu, Arc::clone(block), there)
+        };
+        hold_one(&*self.on(gpu.uuid())?, by, model, key, find, build)
+    }
+
+    fn in_host_memory(&self, held: Held<Ground>) -> Option<(usize, Arc<Slab>, Cell)> {
+        let place = held.entry().place();
+        // One that this process was not sent, or gave back, comes with an answer.
+        let slab = self.slabs.get(u64::from(place.slab()))?;
+        let start = slab.slot(place.slot())?;
+        let counted = Some(self.count(slab.slot_bytes())?);
+        Some((start, slab, Cell::new(held, counted)))
+    }
+
+    fn on_slab(&self, gpu: &Gpu, held: Held<Ground>) -> Option<OnSlab> {
+        let place = held.entry().place();
+        let slot = self.device_slabs.slot(u64::from(place.slab()), place.slot(), gpu.uuid());
+        let (start, mapped) = slot?;
+        Some(OnSlab { start, mapped, cell: Cell::new(held, None) })
     }
 
     fn on(&self, device: &str) -> Option<Arc<Models>> {
         let devices = self.devices.read().unwrap_or_else(PoisonError::into_inner);
-        devices.get(device).cloned()
+        devices.iter().find(|(known, _)| known == device).map(|(_, models)| Arc::clone(models))
     }
 
     /// Counts the slot of a block that the daemon has leased.
     pub(super) fn count_lease(&self, bytes: u64) -> Counted {
-        self.held.fetch_add(bytes, Ordering::Relaxed);
-        Counted { bytes, held: Arc::clone(&self.held) }
+        Counted::new(bytes, &self.held).1
     }
 
     /// Forgets everything: the connection is over.
@@ -241,15 +200,16 @@ impl Directories {
 
     /// Counts bytes, if there may be so many.
     fn count(&self, bytes: u64) -> Option<Counted> {
-        let before = self.held.fetch_add(bytes, Ordering::Relaxed);
         // Dropped, it counts no more.
-        let counted = Counted { bytes, held: Arc::clone(&self.held) };
+        let (before, counted) = Counted::new(bytes, &self.held);
         (before.saturating_add(bytes) <= self.most.load(Ordering::Relaxed)).then_some(counted)
     }
 }
 
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.held.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
+/// A block of host memory that is held by a cell.
+fn in_place(
+    block: &Arc<PlacedBlock>,
+    (start, slab, cell): (usize, Arc<Slab>, Cell),
+) -> Option<HeldBlock> {
+    HeldBlock::new(Arc::clone(block), start, slab, Medium::Dram, Guard::Cell(cell))
 }

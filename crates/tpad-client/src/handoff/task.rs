@@ -116,7 +116,8 @@ pub(super) async fn connect(
     directories.set_most(daemon.lease_bytes);
     tokio::spawn(task.run());
     let link = Link { shared, asks, socket: kept, process: std::process::id() };
-    Ok(Handoff { link: Arc::new(link), directories, daemon, devices })
+    let (link, ground) = (Arc::new(link), Arc::default());
+    Ok(Handoff { link, directories, ground, daemon, devices })
 }
 
 impl Task {

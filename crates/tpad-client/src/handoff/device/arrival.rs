@@ -58,10 +58,10 @@ fn held(gpu: &Gpu, acquired: Acquired<OnSlab>) -> Result<AcquiredOn, CudaError> 
     for block in blocks {
         held.push(match block {
             Ok((granted, slab)) => {
-                let memory = slab.map(&**gpu.device())?;
+                let mapped = slab.map(&**gpu.device())?;
                 let Granted { lease, start, block, .. } = granted;
                 let guard = Guard::Lease(lease);
-                let held = HeldDeviceBlock::new(gpu, block, start, (slab, memory), guard);
+                let held = HeldDeviceBlock::new(gpu, block, start, mapped, guard);
                 held.ok_or_else(|| Error::protocol("handoff", "a lease beyond the end of its slab"))
             }
             Err(error) => Err(error),

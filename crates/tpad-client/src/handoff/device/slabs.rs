@@ -24,11 +24,21 @@ pub(in crate::handoff) struct DeviceSlab {
     device: String,
     bytes: u64,
     slot_bytes: u64,
-    memory: OnceLock<Arc<dyn Memory>>,
+    mapped: OnceLock<Arc<Mapped>>,
     /// What it is mapped from, until it is. Held while it is being mapped.
     file: Mutex<Option<OwnedFd>>,
     /// Ends after both: then the memory is not mapped any more.
     gone: Arc<Gone>,
+}
+
+/// The memory of a slab as this process has it mapped, for all of its blocks together: a
+/// block that is held costs one count of it, which another thread gives back.
+#[derive(Debug)]
+pub(in crate::handoff) struct Mapped {
+    memory: Arc<dyn Memory>,
+    bytes: u64,
+    // After the memory.
+    _gone: Arc<Gone>,
 }
 
 impl DeviceSlabs {
@@ -40,9 +50,9 @@ impl DeviceSlabs {
     /// Takes over a slab. It is not mapped yet: that takes a while.
     pub(in crate::handoff) fn add(&self, slab: wire::Slab, file: OwnedFd) {
         let wire::Slab { slab, bytes, slot_bytes, device } = slab;
-        let (memory, file) = (OnceLock::new(), Mutex::new(Some(file)));
+        let (mapped, file) = (OnceLock::new(), Mutex::new(Some(file)));
         let gone = Arc::new(Gone(Arc::clone(&self.shared)));
-        let made = Arc::new(DeviceSlab { device, bytes, slot_bytes, memory, file, gone });
+        let made = Arc::new(DeviceSlab { device, bytes, slot_bytes, mapped, file, gone });
         let mut sent = self.sent.write().unwrap_or_else(PoisonError::into_inner);
         // One that is sent again takes the place of what its number was.
         let replaced = sent.insert(slab, made);
@@ -52,6 +62,19 @@ impl DeviceSlabs {
 
     pub(in crate::handoff) fn get(&self, slab: u64) -> Option<Arc<DeviceSlab>> {
         self.sent.read().unwrap_or_else(PoisonError::into_inner).get(&slab).cloned()
+    }
+
+    /// Where a slot begins and in which memory, if this process was sent its slab, has it
+    /// mapped, and it is this device's.
+    pub(in crate::handoff) fn slot(
+        &self,
+        slab: u64,
+        slot: u32,
+        device: &str,
+    ) -> Option<(usize, Arc<Mapped>)> {
+        let sent = self.sent.read().unwrap_or_else(PoisonError::into_inner);
+        let slab = sent.get(&slab).filter(|slab| slab.device == device)?;
+        Some((slab.slot(slot)?, Arc::clone(slab.mapped.get()?)))
     }
 
     /// Lets go of all of them: the connection is over. What is left of them is to be
@@ -91,17 +114,8 @@ impl DeviceSlab {
         &self.device
     }
 
-    pub(in crate::handoff) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Its memory, if it is mapped.
-    pub(in crate::handoff) fn memory(&self) -> Option<&Arc<dyn Memory>> {
-        self.memory.get()
-    }
-
     /// Where a slot begins; `None` if it is none of the slab's.
-    pub(in crate::handoff) fn slot(&self, slot: u32) -> Option<usize> {
+    fn slot(&self, slot: u32) -> Option<usize> {
         if !self.slot_bytes.is_multiple_of(SLOT_UNIT) {
             // Tensors would not begin where their readers count on.
             return None;
@@ -112,7 +126,7 @@ impl DeviceSlab {
     }
 
     pub(in crate::handoff) fn is_mapped(&self) -> bool {
-        self.memory.get().is_some()
+        self.mapped.get().is_some()
     }
 
     /// Its memory, mapped into this process once. Blocks while that is done.
@@ -120,18 +134,27 @@ impl DeviceSlab {
     /// # Errors
     /// When the driver does not do it. The descriptor is kept, since the daemon does not
     /// send it again: the next lease has it tried again.
-    pub(in crate::handoff) fn map(
-        &self,
-        device: &dyn Device,
-    ) -> Result<Arc<dyn Memory>, CudaError> {
+    pub(in crate::handoff) fn map(&self, device: &dyn Device) -> Result<Arc<Mapped>, CudaError> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(memory) = self.memory.get() {
-            return Ok(Arc::clone(memory));
+        if let Some(mapped) = self.mapped.get() {
+            return Ok(Arc::clone(mapped));
         }
         // It is there until the memory is.
         let from = file.as_ref().ok_or(CudaError::Ended)?;
         let memory = device.import(from.as_fd(), self.bytes)?;
         *file = None;
-        Ok(Arc::clone(self.memory.get_or_init(|| memory)))
+        let (bytes, gone) = (self.bytes, Arc::clone(&self.gone));
+        let mapped = self.mapped.get_or_init(|| Arc::new(Mapped { memory, bytes, _gone: gone }));
+        Ok(Arc::clone(mapped))
+    }
+}
+
+impl Mapped {
+    pub(in crate::handoff) fn memory(&self) -> &Arc<dyn Memory> {
+        &self.memory
+    }
+
+    pub(in crate::handoff) fn bytes(&self) -> u64 {
+        self.bytes
     }
 }
