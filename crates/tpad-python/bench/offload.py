@@ -1,14 +1,25 @@
-"""Accelerate's CPU offload: what one gets today without writing anything."""
+"""Accelerate's CPU offload: what one gets today without writing anything.
+
+    offload.py ROOT DEVICE GPU_BYTES
+
+loads the model in a process of its own and prints, as JSON, how long its first token took
+from when its imports were done: what a worker that lost its process has to do without tpad.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import torch
 
 
 def load_offloaded(
-    root: Path, device: torch.device, gpu_bytes: int, shape
+    root: Path, device: torch.device, gpu_bytes: int
 ) -> tuple[torch.nn.Module, str]:
     """The model by `from_pretrained`, and in words how its weights are moved."""
     from transformers import AutoModelForCausalLM
@@ -68,3 +79,31 @@ def hooked(model: torch.nn.Module, device: torch.device, gpu_bytes: int) -> torc
         layer.register_forward_pre_hook(bring)
         layer.register_forward_hook(leave)
     return model
+
+
+def fresh_load(root: Path, device: torch.device, gpu_bytes: int, patience: float) -> float:
+    """Seconds that a new process takes from its imports to its first token."""
+    command = [sys.executable, __file__, str(root), str(device), str(gpu_bytes)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}: {done.returncode}\n{done.stderr[-3000:]}")
+    seconds: float = json.loads(done.stdout.splitlines()[-1])["first_token_seconds"]
+    return seconds
+
+
+def main() -> None:
+    root, device, gpu_bytes = Path(sys.argv[1]), torch.device(sys.argv[2]), int(sys.argv[3])
+    import transformers.models.mixtral.modeling_mixtral  # noqa: F401  what a load imports late
+    from rounds import System, settle
+    from transformers import AutoModelForCausalLM  # noqa: F401  and this
+
+    torch.set_num_threads(min(8, os.cpu_count() or 1))
+    imported = time.perf_counter()
+    model, _ = load_offloaded(root, device, gpu_bytes)
+    System("offload", model, lambda: 0, 1).run(torch.tensor([5]), device, timed=False)
+    settle(device)
+    print(json.dumps({"first_token_seconds": time.perf_counter() - imported}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from .errors import MissingWeights
 from .families import Family
+from .staging import Staging
 from .weights import scaled
 
 SCALE = "_scale_inv"
@@ -71,7 +72,7 @@ def wanted(model: PreTrainedModel, family: Family) -> list[str]:
 
 
 class Assign:
-    """Puts tensors in the place of a skeleton's, one at a time, in the type that belongs there."""
+    """Puts tensors in the place of a skeleton's, in the type that belongs there."""
 
     def __init__(
         self,
@@ -86,37 +87,59 @@ class Assign:
         self.block_size = block_size
         self.exact = kept_exact(model, dtype)
         self.bytes = 0
+        self._staging = Staging(device)
 
-    def own(
-        self, name: str, tensor: torch.Tensor, scale: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def place(self, name: str) -> torch.Tensor:
+        """Memory for what has this name, of zeros until it is put there."""
+        at, _, last = name.rpartition(".")
+        module = self.model.get_submodule(at)
+        place: torch.Tensor = getattr(module, last)
+        if place.is_meta:
+            # Zeros cost a device nothing, and a host its pages once.
+            place = torch.zeros(place.shape, dtype=self._type(name), device=self.device)
+            put(module, last, place)
+            self.bytes += place.nbytes
+        return place
+
+    def own(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """A copy on the device in the type that belongs there; what is given may be another's."""
-        dtype = torch.float32 if self.exact and self.exact.search(name) else self.dtype
-        own = tensor.to(self.device)
-        if scale is not None:
-            own = scaled(own, scale.to(self.device), dtype, self.block_size)
-        own = own.to(dtype)
-        return own.clone() if own.data_ptr() == tensor.data_ptr() else own
+        return self._fill(
+            torch.empty(tensor.shape, dtype=self._type(name), device=self.device), tensor, None
+        )
 
     def put(self, name: str, tensor: torch.Tensor, scale: torch.Tensor | None = None) -> None:
         """A copy in the place that has this name."""
-        at, _, last = name.rpartition(".")
-        module = self.model.get_submodule(at)
-        place = getattr(module, last)
+        place = self.place(name)
         if tensor.shape != place.shape:
             raise MissingWeights(
                 f"{name} is published as {tuple(tensor.shape)} and the configuration makes it "
                 f"{tuple(place.shape)}: config.json and the weights are not of one model"
             )
-        own = self.own(name, tensor, scale)
-        put(module, last, own)
-        self.bytes += own.nbytes
+        with torch.no_grad():
+            self._fill(place, tensor, scale)
 
     def put_all(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Tensors by transformers' names, FP8 ones beside their scales."""
         for name, tensor in tensors.items():
             if not name.endswith(SCALE):
                 self.put(name, tensor, tensors.get(name + SCALE))
+
+    def _fill(
+        self, place: torch.Tensor, tensor: torch.Tensor, scale: torch.Tensor | None
+    ) -> torch.Tensor:
+        if scale is None and tensor.dtype == place.dtype:
+            self._staging.fill(place, tensor)
+            return place
+        # Of another type: it is made on the device, where that is fast.
+        there = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
+        self._staging.fill(there, tensor)
+        if scale is not None:
+            there = scaled(there, scale.to(self.device), place.dtype, self.block_size)
+        place.copy_(there)
+        return place
+
+    def _type(self, name: str) -> torch.dtype:
+        return torch.float32 if self.exact and self.exact.search(name) else self.dtype
 
 
 def put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:

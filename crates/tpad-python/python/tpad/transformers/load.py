@@ -22,6 +22,7 @@ from .routing import Routing
 from .served import Served
 from .source import ClientSource, hands_over
 from .store import ServedStore
+from .warmup import NoExperts, warmup
 from .weights import Unpack
 
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -73,32 +74,38 @@ def load(
         device = torch.device("cuda", torch.cuda.current_device())
     budget = bytes_of(expert_budget)
     family = family_of(published.config().get("model_type", ""))
-    with files(client, published) as directory:
-        config, block_size, own_dtype = dense.read_config(directory)
-        dtype = dtype or own_dtype
-        made = dense.skeleton(config, dtype, attn_implementation)
-        if "generation_config.json" in published.files:
-            made.generation_config = GenerationConfig.from_pretrained(directory)
+    with warmup(device) as warm:
+        with files(client, published) as directory:
+            config, block_size, own_dtype = dense.read_config(directory)
+            dtype = dtype or own_dtype
+            made = dense.skeleton(config, dtype, attn_implementation)
+            if "generation_config.json" in published.files:
+                made.generation_config = GenerationConfig.from_pretrained(directory)
         assign = dense.Assign(made, device, dtype, block_size)
         wanted = dense.wanted(made, family)
         routing = Routing(client, published.name, tier_set, made, family, assign)
+        if in_place is None:
+            in_place = device.type != "cuda" or hands_over(client, device)
+        unpack = Unpack(dtype, block_size)
+        source = ClientSource(client, published.name, unpack, device, in_place=in_place)
+        cache = ExpertCache(source, budget)
+        store = ServedStore(cache, routing.keys, guesses=prefetch)
+        served = Served(client, routing.published, routing, source, cache, store)
+        layers = [(layer, block, block.experts) for layer, block in family.blocks(made)]
+        for _, block, _ in layers:
+            block.experts = NoExperts()
+        for name in wanted:
+            assign.place(name)
+        served.dense_bytes = routing.install(store)
+        dense.finish(made, device)
+        warm.run(made)
         copy_dense(client, published, wanted, assign)
-    if in_place is None:
-        in_place = device.type != "cuda" or hands_over(client, device)
-    unpack = Unpack(dtype, block_size)
-    source = ClientSource(client, published.name, unpack, device, in_place=in_place)
-    cache = ExpertCache(source, budget)
-    store = ServedStore(cache, routing.keys, guesses=prefetch)
-    layers = list(family.blocks(made))
-    for (layer, block), after in zip(layers, [*layers[1:], None], strict=True):
+    for (layer, block, experts), after in zip(layers, [*layers[1:], None], strict=True):
         ahead = None if after is None else (after[0], routing.predictor(after[0]))
         block.experts = ServedExperts(
-            block.experts, store, layer, transposed=family.transposed, ahead=ahead
+            experts, store, layer, transposed=family.transposed, ahead=ahead
         )
-    served = Served(client, routing.published, routing, source, cache, store)
-    served.dense_bytes = routing.install(store)
     object.__setattr__(made, "tpad", served)
-    dense.finish(made, device)
     return made
 
 

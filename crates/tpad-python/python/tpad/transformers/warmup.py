@@ -1,0 +1,68 @@
+"""Readying a device while a model's weights are read.
+
+A process pays for a GPU once: for its context, for each library, and for each kernel that is
+used for the first time. Together that takes longer than to copy a model's dense weights. So it
+is done in a thread beside the copy: by running the model, without experts, on whatever lies in
+its weights by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+class NoExperts(nn.Module):
+    """Stands where experts will."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """What experts of zeros would return."""
+        return torch.zeros_like(hidden_states)
+
+
+class Warmup:
+    """Runs what readies a device in a thread of its own, one after the other."""
+
+    def __init__(self, device: torch.device, executor: ThreadPoolExecutor | None) -> None:
+        self._device = device
+        self._executor = executor
+
+    def run(self, model: PreTrainedModel) -> None:
+        """Begins to run a step of a model whose experts are ``NoExperts``."""
+        self._begin(lambda: step(model, self._device))
+
+    def _begin(self, work: Callable[[], object]) -> None:
+        def quietly() -> None:
+            # Whatever fails here fails again where somebody is told.
+            with suppress(Exception):
+                work()
+
+        if self._executor is not None:
+            self._executor.submit(quietly)
+
+
+@contextmanager
+def warmup(device: torch.device) -> Iterator[Warmup]:
+    """A device is made ready inside of it; at its end all of that is over."""
+    if device.type != "cuda":
+        yield Warmup(device, None)
+        return
+    with ThreadPoolExecutor(1, "tpad-warmup") as executor:
+        warm = Warmup(device, executor)
+        warm._begin(lambda: torch.zeros(1, device=device))
+        yield warm
+
+
+def step(model: PreTrainedModel, device: torch.device) -> None:
+    """One token through a model, for the sake of the kernels."""
+    token = torch.zeros((1, 1), dtype=torch.long, device=device)
+    with torch.no_grad():
+        logits = model(input_ids=token, use_cache=True).logits
+    int(logits[0, -1].argmax())
