@@ -1,10 +1,14 @@
 //! Copies to a device: submitted by one thread, awaited by others.
 
+mod aside;
+
 use std::fmt;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
+pub use self::aside::Errand;
+use self::aside::{Pressing, Turns};
 use crate::{Completion, CudaError, Device, HostCopy, Stream};
 
 /// Copies that may wait to be submitted. More are refused: who copies has a bound of its
@@ -20,6 +24,7 @@ const UNDER_WAY: usize = 16;
 /// for it or not. Dropped, the copier finishes what it was given and joins its threads.
 pub struct Copier {
     jobs: Option<SyncSender<Job>>,
+    turns: Arc<Turns>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -28,11 +33,13 @@ type Done = Box<dyn FnOnce(Result<(), CudaError>) + Send>;
 
 struct Job {
     copy: HostCopy,
+    pressing: Pressing,
     done: Done,
 }
 
 struct UnderWay {
     completion: Box<dyn Completion>,
+    pressing: Pressing,
     done: Done,
 }
 
@@ -43,7 +50,8 @@ impl Copier {
     /// When the device gives no stream or the system no thread.
     pub fn new(device: &Arc<dyn Device>, streams: usize) -> Result<Self, CudaError> {
         let (jobs, given) = sync_channel(QUEUED);
-        let mut copier = Self { jobs: Some(jobs), threads: Vec::new() };
+        let turns = Arc::<Turns>::default();
+        let mut copier = Self { jobs: Some(jobs), turns, threads: Vec::new() };
         let index = device.facts().index;
         let mut lanes = Vec::new();
         for n in 0..streams.max(1) {
@@ -51,6 +59,13 @@ impl Copier {
             copier.start(format!("gpu{index}-done{n}"), move || await_all(&to_await))?;
             lanes.push((device.stream()?, under_way));
         }
+        let (sent, to_await) = sync_channel(aside::UNDER_WAY);
+        let turns = Arc::clone(&copier.turns);
+        copier.start(format!("gpu{index}-done"), move || aside::await_all(&turns, &to_await))?;
+        let (turns, stream) = (Arc::clone(&copier.turns), device.stream()?);
+        copier.start(format!("gpu{index}-aside"), move || {
+            aside::submit_all(&turns, &*stream, &sent);
+        })?;
         copier.start(format!("gpu{index}-copy"), move || submit_all(&given, &lanes))?;
         Ok(copier)
     }
@@ -60,7 +75,7 @@ impl Copier {
     /// thread of the copier and may not block, nor drop the copier; or at once, on this
     /// one, with [`CudaError::Busy`] when too many copies wait.
     pub fn copy(&self, copy: HostCopy, done: impl FnOnce(Result<(), CudaError>) + Send + 'static) {
-        let job = Job { copy, done: Box::new(done) };
+        let job = Job { copy, pressing: Pressing::new(&self.turns), done: Box::new(done) };
         let refused = match &self.jobs {
             Some(jobs) => jobs.try_send(job),
             None => Err(TrySendError::Disconnected(job)),
@@ -70,6 +85,28 @@ impl Copier {
             Err(TrySendError::Full(job)) => (job.done)(Err(CudaError::Busy)),
             Err(TrySendError::Disconnected(job)) => (job.done)(Err(CudaError::Ended)),
         }
+    }
+
+    /// Has a copy made that nobody waits for: piece by piece, while no copy of
+    /// [`Copier::copy`] is queued or under way, and at once from when the errand is hurried.
+    /// It is given up between two pieces when it is not `wanted` any more, which is asked on a
+    /// thread of the copier and may not block. `done` is called as for [`Copier::copy`], with
+    /// whether all of it was copied.
+    pub fn copy_aside(
+        &self,
+        copy: HostCopy,
+        errand: &Arc<Errand>,
+        wanted: impl Fn() -> bool + Send + 'static,
+        done: impl FnOnce(Result<bool, CudaError>) + Send + 'static,
+    ) {
+        self.turns.add(aside::Job {
+            copy,
+            errand: Arc::clone(errand),
+            wanted: Box::new(wanted),
+            done: Box::new(done),
+            at: 0,
+            failed: Arc::new(OnceLock::new()),
+        });
     }
 
     fn start(
@@ -86,23 +123,28 @@ impl Copier {
 
 fn submit_all(jobs: &Receiver<Job>, lanes: &[(Box<dyn Stream>, SyncSender<UnderWay>)]) {
     for ((stream, under_way), job) in lanes.iter().cycle().zip(jobs.iter()) {
-        match stream.copy(job.copy) {
+        let Job { copy, pressing, done } = job;
+        match stream.copy(copy) {
             Ok(completion) => {
                 // Blocks while as many are under way as may be. It only fails when the
                 // other thread has panicked: the completion waits when it is dropped.
-                let _sent = under_way.send(UnderWay { completion, done: job.done });
+                let _sent = under_way.send(UnderWay { completion, pressing, done });
             }
-            Err(error) => (job.done)(Err(error)),
+            Err(error) => {
+                drop(pressing);
+                done(Err(error));
+            }
         }
     }
 }
 
 fn await_all(under_way: &Receiver<UnderWay>) {
-    for UnderWay { completion, done } in under_way {
+    for UnderWay { completion, pressing, done } in under_way {
         // Whatever it is: memory that may still be written is not to be used again.
         let outcome = completion.wait().map_err(CudaError::unseen);
         // The source is let go of before anyone hears that it may be.
         drop(completion);
+        drop(pressing);
         done(outcome);
     }
 }
@@ -110,6 +152,7 @@ fn await_all(under_way: &Receiver<UnderWay>) {
 impl Drop for Copier {
     fn drop(&mut self) {
         self.jobs = None;
+        self.turns.end();
         // The first ones await what the last one submits, and end after it.
         for thread in self.threads.drain(..).rev() {
             let _panicked = thread.join();

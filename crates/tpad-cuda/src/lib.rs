@@ -25,7 +25,7 @@ pub mod fault;
 mod reaper;
 mod stand_in;
 
-pub use copier::Copier;
+pub use copier::{Copier, Errand};
 pub use device::{DeviceFacts, DeviceName, DeviceUuid, MemoryUse};
 pub use driver::{
     Completion, Device, Driver, DriverKind, HostCopy, Memory, Registration, Slab, Stream,

@@ -21,13 +21,15 @@ pub(crate) struct Budgets {
     pub(crate) kept: u64,
     classes: BTreeMap<String, u64>,
     rest: u64,
+    headroom: u64,
 }
 
 impl Budgets {
     /// Divides `capacity`. Budgets that fit in the capacity but not in what may be kept
     /// are lowered alike.
     pub(crate) fn of(capacity: u64, classes: &BTreeMap<String, u64>) -> Result<Self, HbmError> {
-        let kept = capacity - (capacity / HEADROOM_PART).min(HEADROOM_BYTES);
+        let headroom = (capacity / HEADROOM_PART).min(HEADROOM_BYTES);
+        let kept = capacity - headroom;
         let budgets = classes.values().fold(0u64, |sum, budget| sum.saturating_add(*budget));
         if budgets > capacity {
             return Err(HbmError::Budgets { budgets, capacity });
@@ -43,7 +45,7 @@ impl Budgets {
         let classes: BTreeMap<String, u64> =
             classes.iter().map(|(class, budget)| (class.clone(), lowered(*budget))).collect();
         let rest = kept - classes.values().sum::<u64>();
-        Ok(Self { kept, classes, rest })
+        Ok(Self { kept, classes, rest, headroom })
     }
 
     /// The budget that a class has alone; `None` if it shares the rest.
@@ -54,6 +56,14 @@ impl Budgets {
     /// What the class may keep, alone or with others.
     pub(crate) fn budget(&self, class: &CacheClass) -> u64 {
         self.own(class).unwrap_or(self.rest)
+    }
+
+    /// What the class may keep, where slots are of this size. Headroom that is less than a
+    /// slot has room for no fill: where nothing is divided it is kept as well.
+    pub(crate) fn budget_in_slots(&self, class: &CacheClass, slot_bytes: u64) -> u64 {
+        let budget = self.budget(class);
+        let whole = self.classes.is_empty() && self.headroom < slot_bytes;
+        if whole { budget + self.headroom } else { budget }
     }
 
     /// Whether two classes are kept within the same budget.
@@ -89,6 +99,10 @@ mod tests {
         assert!(
             budgets.share(&"b".into(), &"c".into()) && !budgets.share(&"a".into(), &"c".into())
         );
+        assert_eq!(budgets.budget_in_slots(&"b".into(), 101), 1100, "the rest of a division");
+        let whole = Budgets::of(3200, &classes(&[])).expect("fits");
+        assert_eq!(whole.budget_in_slots(&"b".into(), 100), 3100, "a fill has room");
+        assert_eq!(whole.budget_in_slots(&"b".into(), 101), 3200, "it would have none");
         let budgets = Budgets::of(3200, &classes(&[("a", 1600), ("b", 1600)])).expect("fits");
         assert_eq!((budgets.budget(&"a".into()), budgets.rest()), (1550, 0));
         let refused = Budgets::of(3200, &classes(&[("a", u64::MAX), ("b", 1)])).expect_err("more");

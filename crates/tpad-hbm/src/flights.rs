@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
+use tpad_cuda::Errand;
 use tpad_manifest::BlockId;
 use tpad_store::{ReadOptions, Urgency};
 
@@ -33,13 +34,22 @@ pub(crate) struct Flight {
     /// How whoever began it waits.
     pub(crate) options: ReadOptions,
     pub(crate) outcome: watch::Receiver<Option<Outcome>>,
+    /// Hurried by the first that waits for it.
+    pub(crate) errand: Arc<Errand>,
 }
 
 /// The fill of a flight, for whoever makes it.
 #[derive(Debug)]
 pub(crate) struct Lead {
-    say: watch::Sender<Option<Outcome>>,
-    given_up: AtomicBool,
+    awaited: Awaited,
+    pub(crate) errand: Arc<Errand>,
+}
+
+/// Whether anybody waits for a fill.
+#[derive(Clone, Debug)]
+pub(crate) struct Awaited {
+    say: Arc<watch::Sender<Option<Outcome>>>,
+    given_up: Arc<AtomicBool>,
 }
 
 /// What somebody who wants a block finds.
@@ -52,7 +62,7 @@ pub(crate) enum Boarding {
     Lead(Lead, Flight),
 }
 
-impl Lead {
+impl Awaited {
     /// Whether nobody waits for the block. If so, the fill has to end without it.
     pub(crate) fn is_given_up(&self) -> bool {
         // One receiver is there for those who may come.
@@ -63,12 +73,25 @@ impl Lead {
         }
         alone
     }
+}
+
+impl Lead {
+    /// As [`Awaited::is_given_up`].
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.awaited.is_given_up()
+    }
+
+    /// For whoever has to know without the lead.
+    pub(crate) fn awaited(&self) -> &Awaited {
+        &self.awaited
+    }
 
     /// Tells all who joined what came of it.
     pub(crate) fn say(self, filled: Filled) {
-        let given_up = self.given_up.into_inner();
+        let Awaited { say, given_up } = self.awaited;
+        let given_up = given_up.load(Ordering::Relaxed);
         let outcome = if given_up { Outcome::GivenUp } else { Outcome::Filled(filled) };
-        self.say.send_replace(Some(outcome));
+        say.send_replace(Some(outcome));
     }
 }
 
@@ -99,9 +122,11 @@ impl Flights {
             return Boarding::Landed(block);
         }
         let (say, outcome) = watch::channel(None);
-        let flight = Flight { options, outcome };
+        let errand = Arc::<Errand>::default();
+        let flight = Flight { options, outcome, errand: Arc::clone(&errand) };
         flights.insert(*id, flight.clone());
-        Boarding::Lead(Lead { say, given_up: AtomicBool::new(false) }, flight)
+        let awaited = Awaited { say: Arc::new(say), given_up: Arc::default() };
+        Boarding::Lead(Lead { awaited, errand }, flight)
     }
 
     /// The block's flight is over.

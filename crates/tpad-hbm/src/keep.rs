@@ -86,7 +86,8 @@ impl Keep {
         urgency: Urgency,
     ) -> Reservation {
         let budgets = self.budgets();
-        if slot_bytes > budgets.budget(class) {
+        let budget = budgets.budget_in_slots(class, slot_bytes);
+        if slot_bytes > budget {
             return Reservation::Refused;
         }
         let named = self.readers.named();
@@ -94,7 +95,7 @@ impl Keep {
         let mut table = self.table();
         let lacks = |table: &Table| {
             let wanted = table.within(ours).saturating_add(slot_bytes);
-            wanted.saturating_sub(budgets.budget(class))
+            wanted.saturating_sub(budget)
         };
         // Freed when nothing is locked any more.
         let mut gone = Vec::new();

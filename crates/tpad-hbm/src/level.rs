@@ -176,12 +176,14 @@ impl HbmLevel {
     /// A demand takes the place of what its class used least of late, and waits for a slot
     /// and for the copy until its deadline. A prefetch takes the place of what is used
     /// less, waits for the copy alone, and is refused where it would have to wait
-    /// for a slot, or the device has no memory for what the budgets allow.
+    /// for a slot, or the device has no memory for what the budgets allow. It is copied
+    /// in pieces, while no demand's copy is under way.
     ///
-    /// Whoever asks at once for the same block gets the same copy. Dropped, the future
-    /// leaves it to the others. When nobody waits any more, a fill that waits for room is
-    /// given up within a second; a copy that has begun is finished by the level, and its
-    /// source is kept until it is over.
+    /// Whoever asks at once for the same block gets the same copy; a demand hurries a
+    /// prefetch's. Dropped, the future leaves it to the others. When nobody waits any
+    /// more, a fill that waits for room is given up within a second, and a prefetch
+    /// between two pieces; a demand's copy that has begun is finished by the level, and
+    /// its source is kept until it is over.
     ///
     /// # Errors
     /// When the level has no such device, or the driver fails. After a sticky error the
@@ -203,7 +205,12 @@ impl HbmLevel {
             }
             let (flight, leads) = match lane.board(id, options) {
                 Boarding::Landed(block) => return Ok(Some(block)),
-                Boarding::Joined(flight) => (flight, false),
+                Boarding::Joined(flight) => {
+                    if options.urgency == Urgency::Demand {
+                        flight.errand.hurry();
+                    }
+                    (flight, false)
+                }
                 Boarding::Lead(lead, flight) => {
                     let filling = Filling::new(lane, *id, lead, self.tasks.token());
                     let (class, bytes) = (class.clone(), bytes.clone());

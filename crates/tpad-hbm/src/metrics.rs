@@ -63,6 +63,8 @@ pub(crate) enum FillOutcome {
     not_admitted,
     /// There was no slot for it, in time.
     no_room,
+    /// Nobody waited for it any more.
+    given_up,
     /// The driver failed.
     failed,
 }

@@ -4,6 +4,7 @@ mod budgets;
 mod completion;
 mod faults;
 mod fills;
+mod guesses;
 mod hangups;
 mod processes;
 mod worth;
@@ -70,6 +71,9 @@ cases! {
         a_batch_keeps_what_it_found_until_the_rest_is_there
         whoever_joins_a_fill_is_counted_and_awaited_too
         what_was_used_before_its_model_ended_gives_way_to_a_prefetch;
+    guesses:
+        a_guess_is_whole_whoever_comes_for_it_and_whenever
+        a_guess_that_is_given_up_leaves_no_byte;
     faults:
         a_sticky_error_turns_the_level_off_and_blocks_stay_harmless
         a_device_without_memory_is_asked_again_and_the_level_grows

@@ -8,7 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tpad_cuda::{Copier, CudaError, HostCopy, Slab};
 use tpad_manifest::BlockId;
-use tpad_store::{BlockBytes, CacheClass, ReadOptions, TaskToken, slot_bytes};
+use tpad_store::{BlockBytes, CacheClass, ReadOptions, TaskToken, Urgency, slot_bytes};
 
 use super::Lane;
 use crate::flights::Lead;
@@ -59,7 +59,7 @@ impl Filling {
         options: ReadOptions,
     ) {
         let refused = match self.prepare(&class, &bytes, options).await {
-            Ok(Ok(slot)) => return self.copy(copier, slot, bytes),
+            Ok(Ok(slot)) => return self.copy(copier, slot, bytes, options.urgency),
             Ok(Err(outcome)) => Ok((outcome, None)),
             Err(error) => Err(error),
         };
@@ -93,7 +93,7 @@ impl Filling {
 
     /// Copies the block into the slot. The slot and the source are kept until the copy is
     /// over, whether anyone waits for it or not.
-    fn copy(self, copier: &Copier, slot: Slot, bytes: BlockBytes) {
+    fn copy(self, copier: &Copier, slot: Slot, bytes: BlockBytes, urgency: Urgency) {
         let (padded, of) = (bytes.padded().len() as u64, slot.slab().slot_bytes);
         debug_assert!(padded <= of, "both are sized by the image");
         if padded > of {
@@ -106,7 +106,23 @@ impl Filling {
             to: Arc::clone(&slot.slab().memory) as Arc<dyn Slab>,
             offset: slot.offset(),
         };
-        copier.copy(copy, move |result| self.arrived(slot, result));
+        let aside = self.lead.as_ref().filter(|lead| {
+            // Whoever hurries it from here on is heard.
+            urgency == Urgency::Prefetch && !lead.errand.is_hurried()
+        });
+        let Some(lead) = aside else {
+            return copier.copy(copy, move |result| self.arrived(slot, result));
+        };
+        let (errand, awaited) = (Arc::clone(&lead.errand), lead.awaited().clone());
+        let wanted = move || !awaited.is_given_up();
+        copier.copy_aside(copy, &errand, wanted, move |result| match result {
+            Ok(true) => self.arrived(slot, Ok(())),
+            Ok(false) => {
+                drop(slot);
+                self.conclude(Ok((FillOutcome::given_up, None)));
+            }
+            Err(error) => self.arrived(slot, Err(error)),
+        });
     }
 
     /// The copy is over. On the copier's thread: nothing here waits.
