@@ -73,6 +73,16 @@ pub(crate) fn open(py: Python<'_>, index: u32) -> PyResult<OnGpu> {
     Ok(OnGpu { gpu, index })
 }
 
+/// Opens a device of this process before blocks are asked for there: its context takes a while
+/// to make, and the interpreter is free meanwhile.
+#[pyfunction]
+pub(crate) fn open_device(py: Python<'_>, device: &Bound<'_, PyAny>) -> PyResult<()> {
+    if let Some(index) = named(Some(device))? {
+        open(py, index)?;
+    }
+    Ok(())
+}
+
 /// Blocks that were let go of on each device that this process has open, and whose leases last
 /// until the device's work is done: by the device's index.
 #[pyfunction]

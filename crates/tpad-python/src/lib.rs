@@ -28,7 +28,7 @@ mod _tpad {
     #[pymodule_export]
     use crate::connection::{Connection, connect, default_address};
     #[pymodule_export]
-    use crate::gpu::pending;
+    use crate::gpu::{open_device, pending};
     #[pymodule_export]
     use crate::mask::{Mask, Tier, Watch, mask, watch};
     #[pymodule_export]

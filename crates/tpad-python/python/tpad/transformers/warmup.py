@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from tpad import _tpad
+
 
 class NoExperts(nn.Module):
     """Stands where experts will."""
@@ -28,7 +30,7 @@ class NoExperts(nn.Module):
 
 
 class Warmup:
-    """Runs what readies a device in a thread of its own, one after the other."""
+    """Runs what readies a device in threads of its own."""
 
     def __init__(self, device: torch.device, executor: ThreadPoolExecutor | None) -> None:
         self._device = device
@@ -54,8 +56,10 @@ def warmup(device: torch.device) -> Iterator[Warmup]:
     if device.type != "cuda":
         yield Warmup(device, None)
         return
-    with ThreadPoolExecutor(1, "tpad-warmup") as executor:
+    with ThreadPoolExecutor(2, "tpad-warmup") as executor:
         warm = Warmup(device, executor)
+        # Both want the device's one context: the driver makes it while torch readies itself.
+        warm._begin(lambda: _tpad.open_device(str(device)))
         warm._begin(lambda: torch.zeros(1, device=device))
         yield warm
 
