@@ -7,6 +7,7 @@
 mod acquire;
 mod bounds;
 mod direct;
+mod expected;
 mod ledger;
 mod on_device;
 mod status;
@@ -24,6 +25,7 @@ pub use self::acquire::Acquired;
 pub use self::bounds::{LeaseBounds, LeaseHolder};
 use self::direct::Direct;
 pub use self::direct::DirectoryOffer;
+use self::expected::Expected;
 use self::ledger::{Full, Ledger};
 pub use self::on_device::{DeviceAcquired, DeviceLeased};
 use self::on_device::{DeviceLease, DeviceTurns};
@@ -87,6 +89,8 @@ struct WorkerState {
     /// What it held by them at the last look, beside its leases.
     direct_bytes: AtomicU64,
     overdrawn: Notify,
+    /// What it is likely to ask for, on its way to a device. Locked alone.
+    expected: Mutex<Expected>,
     held: Mutex<Held>,
 }
 
@@ -168,6 +172,7 @@ impl Leases {
             direct: Mutex::default(),
             direct_bytes: AtomicU64::new(0),
             overdrawn: Notify::new(),
+            expected: Mutex::default(),
             held: Mutex::default(),
         });
         lock(&self.workers).insert(number, Arc::downgrade(&state));

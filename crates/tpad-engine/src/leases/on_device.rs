@@ -8,14 +8,14 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use tpad_hbm::{DeviceBlock, DeviceId, DevicePlace, HbmLevel};
 use tpad_manifest::{BlockKey, BlockRecord};
-use tpad_store::{BlockBytes, BlockFetch, CacheClass, Medium, ReadOptions, Urgency, slot_bytes};
+use tpad_store::{BlockFetch, Medium, ReadOptions, slot_bytes};
 
 use super::{WORKER_LEASES, Worker, lock};
 use crate::{EngineError, Generation, Memory};
 
 /// Blocks on their way to a device at a time: twice what keeps a bus busy with blocks of
 /// 1 MiB.
-const FILLS: usize = 64;
+pub(super) const FILLS: usize = 64;
 
 /// A block that was leased on a device.
 #[derive(Debug)]
@@ -273,58 +273,8 @@ impl Target<'_> {
     }
 }
 
-impl Generation {
-    /// Copies a block to each device of the level that does not have it, as far as the
-    /// level takes it: it is at home there.
-    pub(crate) async fn promote(
-        &self,
-        level: &Arc<HbmLevel>,
-        key: &BlockKey,
-        deadline: Instant,
-    ) -> Result<bool, EngineError> {
-        let record = self.record(key, deadline).await?;
-        let class = self.class(key);
-        let lacks = |device: &DeviceId| !level.contains(&record.id, *device);
-        let devices: Vec<DeviceId> = crate::device::ids(level).filter(lacks).collect();
-        if devices.is_empty() {
-            return Ok(true);
-        }
-        let served = self.read_ahead(key, &record, &class, deadline).await?;
-        // Nobody waits for it: it takes no place of what is used, and waits for none.
-        let options = ReadOptions { deadline, urgency: Urgency::Prefetch };
-        let copies = devices.into_iter().map(|device| {
-            let (class, served, id) = (&class, &served, &record.id);
-            async move { level.promote(id, class, served, device, options).await }
-        });
-        let mut all = true;
-        for promoted in join_all(copies).await {
-            let promoted =
-                promoted.map_err(|source| EngineError::Device { key: key.clone(), source })?;
-            all &= promoted.is_some();
-        }
-        Ok(all)
-    }
-
-    /// A block's bytes on their way to a device, read as nobody waits for them.
-    async fn read_ahead(
-        &self,
-        key: &BlockKey,
-        record: &BlockRecord,
-        class: &CacheClass,
-        deadline: Instant,
-    ) -> Result<BlockBytes, EngineError> {
-        let fetch = BlockFetch::of(record, class.clone())
-            .map_err(|source| EngineError::BlockSize { key: key.clone(), source })?;
-        let options = ReadOptions { deadline, urgency: Urgency::Prefetch };
-        let read = self.hierarchy().read(self.objects(), &Arc::new(fetch), options).await;
-        let served =
-            read.map_err(|error| EngineError::Block { key: key.clone(), source: Arc::new(error) })?;
-        Ok(served.bytes)
-    }
-}
-
 /// What is wrong with a device that an engine does not have.
-fn why(memory: &crate::DeviceMemory) -> String {
+pub(super) fn why(memory: &crate::DeviceMemory) -> String {
     match memory {
         crate::DeviceMemory::Off(reason) => format!("GPU memory is off: {reason}"),
         crate::DeviceMemory::On(level) => {

@@ -1,4 +1,5 @@
 mod direct;
+mod expected;
 mod on_device;
 mod schedules;
 

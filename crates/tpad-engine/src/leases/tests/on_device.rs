@@ -11,10 +11,10 @@ use tpad_store::Medium;
 use super::*;
 use crate::Memory;
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 
 /// A level of so many devices, each of so much.
-fn devices(count: u32, capacity_bytes: u64) -> (TempDir, DeviceMemory) {
+pub(super) fn devices(count: u32, capacity_bytes: u64) -> (TempDir, DeviceMemory) {
     faulty_devices(count, capacity_bytes, &Arc::default())
 }
 
@@ -44,13 +44,13 @@ fn large(layers: u32, placement: Placement) -> Checkpoint {
     Checkpoint::new(&Shape::of(vec![tier]))
 }
 
-async fn on_devices(layers: u32, placement: Placement, devices: DeviceMemory) -> Scene {
+pub(super) async fn on_devices(layers: u32, placement: Placement, devices: DeviceMemory) -> Scene {
     let store = HierarchyConfig::new(64 * MIB);
     scene_of(large(layers, placement), store, bounds(64, 64), devices).await
 }
 
 impl Scene {
-    fn assert_there(&self, leased: &DeviceLeased) {
+    pub(super) fn assert_there(&self, leased: &DeviceLeased) {
         let image = &self.checkpoint.blocks[&leased.key];
         let mut there = vec![0; image.len()];
         leased.block.read(0, &mut there).expect("it is there");
@@ -58,7 +58,7 @@ impl Scene {
     }
 }
 
-fn leases_of(acquired: &DeviceAcquired) -> Vec<u64> {
+pub(super) fn leases_of(acquired: &DeviceAcquired) -> Vec<u64> {
     acquired.iter().flatten().map(|leased| leased.lease).collect()
 }
 
