@@ -30,8 +30,10 @@ pub fn worker_frames(input: &[u8]) -> bool {
     let expected = by_the_rule(said);
     assert_eq!((&messages, refused), (&expected.0, expected.1), "other messages");
     for message in &messages {
-        if let Some(Message::Acquire(acquire)) = &message.message {
-            acquire.keys.iter().for_each(check);
+        match &message.message {
+            Some(Message::Acquire(acquire)) => acquire.keys.iter().for_each(check),
+            Some(Message::Expect(expect)) => expect.keys.iter().for_each(check),
+            _ => {}
         }
     }
     !refused && !messages.is_empty()

@@ -28,7 +28,7 @@ use tpad_proto::handoff::v1 as wire;
 pub use self::device::{AcquiredOn, DeviceTensor, HeldDeviceBlock};
 use self::directories::{Directories, Ground};
 pub use self::held::{HeldBlock, TensorView};
-use self::link::{Answer, Ask, Link};
+use self::link::{Answer, Ask, Call, Link};
 use crate::{Address, Error, handoff_socket};
 
 /// Calls that wait to be sent; more wait before.
@@ -265,8 +265,8 @@ impl Handoff {
         let link = Arc::clone(&self.link);
         let lost = || self.link.shared.lost();
         let call = async {
-            let ask = Ask { message, link, answer };
-            self.link.asks.send(ask).await.map_err(|_| lost())?;
+            let ask = Call { message, link, answer };
+            self.link.asks.send(Ask::Acquire(ask)).await.map_err(|_| lost())?;
             answered.await.map_err(|_| lost())?
         };
         let after = wait + ANSWER_GRACE;

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use tpad_client::{AcquireOptions, Client, Error, Gpu, Handoff, HeldDeviceBlock, Kind};
 use tpad_cuda::StandIn;
 use tpad_manifest::BlockKey;
+use tpad_proto::handoff::v1::{self as wire, daemon_message, worker_message::Message};
 use tpad_tests::checkpoint::{said, tpactl};
 use tpad_tests::scene::play;
+use tpad_tests::worker::Worker;
 
 use super::slabs::fetch;
 use super::stage::{SOON, Stage, keys};
@@ -143,6 +145,69 @@ fn a_block_on_a_device_is_found_and_held_without_a_message() {
         assert!(held.iter().chain(&again).all(is_right), "what is held can be read to the end");
         drop((held, again));
         gpu.drain();
+    });
+}
+
+#[test]
+fn what_a_worker_expects_comes_to_the_device_without_a_lease() {
+    play(async |scene| {
+        let (machine, lines) = level(scene.directory(), 32 * MIB);
+        let stage = Stage::fixture(scene, &lines).await;
+        let keys = keys(&stage.daemon.address()).await;
+        let gpu = gpu(&machine, 32 * MIB);
+        let handoff = Handoff::connect(&stage.daemon.address()).await.expect("this user may");
+        let mut absent = keys[0].clone();
+        if let BlockKey::Expert { layer, .. } = &mut absent {
+            *layer = 999;
+        }
+        handoff.expect_on(&gpu, "mixtral", &[&[absent], &keys[..4]].concat());
+        let began = Instant::now();
+        loop {
+            let status = stage.status().await;
+            if status["hbm"]["devices"][0]["blocks"] == 4 {
+                assert_eq!(status["leases"]["workers"][0]["leases"], 0, "{status:#}");
+                break;
+            }
+            assert!(began.elapsed() < SOON, "{:#}", status["hbm"]);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let held = hold(&handoff, &gpu, &keys[..4]).await;
+        assert!(held.iter().all(is_right));
+        drop(held);
+        gpu.drain();
+    });
+}
+
+#[test]
+fn an_expectation_that_makes_no_sense_is_passed_over() {
+    play(async |scene| {
+        let (machine, lines) = level(scene.directory(), 32 * MIB);
+        let stage = Stage::fixture(scene, &lines).await;
+        let keys = keys(&stage.daemon.address()).await;
+        let device = gpu(&machine, 32 * MIB).uuid().to_owned();
+        let named = keys[..2].iter().map(Into::into).collect();
+        let right =
+            wire::Expect { model: "mixtral".to_owned(), generation: 0, keys: named, device };
+        let nothing = tpad_proto::v1::BlockKey::default();
+        let too_many = vec![right.keys[0].clone(); 257];
+        let mut worker = Worker::welcome(&stage.socket()).await;
+        for wrong in [
+            wire::Expect { model: "another".to_owned(), ..right.clone() },
+            wire::Expect { generation: 99, ..right.clone() },
+            wire::Expect { device: "GPU-77".to_owned(), ..right.clone() },
+            wire::Expect { device: String::new(), ..right.clone() },
+            wire::Expect { keys: vec![nothing], ..right.clone() },
+            wire::Expect { keys: too_many, ..right },
+        ] {
+            assert!(worker.say(Message::Expect(wrong)).await);
+        }
+        worker.acquire(7, "mixtral", &keys[..1]).await;
+        let answer = worker.hear().await;
+        let Some(daemon_message::Message::Acquired(acquired)) = answer else {
+            panic!("{answer:?}");
+        };
+        assert_eq!((acquired.call, acquired.failure), (7, None));
+        assert_eq!(stage.status().await["hbm"]["devices"][0]["blocks"], 0);
     });
 }
 

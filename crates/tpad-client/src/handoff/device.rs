@@ -1,6 +1,7 @@
 //! Blocks in the memory of a GPU, as long as they are held.
 
 mod arrival;
+mod expected;
 mod slabs;
 
 use std::fmt;

@@ -12,7 +12,7 @@ use tpad_handoff::{DirectoryView, Hazards, Held, Uses};
 use tpad_manifest::BlockKey;
 
 pub(super) use self::ground::{Cell, Counted, Ground};
-use self::watched::{Models, Watched, hold_all, hold_one};
+use self::watched::{Models, Watched, hold_all, hold_one, is_there};
 use super::device::{DeviceSlabs, OnSlab};
 use super::held::{Guard, HeldBlock};
 use super::link::Link;
@@ -164,6 +164,11 @@ impl Directories {
             HeldDeviceBlock::by_cell(gpu, Arc::clone(block), there)
         };
         hold_one(&*self.on(gpu.uuid())?, by, model, key, find, build)
+    }
+
+    /// Whether a block lies on a device, as far as this worker knows; it may be gone next.
+    pub(super) fn is_on(&self, gpu: &Gpu, model: &str, key: &BlockKey) -> bool {
+        self.on(gpu.uuid()).is_some_and(|models| is_there(&models, model, key))
     }
 
     fn in_host_memory(&self, held: Held<Ground>) -> Option<(usize, Arc<Slab>, Cell)> {

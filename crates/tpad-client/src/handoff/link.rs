@@ -1,6 +1,7 @@
 //! What a handle, its leases and its task share.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -28,13 +29,24 @@ pub(super) struct Shared {
     /// Leases that are over, and not told yet.
     ended: Mutex<Vec<u64>>,
     pub(super) woken: Notify,
+    /// Whether the daemon was told last that something is likely to be asked for.
+    pub(super) expects: AtomicBool,
     /// Why the daemon grants nothing more.
     over: OnceLock<Over>,
 }
 
+/// What the task is to send.
+#[derive(Debug)]
+pub(super) enum Ask {
+    /// A call, which is answered.
+    Acquire(Call),
+    /// What is likely to be asked for next. There is no answer.
+    Expect(wire::Expect),
+}
+
 /// An `Acquire` to send, and who waits for what comes of it.
 #[derive(Debug)]
-pub(super) struct Ask {
+pub(super) struct Call {
     pub(super) message: wire::Acquire,
     pub(super) link: Arc<Link>,
     pub(super) answer: Answer,

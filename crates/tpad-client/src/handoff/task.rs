@@ -20,7 +20,7 @@ use tpad_proto::handoff::{FrameError, FrameReader, FrameWriter, PROTOCOL};
 pub(super) use self::answer::Granted;
 use super::device::{DeviceSlab, DeviceSlabs};
 use super::directories::Directories;
-use super::link::{Ask, Link, Over, Shared};
+use super::link::{Ask, Call, Link, Over, Shared};
 use super::slabs::Slabs;
 use super::{DaemonSide, Handoff, HandoffOptions};
 use crate::{Error, Refusal};
@@ -45,7 +45,7 @@ struct Task {
     shared: Arc<Shared>,
     asks: mpsc::Receiver<Ask>,
     /// Calls that are not answered yet, with their models.
-    calls: HashMap<u64, (Ask, String)>,
+    calls: HashMap<u64, (Call, String)>,
     next_call: u64,
     /// What maps device memory and unmaps it: the driver takes 0.2 ms for a slab, and longer
     /// while another thread of the process has it allocate.
@@ -181,8 +181,17 @@ impl Task {
         }
     }
 
+    fn ask(&mut self, ask: Ask) -> Result<(), Error> {
+        match ask {
+            Ask::Acquire(call) => self.call(call),
+            // Nobody waits for it.
+            Ask::Expect(_) if self.shared.is_over() => Ok(()),
+            Ask::Expect(expect) => self.send(worker_message::Message::Expect(expect)),
+        }
+    }
+
     /// Sends a call, or answers it where the daemon would not.
-    fn ask(&mut self, mut ask: Ask) -> Result<(), Error> {
+    fn call(&mut self, mut ask: Call) -> Result<(), Error> {
         if let Some(error) = self.shared.over() {
             ask.answer.fail(error);
             return Ok(());

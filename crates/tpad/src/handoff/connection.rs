@@ -6,6 +6,7 @@
 
 mod calls;
 mod end;
+mod expected;
 mod hello;
 mod holder;
 mod on_device;
@@ -121,11 +122,12 @@ impl Connection {
         };
         tracing::debug!(peer = %self.peer, why = failure.message, "a worker is refused");
         self.calls.clear();
-        if self.worker.get().is_none() {
+        let Some(worker) = self.worker.get() else {
             // It holds nothing: what it has not read by then is lost.
             let _told = timeout(FAREWELL, self.refuse(failure)).await;
             return Outcome::refused;
-        }
+        };
+        worker.expect_nothing();
         tokio::select! {
             () = life.ended() => Outcome::died,
             () = self.refuse(failure) => Outcome::refused,
@@ -238,6 +240,10 @@ impl Connection {
                 Ok(()) => Ok(()),
                 Err(call) => self.fail(call, answer::too_many_calls()),
             },
+            (Some(worker), Message::Expect(expect)) => {
+                self.shared.expect(worker, expect);
+                Ok(())
+            }
             (Some(worker), Message::Release(release)) => {
                 worker.release(&release.leases);
                 // One of them may have been the last of a slab that is wanted.

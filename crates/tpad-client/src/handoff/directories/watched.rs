@@ -80,6 +80,16 @@ pub(super) fn hold_one<P, B>(
     Some(block)
 }
 
+/// Whether a block is there, without holding it.
+pub(super) fn is_there(models: &Models, model: &str, key: &BlockKey) -> bool {
+    let models = models.read().unwrap_or_else(PoisonError::into_inner);
+    let there = |watched: &Watched| {
+        let Known { ordinal, .. } = watched.known.get(key)?;
+        watched.directory.get(*ordinal)
+    };
+    models.get(model).and_then(there).is_some()
+}
+
 /// All of these blocks, or nothing. Until all are found there are but cells, which are let
 /// go of at once: a block on a device goes when the device's work is done.
 pub(super) fn hold_all<P, B>(

@@ -8,7 +8,7 @@ use super::{Task, framed, refusal};
 use crate::handoff::Acquired;
 use crate::handoff::device::{Arrival, DeviceSlab};
 use crate::handoff::held::{Guard, HeldBlock};
-use crate::handoff::link::{Answer, Ask, Lease, Link};
+use crate::handoff::link::{Answer, Call, Lease, Link};
 use crate::{Error, Gpu, PlacedBlock};
 
 /// What leases begin at multiples of: tensors are on 256 bytes of their image, and their
@@ -42,7 +42,7 @@ impl Task {
                 self.device_slabs.add(slab, descriptor);
             }
         }
-        let Some((Ask { link, answer, .. }, model)) = self.calls.remove(&call) else {
+        let Some((Call { link, answer, .. }, model)) = self.calls.remove(&call) else {
             return Err(Error::protocol("handoff", format!("an answer to no call: {call}")));
         };
         if directory.is_some() {

@@ -1,6 +1,7 @@
 //! A daemon that says what a test has it say.
 
 mod device;
+mod expected;
 
 use std::path::Path;
 

@@ -74,9 +74,8 @@ impl Connection {
     pub(super) fn begin(&mut self, worker: Arc<Worker>, acquire: wire::Acquire) -> Result<(), End> {
         let wire::Acquire { call, ref keys, .. } = acquire;
         // Told before it waits: what waits is bounded by what is asked.
-        if keys.is_empty() || keys.len() > KEYS {
-            let message = format!("keys: {} of them, 1 to {KEYS} are taken", keys.len());
-            return self.fail(call, answer::invalid(&message));
+        if let Err(failure) = admit(keys) {
+            return self.fail(call, failure);
         }
         let shared = Arc::clone(&self.shared);
         self.calls.push(Box::pin(async move {
@@ -165,6 +164,15 @@ impl Connection {
     }
 }
 
+/// Whether one message may name so many keys.
+pub(super) fn admit(keys: &[tpad_proto::v1::BlockKey]) -> Result<(), Failure> {
+    if keys.is_empty() || keys.len() > KEYS {
+        let message = format!("keys: {} of them, 1 to {KEYS} are taken", keys.len());
+        return Err(answer::invalid(&message));
+    }
+    Ok(())
+}
+
 /// How many leases an answer has, and how many failures.
 pub(super) fn counts<L>(acquired: &[Result<L, EngineError>]) -> (usize, usize) {
     let leases = acquired.iter().flatten().count();
@@ -175,17 +183,8 @@ impl Shared {
     /// Leases what a worker asks for.
     async fn acquire(&self, worker: &Worker, acquire: wire::Acquire) -> Result<Granted, Failure> {
         let wire::Acquire { model, generation: asked, keys, timeout_ms, device, call: _ } = acquire;
-        let wrong = |message: &str| answer::invalid(message);
-        let read = |(n, key): (usize, tpad_proto::v1::BlockKey)| {
-            BlockKey::try_from(key).map_err(|error| wrong(&format!("keys[{n}]: {error}")))
-        };
-        let keys: Vec<BlockKey> =
-            keys.into_iter().enumerate().map(read).collect::<Result<_, _>>()?;
         let told = |error: EngineError| answer::failure(&error);
-        let generation = self.engine.open(&model).map_err(told)?;
-        if asked != 0 && asked != generation.number() {
-            return Err(answer::generation_changed(asked, &generation));
-        }
+        let (generation, keys) = self.named(&model, asked, keys)?;
         let wait = Duration::from_millis(u64::from(timeout_ms)).min(LONGEST_WAIT);
         let deadline = Instant::now() + wait;
         if device.is_empty() {
@@ -194,6 +193,24 @@ impl Shared {
         }
         let acquired = worker.acquire_on(&device, &generation, &keys, deadline).await;
         Ok(Granted::OnDevice(generation, acquired.map_err(told)?))
+    }
+
+    /// The generation of a model that a message names, and the keys.
+    pub(super) fn named(
+        &self,
+        model: &str,
+        asked: u64,
+        keys: Vec<tpad_proto::v1::BlockKey>,
+    ) -> Result<(Arc<Generation>, Vec<BlockKey>), Failure> {
+        let read = |(n, key): (usize, tpad_proto::v1::BlockKey)| {
+            BlockKey::try_from(key).map_err(|error| answer::invalid(&format!("keys[{n}]: {error}")))
+        };
+        let keys = keys.into_iter().enumerate().map(read).collect::<Result<_, _>>()?;
+        let generation = self.engine.open(model).map_err(|error| answer::failure(&error))?;
+        if asked != 0 && asked != generation.number() {
+            return Err(answer::generation_changed(asked, &generation));
+        }
+        Ok((generation, keys))
     }
 }
 

@@ -13,18 +13,18 @@ use crate::{AcquiredOn, Gpu, HeldDeviceBlock, Kind};
 const SLAB_BYTES: u64 = 2 << 20;
 
 /// A worker with a device, its daemon, and memory of the daemon's there.
-struct Scene {
-    handoff: Handoff,
-    peer: Peer,
-    gpu: Gpu,
+pub(super) struct Scene {
+    pub(super) handoff: Handoff,
+    pub(super) peer: Peer,
+    pub(super) gpu: Gpu,
     /// With the image at `4096`.
     made: Arc<dyn Slab>,
-    driver: Arc<dyn Driver>,
+    pub(super) driver: Arc<dyn Driver>,
     _directory: tempfile::TempDir,
 }
 
 impl Scene {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         Self::over(|driver| driver).await
     }
 
