@@ -6,6 +6,7 @@ mod connection;
 mod describe;
 mod dlpack;
 mod errors;
+mod expected;
 mod gpu;
 mod keys;
 mod lease;
@@ -27,6 +28,8 @@ mod _tpad {
     use crate::block::Block;
     #[pymodule_export]
     use crate::connection::{Connection, connect, default_address};
+    #[pymodule_export]
+    use crate::expected::expect;
     #[pymodule_export]
     use crate::gpu::{open_device, pending};
     #[pymodule_export]

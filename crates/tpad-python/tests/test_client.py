@@ -95,6 +95,18 @@ def test_a_batch_can_be_begun_and_waited_for_later(
     wait_for(lambda: daemon.status()["leases"]["bytes"] == 0, "nothing is held")
 
 
+def test_nothing_is_expected_where_no_memory_of_a_gpu_is_handed_over(
+    client: tpad.Client, remote: tpad.Client
+) -> None:
+    if client.devices:
+        pytest.skip("there is a GPU")
+    for source in (client, remote):
+        assert not source.expect_experts("mixtral", [("base", 0, 1, 0)], device="cuda:0")
+        assert not source.expect_experts("mixtral", [], device="cpu")
+        with pytest.raises(ValueError, match="tpu"):
+            source.expect_experts("mixtral", [], device="tpu")
+
+
 def test_two_threads_cannot_wait_for_one_batch(client: tpad.Client) -> None:
     pending = client.begin_experts("mixtral", [("base", 0, 1, 0)])
     came: list[object] = []

@@ -47,6 +47,22 @@ def held(daemon: Daemon) -> int:
     return sum(w["device_bytes"] for w in workers if w["pid"] == os.getpid())
 
 
+def test_what_is_expected_comes_to_the_device_and_is_not_held(serving: Daemon) -> None:
+    def there() -> int:
+        return sum(device["blocks"] for device in serving.status()["hbm"]["devices"])
+
+    with tpad.connect(serving.address, handoff="required") as client:
+        model = client.model("olmoe")
+        keys = list(model.keys(model.layers[0]).values())[:4]
+        before = there()
+        assert client.expect_experts(model, keys, device=f"cuda:{GPU}")
+        wait_for(lambda: there() == before + len(keys), "they have come")
+        assert held(serving) == 0
+        assert client.expect_experts(model, [], device=f"cuda:{GPU}")
+        for block in client.experts(model, keys, device=f"cuda:{GPU}"):
+            assert block.level == "hbm"
+
+
 def test_tensors_on_the_device_equal_the_hosts(serving: Daemon) -> None:
     import torch
 

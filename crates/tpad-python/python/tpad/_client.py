@@ -216,6 +216,19 @@ class Client:
         Errors are raised by ``wait()`` of what is returned."""
         return self._native.prefetch(name_of(model), keys)
 
+    def expect_experts(
+        self, model: Named | str, keys: Iterable[Key], *, device: Device
+    ) -> bool:
+        """Tells the daemon which experts are likely to be asked for on a GPU next, in this order,
+        and returns at once. They are copied there while nothing that somebody waits for is on its
+        way, as far as nothing has to go that is worth more. None is held: ask for what is needed
+        once that is known; what is under way by then is not copied again.
+
+        Each call takes the place of the one before, whose experts are given up as far as they are
+        not there; without keys it only gives up. True if the daemon was told, False where it hands
+        over no memory of that GPU."""
+        return _tpad.expect(self._native, name_of(model), keys, device)
+
     def mask(
         self,
         model: Named | str,

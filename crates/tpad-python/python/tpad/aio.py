@@ -188,6 +188,10 @@ class Client:
         )
         return tensors
 
+    def expect_experts(self, model: Named | str, keys: Iterable[Key], *, device: Device) -> bool:
+        """As :meth:`tpad.Client.expect_experts`: nothing is waited for."""
+        return _tpad.expect(self._native, name_of(model), keys, device)
+
     def prefetch(self, model: Named | str, keys: Iterable[Key]) -> Prefetch:
         """As :meth:`tpad.Client.prefetch`: nothing is waited for."""
         return Prefetch(self._native.prefetch(name_of(model), keys))
