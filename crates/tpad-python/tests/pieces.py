@@ -59,6 +59,9 @@ class Pieces:
         self.interrupt: BaseException | None = None
         self.failing: set[int] = set()
         self.once = False
+        #: Whether guesses are told, and whether somebody hears them.
+        self.warms = self.hears = False
+        self.told: list[list[int]] = []
         self.gate = threading.Event()
         self.gate.set()
 
@@ -70,7 +73,9 @@ class Pieces:
         return Wanted(self, keys)
 
     def warm(self, keys) -> bool:
-        return False
+        if self.warms and self.hears:
+            self.told.append(list(keys))
+        return self.warms and self.hears
 
 
 def used(cache: ExpertCache, *keys: int) -> list[int]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import random
 import threading
 import time
+from typing import Any
 
 import pytest
+import torch
 
 from pieces import Pieces, used
 from serving import wait_for
+from tpad import BlockKey
 from tpad.transformers.cache import ExpertCache
+from tpad.transformers.source import ClientSource
 from tpad.transformers.store import ServedStore
 
 
@@ -223,6 +227,64 @@ def test_guesses_are_fetched_while_they_gain_time() -> None:
     assert not guessed(0.9, lead=3e-4, fetch=6e-3), "a bus that is busy all the time"
     assert guessed(0.97, lead=3e-4, fetch=6e-3)
     store.cache.close()
+
+
+def test_guesses_that_are_told_are_told_whatever_they_gain_and_nothing_is_begun_for_them() -> None:
+    source = Pieces()
+    source.warms = source.hears = True
+    store = ServedStore(ExpertCache(source, 1000), {5: range(16)}, guesses=True)
+    used(store.cache, 1)
+    store.right[5], store.lead[5], store.cache.fetch_seconds = 0.1, 1e-4, 1e-3
+    assert not store.is_worth_it(5)
+    store.guess(5, [1, 2, 3])
+    store.guess(5, [3, 4])
+    assert source.told == [[2, 3], [3, 4]], "all that the worker does not hold"
+    assert source.asked == [[1]] and source.out == store.cache.bytes == 10
+    assert store.cache.counters.guessed == {2, 3, 4}
+    # What was told is asked for like anything else when it is needed.
+    assert used(store.cache, 3, 1) == [3, 1]
+    assert source.asked == [[1], [3]]
+    # Where nobody hears, they are fetched.
+    source.hears = False
+    store.guess(5, [6])
+    assert source.asked[-1] == [6] and len(source.told) == 2
+    store.cache.close()
+
+
+def test_guesses_are_told_by_where_experts_are_used() -> None:
+    class Told:
+        """A client that is told things."""
+
+        def __init__(self) -> None:
+            self.expected: list[object] = []
+            self.prefetched: list[object] = []
+            self.hears = True
+
+        def expect_experts(self, model, keys, *, device) -> bool:
+            self.expected.append((model, list(keys), device))
+            return self.hears
+
+        def prefetch(self, model, keys) -> None:
+            self.prefetched.append((model, list(keys)))
+
+    keys = [BlockKey("base", 0, 1, 2)]
+
+    def source(device: str, in_place: bool) -> tuple[Told, ClientSource]:
+        client: Any = Told()
+        unpack: Any = None
+        return client, ClientSource(client, "m", unpack, torch.device(device), in_place=in_place)
+
+    client, on_gpu = source("cuda:1", True)
+    assert on_gpu.warms and on_gpu.warm(keys)
+    assert client.expected == [("m", keys, "cuda:1")] and not client.prefetched
+    client.hears = False
+    assert not on_gpu.warm(keys), "they are fetched"
+    client, copied = source("cuda:1", False)
+    assert copied.warms and copied.warm(keys)
+    assert client.prefetched == [("m", keys)] and not client.expected
+    client, on_host = source("cpu", True)
+    assert not on_host.warms and not on_host.warm(keys)
+    assert not client.prefetched and not client.expected
 
 
 def test_how_often_guesses_are_right_is_measured_whether_they_are_fetched_or_not() -> None:

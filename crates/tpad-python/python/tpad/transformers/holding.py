@@ -38,6 +38,10 @@ class Asked(Protocol[Given]):
 class Source(Protocol[Wanted, Given]):
     """Where blocks come from."""
 
+    @property
+    def warms(self) -> bool:
+        """Whether guesses are told and not fetched: they cost nothing that is needed."""
+
     def nbytes(self, key: Wanted) -> int | None:
         """What holding the block takes; None while no block like it was seen."""
 
@@ -45,7 +49,8 @@ class Source(Protocol[Wanted, Given]):
         """Asks for blocks, and does not wait for them."""
 
     def warm(self, keys: Sequence[Wanted]) -> bool:
-        """Has blocks brought near without holding them. False: hold them to that end."""
+        """Has blocks brought near without holding them, in the place of those before. False: hold
+        them to that end."""
 
 
 @dataclass

@@ -142,12 +142,20 @@ class ClientSource:
             self._seen[key.tier, key.group] = max(known, expert.nbytes)
         return held
 
+    @property
+    def warms(self) -> bool:
+        """Guesses are fetched only where experts are used in host memory."""
+        return not self.in_place or self.device.type == "cuda"
+
     def warm(self, keys: Sequence[BlockKey]) -> bool:
-        """Guesses that would be copied come to the daemon's host memory only."""
-        if self.in_place:
-            return False
-        self.client.prefetch(self.name, list(keys))
-        return True
+        """Guesses that are used on a GPU in place come there while nothing is waited for; those
+        that would be copied come to the daemon's host memory only."""
+        if not self.in_place:
+            self.client.prefetch(self.name, list(keys))
+            return True
+        if self.device.type == "cuda":
+            return self.client.expect_experts(self.name, keys, device=str(self.device))
+        return False
 
 
 def hands_over(client: Client, device: torch.device) -> bool:

@@ -59,12 +59,13 @@ class ServedStore:
         """Experts that a layer is likely to use next."""
         self._guessed[layer] = frozenset(experts)
         self._guessed_at = time.perf_counter()
-        if self.guesses and self.is_worth_it(layer):
+        # What is only told costs nothing that is needed.
+        if self.guesses and (self.cache.source.warms or self.is_worth_it(layer)):
             keys = self.keys[layer]
             self.cache.guess([keys[expert] for expert in experts])
 
     def is_worth_it(self, layer: int) -> bool:
-        """Whether guessing gains time: a right guess saves what it is ahead by, of a fetch's
+        """Whether fetching guesses gains time: a right guess saves what it is ahead by, of a fetch's
         time at most, and a wrong one costs a fetch's time, for which what is needed waits.
         """
         right, lead = self.right.get(layer), self.lead.get(layer)
