@@ -71,6 +71,11 @@ impl Keep {
         self.table().used(id, times);
     }
 
+    /// The block is likely to be used next.
+    pub(crate) fn expect(&self, id: &BlockId) {
+        self.table().expect(id);
+    }
+
     pub(crate) fn contains(&self, id: &BlockId) -> bool {
         self.table().contains(id)
     }

@@ -126,6 +126,15 @@ impl HbmLevel {
         }
     }
 
+    /// Somebody is likely to use the block next: a prefetch of it takes the place of what was
+    /// used least, as if it had been used, but for half as much. Without that a block that
+    /// had to go comes back by a demand alone: what stayed was used more.
+    pub fn expect(&self, id: &BlockId, device: DeviceId) {
+        if let Some(lane) = self.lane(device) {
+            lane.keep.expect(id);
+        }
+    }
+
     /// Who may read its blocks by directories.
     #[must_use]
     pub fn workers(&self) -> &Arc<Workers> {

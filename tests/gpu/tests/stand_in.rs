@@ -60,6 +60,7 @@ on_the_stand_in! {
     a_batch_keeps_what_it_found_until_the_rest_is_there
     whoever_joins_a_fill_is_counted_and_awaited_too
     what_was_used_before_its_model_ended_gives_way_to_a_prefetch
+    what_is_expected_takes_the_place_of_what_is_used_least
     a_guess_is_whole_whoever_comes_for_it_and_whenever
     a_guess_that_is_given_up_leaves_no_byte
     a_sticky_error_turns_the_level_off_and_blocks_stay_harmless

@@ -19,6 +19,11 @@ use crate::{EngineError, Generation};
 /// A guess that has not come by then is of no use any more.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What a worker does not expect any more is given up so much later: the call by which it
+/// asks for one of them comes right before it says what it expects next, and is to find the
+/// copy that is under way. A copy that is of no use meanwhile delays none that is.
+const GRACE: Duration = Duration::from_millis(5);
+
 /// What brings the blocks that a worker expects, if anything does. Dropped, what has not
 /// come is given up.
 #[derive(Debug, Default)]
@@ -26,6 +31,10 @@ pub(super) struct Expected(Option<AbortHandle>);
 
 impl Expected {
     #[cfg(test)]
+    pub(super) fn handle(&self) -> Option<AbortHandle> {
+        self.0.clone()
+    }
+
     pub(super) fn is_under_way(&self) -> bool {
         self.0.as_ref().is_some_and(|task| !task.is_finished())
     }
@@ -43,12 +52,18 @@ impl Worker {
     /// Has blocks of a generation copied to the device of this name, those that the worker
     /// is likely to ask for next: in their order, after all that somebody waits for, and
     /// into room that nothing worth more is in. None is leased. What it expected before is
-    /// given up, as all is when the worker is gone. A device that is not there has none.
+    /// given up a little later, and all of it when the worker is gone. A device that is not there has none.
     ///
     /// # Panics
     /// Outside of a runtime.
     pub fn expect_on(&self, device: &str, generation: &Arc<Generation>, keys: Vec<BlockKey>) {
-        self.expect_nothing();
+        let before = std::mem::take(&mut *lock(&self.state.expected));
+        if before.is_under_way() {
+            tokio::spawn(async move {
+                tokio::time::sleep(GRACE).await;
+                drop(before);
+            });
+        }
         if keys.is_empty() {
             return;
         }
@@ -80,6 +95,9 @@ async fn bring(
     let deadline = Instant::now() + PATIENCE;
     let (generation, level) = (&generation, &level);
     let brought = iter(keys).map(|key| async move {
+        if let Ok(record) = generation.record(&key, deadline).await {
+            level.expect(&record.id, device);
+        }
         if let Err(error) = generation.promote_to(level, &key, vec![device], deadline).await {
             tracing::debug!(%error, "a block that a worker expects does not come");
         }

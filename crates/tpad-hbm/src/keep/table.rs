@@ -102,6 +102,14 @@ impl Table {
         }
     }
 
+    /// The block is likely to be used next. What is kept is counted when it is.
+    pub(super) fn expect(&mut self, id: &BlockId) {
+        if !self.blocks.contains_key(id) {
+            let worth = self.uses.recall(id);
+            self.uses.remember(*id, self.uses.expect(worth), self.total.blocks);
+        }
+    }
+
     pub(super) fn contains(&self, id: &BlockId) -> bool {
         self.blocks.get(id).is_some_and(|kept| kept.block.is_some())
     }

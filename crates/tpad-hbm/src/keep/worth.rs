@@ -80,6 +80,11 @@ impl Uses {
         worth.and(times, self.now)
     }
 
+    /// A block's worth if it is likely to be used: a use that counts half.
+    pub(super) fn expect(&self, worth: Worth) -> Worth {
+        worth.and(1, self.now - 1.0)
+    }
+
     /// What a block that is not kept is worth to somebody who wishes it.
     pub(super) fn of(&self, gone: &BlockId) -> Worth {
         self.gone.get(gone).copied().unwrap_or(Worth::WISHED)

@@ -84,6 +84,36 @@ pub(super) async fn what_was_used_before_its_model_ended_gives_way_to_a_prefetch
     Ok(())
 }
 
+pub(super) async fn what_is_expected_takes_the_place_of_what_is_used_least(
+    stage: Stage,
+) -> Result<()> {
+    let scene = stage.scene(16 * MIB, 32 * MIB)?;
+    for seed in 0..16 {
+        bring(&scene, seed).await?;
+    }
+    for seed in 2..16 {
+        scene.level.used(&id(seed), scene.device, 10);
+    }
+    ensure!(scene.offer(100, MIB, "a").await?.is_none(), "what stays was used more");
+    for (seed, goes) in [(100, 0), (101, 1)] {
+        // Once, it is worth less than a use of just now.
+        for _ in 0..2 {
+            scene.level.expect(&id(seed), scene.device);
+        }
+        scene.level.used(&id(seed - 90), scene.device, 1);
+        let block = scene.offer(seed, MIB, "a").await?.context("it is expected")?;
+        check(&block, seed)?;
+        ensure!(!scene.level.contains(&id(goes), scene.device), "{goes} was used least");
+    }
+    let left = (2..16).filter(|seed| scene.level.contains(&id(*seed), scene.device)).count();
+    ensure!(left == 14, "{left} of 14 favourites are left");
+    // Forgotten with all uses.
+    scene.level.expect(&id(102), scene.device);
+    scene.level.forget_uses(&["none".into()]);
+    ensure!(scene.offer(102, MIB, "a").await?.is_none(), "it is expected no more");
+    Ok(())
+}
+
 pub(super) async fn a_batch_keeps_what_it_found_until_the_rest_is_there(
     stage: Stage,
 ) -> Result<()> {
