@@ -52,7 +52,7 @@ def test_what_is_expected_comes_to_the_device_and_is_not_held(serving: Daemon) -
         return sum(device["blocks"] for device in serving.status()["hbm"]["devices"])
 
     with tpad.connect(serving.address, handoff="required") as client:
-        model = client.model("olmoe")
+        model = client.model("mixtral")
         keys = list(model.keys(model.layers[0]).values())[:4]
         before = there()
         assert client.expect_experts(model, keys, device=f"cuda:{GPU}")

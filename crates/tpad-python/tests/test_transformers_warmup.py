@@ -13,9 +13,10 @@ import torch
 
 import tpad
 import tpad.transformers
-from checkpoints import prompt, unmodified, write
+from checkpoints import configuration, prompt, unmodified, write
 from serving import Daemon, import_checkpoint
 from tpad.transformers import warmup
+from tpad.transformers.dense import skeleton
 from tpad.transformers.staging import SMALL_BYTES, STAGE_BYTES, Staging
 
 FAMILIES = ["mixtral", "qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss"]
@@ -55,6 +56,18 @@ def test_a_step_before_the_weights_leaves_nothing_behind(
         with torch.no_grad():
             assert torch.equal(model(tokens).logits, unmodified(tmp_path / "model")(tokens).logits)
         model.tpad.close()
+
+
+@pytest.mark.parametrize(
+    ("family", "last"),
+    [("mixtral", 0), ("qwen3_moe", 0), ("olmoe", 0), ("deepseek_v3", 1), ("gpt_oss", 1)],
+)
+def test_a_warm_up_ends_where_no_layer_is_new(family: str, last: int) -> None:
+    config = configuration(family)
+    if family == "deepseek_v3":
+        config.first_k_dense_replace = 1
+    model = skeleton(config, torch.bfloat16, None)
+    assert warmup.last_of_new_kind(model.model.layers) == last < config.num_hidden_layers - 1
 
 
 def test_what_fails_while_warming_up_is_left_to_whoever_runs_the_model() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -88,6 +88,21 @@ class Assign:
         self.exact = kept_exact(model, dtype)
         self.bytes = 0
         self._staging = Staging(device)
+
+    def place_all(self, names: Sequence[str]) -> None:
+        """Memory for what has these names, of zeros until it is put there."""
+        if self.device.type == "cuda":
+            # Had at once and given to torch's cache, which it is cut from: the driver takes
+            # about as long for each call as for this one.
+            rounded = (-(-self._nbytes(name) // 512) * 512 for name in names)
+            torch.empty(sum(rounded), dtype=torch.uint8, device=self.device)
+        for name in names:
+            self.place(name)
+
+    def _nbytes(self, name: str) -> int:
+        at, _, last = name.rpartition(".")
+        place: torch.Tensor = getattr(self.model.get_submodule(at), last)
+        return place.numel() * self._type(name).itemsize
 
     def place(self, name: str) -> torch.Tensor:
         """Memory for what has this name, of zeros until it is put there."""

@@ -94,8 +94,7 @@ def load(
         layers = [(layer, block, block.experts) for layer, block in family.blocks(made)]
         for _, block, _ in layers:
             block.experts = NoExperts()
-        for name in wanted:
-            assign.place(name)
+        assign.place_all(wanted)
         served.dense_bytes = routing.install(store)
         dense.finish(made, device)
         warm.run(made)

@@ -8,9 +8,10 @@ its weights by then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,9 +65,39 @@ def warmup(device: torch.device) -> Iterator[Warmup]:
         yield warm
 
 
+class Enough(Exception):
+    """Nothing behind this has kernels of its own."""
+
+
 def step(model: PreTrainedModel, device: torch.device) -> None:
-    """One token through a model, for the sake of the kernels."""
+    """One token through a model, for the sake of the kernels: through its layers until each
+    kind was seen, and then through what comes after the last."""
     token = torch.zeros((1, 1), dtype=torch.long, device=device)
-    with torch.no_grad():
-        logits = model(input_ids=token, use_cache=True).logits
+    states: list[torch.Tensor] = []
+
+    def stop(_: nn.Module, __: object, output: Any) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output)
+        raise Enough
+
+    whole: Any = model
+    inner = whole.model
+    hook = inner.layers[last_of_new_kind(inner.layers)].register_forward_hook(stop)
+    try:
+        with torch.no_grad():
+            with suppress(Enough):
+                model(input_ids=token, use_cache=True)
+            logits = whole.get_output_embeddings()(inner.norm(states[0]))
+    finally:
+        hook.remove()
     int(logits[0, -1].argmax())
+
+
+def last_of_new_kind(layers: Iterable[nn.Module]) -> int:
+    """The place of the last layer that differs from all before it: in its modules, or in what
+    its attention sees."""
+    kinds: dict[tuple[object, ...], int] = {}
+    for place, layer in enumerate(layers):
+        attention = getattr(layer, "self_attn", None)
+        sees = getattr(layer, "attention_type", None), getattr(attention, "sliding_window", None)
+        kinds.setdefault((*sees, *(type(module) for module in layer.modules())), place)
+    return max(kinds.values())
