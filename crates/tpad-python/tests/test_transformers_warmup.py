@@ -106,5 +106,6 @@ def test_copies_are_whole_whatever_their_size(device: str) -> None:
         # What is given may go as soon as it returns.
         given.zero_()
         made.append((tensor, place))
+    staging.settle()
     for tensor, place in made:
         assert torch.equal(place.cpu().float(), tensor.float())

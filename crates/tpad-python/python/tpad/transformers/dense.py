@@ -139,6 +139,10 @@ class Assign:
             if not name.endswith(SCALE):
                 self.put(name, tensor, tensors.get(name + SCALE))
 
+    def settle(self) -> None:
+        """Waits until everything is where it belongs."""
+        self._staging.settle()
+
     def _fill(
         self, place: torch.Tensor, tensor: torch.Tensor, scale: torch.Tensor | None
     ) -> torch.Tensor:

@@ -135,6 +135,7 @@ def copy_dense(client: Client, published: Model, wanted: list[str], assign: dens
         if packed:
             tensors |= client.dense(published, [name + dense.SCALE for name in packed])
         assign.put_all({name: tensor.torch() for name, tensor in tensors.items()})
+    assign.settle()
 
 
 def bytes_of(size: int | str) -> int:

@@ -131,6 +131,7 @@ class Routing:
             taken += sum(t.nbytes for t in router.state_dict(keep_vars=True).values())
             setattr(block, self.family.router, router)
         self.routers = {}
+        self.assign.settle()
         store.replace(self.keys)
         return self.assign.bytes + taken
 

@@ -24,7 +24,8 @@ class Staging:
         self._turn = 0
 
     def fill(self, place: torch.Tensor, tensor: torch.Tensor) -> None:
-        """Copies a tensor to a place of its shape and type; it may go when this returns."""
+        """Copies a tensor to a place of its shape and type; it may go when this returns. The copy
+        may be under way: work of other streams waits for ``settle``."""
         host = tensor.device.type == "cpu" and place.device.type == "cuda"
         if not host or tensor.nbytes < SMALL_BYTES or not place.is_contiguous():
             place.copy_(tensor)
@@ -41,6 +42,12 @@ class Staging:
             staged.copy_(part)
             goal.copy_(staged, non_blocking=True)
             taken.record(torch.cuda.current_stream(self.device))
+
+    def settle(self) -> None:
+        """Waits until everything is where it belongs, and gives the buffers back."""
+        for _, taken in self._stages:
+            taken.synchronize()
+        self._stages = []
 
     def _next(self) -> tuple[torch.Tensor, torch.cuda.Event]:
         if not self._stages:
