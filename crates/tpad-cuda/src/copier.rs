@@ -3,8 +3,8 @@
 mod aside;
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
 pub use self::aside::Errand;
@@ -105,7 +105,7 @@ impl Copier {
             wanted: Box::new(wanted),
             done: Box::new(done),
             at: 0,
-            failed: Arc::new(OnceLock::new()),
+            failed: Arc::default(),
         });
     }
 

@@ -25,7 +25,7 @@ pub use self::acquire::Acquired;
 pub use self::bounds::{LeaseBounds, LeaseHolder};
 use self::direct::Direct;
 pub use self::direct::DirectoryOffer;
-use self::expected::Expected;
+use self::expected::Expectations;
 use self::ledger::{Full, Ledger};
 pub use self::on_device::{DeviceAcquired, DeviceLeased};
 use self::on_device::{DeviceLease, DeviceTurns};
@@ -90,7 +90,7 @@ struct WorkerState {
     direct_bytes: AtomicU64,
     overdrawn: Notify,
     /// What it is likely to ask for, on its way to a device. Locked alone.
-    expected: Mutex<Expected>,
+    expected: Mutex<Expectations>,
     held: Mutex<Held>,
 }
 

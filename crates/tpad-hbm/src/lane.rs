@@ -20,6 +20,9 @@ use crate::{DeviceId, HbmMetrics};
 /// Fills of one device that are under way or wait for a slot: more than keep the bus
 /// busy, fewer than the copier takes.
 const FILLS: usize = 256;
+/// The same of those that nobody waits for: they take no demand's turn, and few slots that
+/// no demand can have.
+const GUESSES: usize = 128;
 
 /// One device of the level.
 #[derive(Debug)]
@@ -32,6 +35,7 @@ pub(crate) struct Lane {
     pub(crate) metrics: HbmMetrics,
     flights: Flights,
     fills: Arc<Semaphore>,
+    guesses: Arc<Semaphore>,
     /// Nothing waits for room any more.
     closing: AtomicBool,
 }
@@ -91,6 +95,7 @@ impl Lane {
             metrics: metrics.clone(),
             flights: Flights::default(),
             fills: Arc::new(Semaphore::new(FILLS)),
+            guesses: Arc::new(Semaphore::new(GUESSES)),
             closing: AtomicBool::new(false),
         })
     }

@@ -59,8 +59,8 @@ class Pieces:
         self.interrupt: BaseException | None = None
         self.failing: set[int] = set()
         self.once = False
-        #: Whether guesses are told, and whether somebody hears them.
-        self.warms = self.hears = False
+        #: Whether somebody hears of guesses.
+        self.hears = False
         self.told: list[list[int]] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -73,9 +73,9 @@ class Pieces:
         return Wanted(self, keys)
 
     def warm(self, keys) -> bool:
-        if self.warms and self.hears:
+        if self.hears:
             self.told.append(list(keys))
-        return self.warms and self.hears
+        return self.hears
 
 
 def used(cache: ExpertCache, *keys: int) -> list[int]:

@@ -231,7 +231,7 @@ def test_guesses_are_fetched_while_they_gain_time() -> None:
 
 def test_guesses_that_are_told_are_told_whatever_they_gain_and_nothing_is_begun_for_them() -> None:
     source = Pieces()
-    source.warms = source.hears = True
+    source.hears = True
     store = ServedStore(ExpertCache(source, 1000), {5: range(16)}, guesses=True)
     used(store.cache, 1)
     store.right[5], store.lead[5], store.cache.fetch_seconds = 0.1, 1e-4, 1e-3
@@ -244,10 +244,26 @@ def test_guesses_that_are_told_are_told_whatever_they_gain_and_nothing_is_begun_
     # What was told is asked for like anything else when it is needed.
     assert used(store.cache, 3, 1) == [3, 1]
     assert source.asked == [[1], [3]]
-    # Where nobody hears, they are fetched.
+    # Where nobody hears, they are fetched if that gains time, and are none otherwise.
     source.hears = False
     store.guess(5, [6])
+    assert source.asked[-1] == [3] and store.cache.counters.guesses == 4
+    store.right[5] = 1.0
+    store.guess(5, [6])
     assert source.asked[-1] == [6] and len(source.told) == 2
+    store.cache.close()
+
+
+def test_a_guess_that_cannot_be_told_is_nobodys_error() -> None:
+    class Deaf(Pieces):
+        def warm(self, keys) -> bool:
+            raise ValueError("the client is closed")
+
+    source = Deaf()
+    store = ServedStore(ExpertCache(source, 1000), {5: range(16)}, guesses=True)
+    used(store.cache, 1)
+    store.guess(5, [2])
+    assert source.asked == [[1], [2]]
     store.cache.close()
 
 
@@ -275,15 +291,15 @@ def test_guesses_are_told_by_where_experts_are_used() -> None:
         return client, ClientSource(client, "m", unpack, torch.device(device), in_place=in_place)
 
     client, on_gpu = source("cuda:1", True)
-    assert on_gpu.warms and on_gpu.warm(keys)
+    assert on_gpu.warm(keys)
     assert client.expected == [("m", keys, "cuda:1")] and not client.prefetched
     client.hears = False
     assert not on_gpu.warm(keys), "they are fetched"
     client, copied = source("cuda:1", False)
-    assert copied.warms and copied.warm(keys)
+    assert copied.warm(keys)
     assert client.prefetched == [("m", keys)] and not client.expected
     client, on_host = source("cpu", True)
-    assert not on_host.warms and not on_host.warm(keys)
+    assert not on_host.warm(keys)
     assert not client.prefetched and not client.expected
 
 

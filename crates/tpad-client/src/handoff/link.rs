@@ -1,7 +1,6 @@
 //! What a handle, its leases and its task share.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -30,7 +29,7 @@ pub(super) struct Shared {
     ended: Mutex<Vec<u64>>,
     pub(super) woken: Notify,
     /// Whether the daemon was told last that something is likely to be asked for.
-    pub(super) expects: AtomicBool,
+    pub(super) expects: Mutex<bool>,
     /// Why the daemon grants nothing more.
     over: OnceLock<Over>,
 }

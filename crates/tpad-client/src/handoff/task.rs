@@ -184,9 +184,12 @@ impl Task {
     fn ask(&mut self, ask: Ask) -> Result<(), Error> {
         match ask {
             Ask::Acquire(call) => self.call(call),
-            // Nobody waits for it.
             Ask::Expect(_) if self.shared.is_over() => Ok(()),
-            Ask::Expect(expect) => self.send(worker_message::Message::Expect(expect)),
+            Ask::Expect(expect) => {
+                // One that is too long for a frame: nobody waits for it.
+                let _long = self.send(worker_message::Message::Expect(expect));
+                Ok(())
+            }
         }
     }
 
@@ -211,11 +214,12 @@ impl Task {
 
     /// Tells of leases that are over, and of slabs that nothing reads any more.
     fn release(&mut self) -> Result<(), Error> {
+        // First: of what is forgotten by now all leases have ended.
+        let (slabs, device_slabs) = (self.slabs.forgotten(), self.device_slabs.forgotten());
         for leases in self.shared.ended().chunks(RELEASED) {
             let release = wire::Release { leases: leases.to_vec() };
             self.send(worker_message::Message::Release(release))?;
         }
-        let (slabs, device_slabs) = (self.slabs.forgotten(), self.device_slabs.forgotten());
         if !slabs.is_empty() || !device_slabs.is_empty() {
             let forgotten = wire::Forgotten { slabs, device_slabs };
             self.send(worker_message::Message::Forgotten(forgotten))?;

@@ -71,24 +71,27 @@ pub(super) struct Job {
     pub(super) done: Done,
     /// Where the next piece begins.
     pub(super) at: usize,
-    /// The first error of a piece.
-    pub(super) failed: Arc<OnceLock<CudaError>>,
+    pub(super) failed: Arc<Failure>,
 }
+
+/// What went wrong with a copy: the first error of a piece, or the first sticky one.
+#[derive(Debug, Default)]
+pub(super) struct Failure(Mutex<Option<CudaError>>);
 
 /// A piece of a copy, or its end alone.
 struct Piece {
     copy: Option<HostCopy>,
     bytes: u64,
-    failed: Arc<OnceLock<CudaError>>,
-    /// With the last one: whether all of the copy was made.
-    end: Option<(Done, bool)>,
+    failed: Arc<Failure>,
+    /// With the last one what is left of the job, and whether all of the copy was made.
+    end: Option<(Job, bool)>,
 }
 
 /// A piece under way.
 pub(super) struct Sent {
     completion: Option<Box<dyn Completion>>,
     bytes: u64,
-    failed: Arc<OnceLock<CudaError>>,
+    failed: Arc<Failure>,
     end: Option<(Done, bool)>,
 }
 
@@ -180,10 +183,24 @@ impl State {
             None => (None, 0, Arc::clone(&job.failed)),
         };
         let whole = copy.is_some();
-        let done = self.queue.remove(at)?.done;
+        let job = self.queue.remove(at)?;
         self.under_way_bytes += bytes;
         self.under_way += 1;
-        Some(Piece { copy, bytes, failed, end: Some((done, whole)) })
+        Some(Piece { copy, bytes, failed, end: Some((job, whole)) })
+    }
+}
+
+impl Failure {
+    fn add(&self, error: CudaError) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // One after which nothing may be used again is not to be missed.
+        if known.as_ref().is_none_or(|known| error.is_sticky() && !known.is_sticky()) {
+            *known = Some(error);
+        }
+    }
+
+    fn get(&self) -> Option<CudaError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -211,13 +228,16 @@ pub(super) fn submit_all(turns: &Turns, stream: &dyn Stream, sent: &SyncSender<S
         let completion = match copy.map(|copy| stream.copy(copy)).transpose() {
             Ok(completion) => completion,
             Err(error) => {
-                let _later = failed.set(error);
+                failed.add(error);
                 None
             }
         };
-        // It only fails when the other thread has panicked: the completion waits when it is
-        // dropped.
-        let _sent = sent.send(Sent { completion, bytes, failed, end });
+        // What else the job had is let go of here, where nothing is locked.
+        let end = end.map(|(Job { done, .. }, whole)| (done, whole));
+        if sent.send(Sent { completion, bytes, failed, end }).is_err() {
+            // The other thread has panicked. The completion has waited as it was dropped.
+            turns.arrived(bytes);
+        }
     }
 }
 
@@ -226,14 +246,14 @@ pub(super) fn await_all(turns: &Turns, sent: &Receiver<Sent>) {
     for Sent { completion, bytes, failed, end } in sent {
         if let Some(completion) = completion {
             if let Err(error) = completion.wait() {
-                let _later = failed.set(error.unseen());
+                failed.add(error.unseen());
             }
             // The source is let go of before anyone hears that it may be.
             drop(completion);
         }
         turns.arrived(bytes);
         if let Some((done, whole)) = end {
-            done(failed.get().map_or(Ok(whole), |error| Err(error.clone())));
+            done(failed.get().map_or(Ok(whole), Err));
         }
     }
 }
@@ -294,8 +314,8 @@ mod tests {
         /// The bytes of the next piece, if one may be copied, and whether it ends its copy.
         fn next(&self) -> Option<(u64, Option<bool>)> {
             let piece = self.turns.lock().next()?;
-            let end = piece.end.map(|(done, whole)| {
-                done(Ok(whole));
+            let end = piece.end.map(|(job, whole)| {
+                (job.done)(Ok(whole));
                 whole
             });
             Some((piece.bytes, end))
@@ -348,6 +368,20 @@ mod tests {
         assert_eq!(scene.next(), Some((0, Some(false))));
         assert_eq!(outcome.recv().expect("it ended"), Ok(false));
         assert_eq!(scene.next(), None);
+    }
+
+    #[test]
+    fn an_error_after_which_nothing_may_be_used_is_not_missed() {
+        let harmless = CudaError::Busy;
+        let sticky = CudaError::Ended.unseen();
+        assert!(!harmless.is_sticky() && sticky.is_sticky());
+        let failure = Failure::default();
+        failure.add(harmless.clone());
+        failure.add(CudaError::ReadOnly);
+        assert_eq!(failure.get(), Some(harmless));
+        failure.add(sticky.clone());
+        failure.add(CudaError::ReadOnly);
+        assert_eq!(failure.get(), Some(sticky));
     }
 
     #[test]

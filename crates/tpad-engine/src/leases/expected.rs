@@ -12,9 +12,12 @@ use tpad_hbm::{DeviceId, HbmLevel};
 use tpad_manifest::{BlockKey, BlockRecord};
 use tpad_store::{BlockBytes, BlockFetch, CacheClass, ReadOptions, Urgency};
 
-use super::on_device::{FILLS, why};
+use super::on_device::why;
 use super::{Worker, lock};
 use crate::{EngineError, Generation};
+
+/// Of what a worker expects, so many blocks are read or copied at a time.
+const AT_ONCE: usize = 16;
 
 /// A guess that has not come by then is of no use any more.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -48,22 +51,24 @@ impl Drop for Expected {
     }
 }
 
+/// What a worker expects, and what it expected before as long as that is not given up.
+#[derive(Debug, Default)]
+pub(super) struct Expectations {
+    pub(super) current: Expected,
+    before: Expected,
+}
+
 impl Worker {
     /// Has blocks of a generation copied to the device of this name, those that the worker
     /// is likely to ask for next: in their order, after all that somebody waits for, and
     /// into room that nothing worth more is in. None is leased. What it expected before is
-    /// given up a little later, and all of it when the worker is gone. A device that is not there has none.
+    /// given up a little later, and all of it when the worker is gone. A device that is not
+    /// there has none.
     ///
     /// # Panics
     /// Outside of a runtime.
     pub fn expect_on(&self, device: &str, generation: &Arc<Generation>, keys: Vec<BlockKey>) {
-        let before = std::mem::take(&mut *lock(&self.state.expected));
-        if before.is_under_way() {
-            tokio::spawn(async move {
-                tokio::time::sleep(GRACE).await;
-                drop(before);
-            });
-        }
+        self.expect_no_more();
         if keys.is_empty() {
             return;
         }
@@ -75,17 +80,40 @@ impl Worker {
         // Something else may go for them, and is to be what nobody uses.
         self.state.all.learn_uses();
         let task = tokio::spawn(bring(Arc::clone(generation), Arc::clone(level), id, keys));
-        *lock(&self.state.expected) = Expected(Some(task.abort_handle()));
+        lock(&self.state.expected).current = Expected(Some(task.abort_handle()));
     }
 
-    /// Gives up what the worker expects, as far as it has not come.
-    pub fn expect_nothing(&self) {
-        let before = std::mem::take(&mut *lock(&self.state.expected));
+    /// Gives up what the worker expects a little later, as far as it has not come by then; what
+    /// it expected before that, at once: so there are two at most, however often it is told.
+    ///
+    /// # Panics
+    /// Outside of a runtime.
+    pub fn expect_no_more(&self) {
+        let mut expected = lock(&self.state.expected);
+        let current = std::mem::take(&mut expected.current);
+        if !current.is_under_way() {
+            return;
+        }
+        let ends = current.0.clone();
+        let before = std::mem::replace(&mut expected.before, current);
+        drop(expected);
         drop(before);
+        tokio::spawn(async move {
+            tokio::time::sleep(GRACE).await;
+            if let Some(task) = ends {
+                task.abort();
+            }
+        });
+    }
+
+    /// Gives up what the worker expects at once.
+    pub fn expect_nothing(&self) {
+        let expected = std::mem::take(&mut *lock(&self.state.expected));
+        drop(expected);
     }
 }
 
-/// Brings blocks to a device, as many at once as wait for one.
+/// Brings blocks to a device, in their order.
 async fn bring(
     generation: Arc<Generation>,
     level: Arc<HbmLevel>,
@@ -102,7 +130,7 @@ async fn bring(
             tracing::debug!(%error, "a block that a worker expects does not come");
         }
     });
-    brought.buffer_unordered(FILLS).collect::<()>().await;
+    brought.buffer_unordered(AT_ONCE).collect::<()>().await;
 }
 
 impl Generation {

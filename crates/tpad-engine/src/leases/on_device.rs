@@ -15,7 +15,7 @@ use crate::{EngineError, Generation, Memory};
 
 /// Blocks on their way to a device at a time: twice what keeps a bus busy with blocks of
 /// 1 MiB.
-pub(super) const FILLS: usize = 64;
+const FILLS: usize = 64;
 
 /// A block that was leased on a device.
 #[derive(Debug)]

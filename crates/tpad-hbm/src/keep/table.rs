@@ -105,8 +105,7 @@ impl Table {
     /// The block is likely to be used next. What is kept is counted when it is.
     pub(super) fn expect(&mut self, id: &BlockId) {
         if !self.blocks.contains_key(id) {
-            let worth = self.uses.recall(id);
-            self.uses.remember(*id, self.uses.expect(worth), self.total.blocks);
+            self.uses.expect(*id);
         }
     }
 

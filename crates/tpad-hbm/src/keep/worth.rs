@@ -20,6 +20,9 @@ const HALF_LIFE: f64 = 8.0;
 /// many at most.
 const REMEMBERED: usize = 1 << 14;
 
+/// Of blocks that are expected, so many are known at a time.
+const EXPECTED: usize = 1 << 12;
+
 /// How often a block was used, each use weighed by when it was: the logarithm to base 2 of
 /// the sum of their weights. A use's weight never changes, since later ones weigh more, so
 /// two blocks compare alike whenever they are compared.
@@ -39,6 +42,13 @@ impl Worth {
         let more = now + f64::from(times.max(1)).log2();
         let (large, small) = if self.0 > more { (self.0, more) } else { (more, self.0) };
         Self(large + (small - large).exp2().ln_1p() / std::f64::consts::LN_2)
+    }
+}
+
+impl Worth {
+    /// With half a use more.
+    fn and_half(self, now: f64) -> Self {
+        self.and(1, now - 1.0)
     }
 }
 
@@ -68,6 +78,8 @@ pub(super) struct Uses {
     /// In half-lives.
     now: f64,
     gone: HashMap<BlockId, Worth>,
+    /// Blocks that are likely to be used, and since when.
+    expected: HashMap<BlockId, f64>,
 }
 
 impl Uses {
@@ -80,24 +92,33 @@ impl Uses {
         worth.and(times, self.now)
     }
 
-    /// A block's worth if it is likely to be used: a use that counts half.
-    pub(super) fn expect(&self, worth: Worth) -> Worth {
-        worth.and(1, self.now - 1.0)
+    /// A block that is not kept is likely to be used: it is worth half a use more, however
+    /// often that is said, until it is kept.
+    pub(super) fn expect(&mut self, id: BlockId) {
+        if self.expected.len() >= EXPECTED {
+            self.expected.clear();
+        }
+        self.expected.insert(id, self.now);
     }
 
     /// What a block that is not kept is worth to somebody who wishes it.
-    pub(super) fn of(&self, gone: &BlockId) -> Worth {
-        self.gone.get(gone).copied().unwrap_or(Worth::WISHED)
+    pub(super) fn of(&self, id: &BlockId) -> Worth {
+        let worth = self.gone.get(id).copied().unwrap_or(Worth::WISHED);
+        self.expected.get(id).map_or(worth, |since| worth.and_half(*since))
     }
 
     /// The same, for a block that is kept from here on.
     pub(super) fn recall(&mut self, id: &BlockId) -> Worth {
-        self.gone.remove(id).unwrap_or(Worth::WISHED)
+        let worth = self.of(id);
+        self.gone.remove(id);
+        self.expected.remove(id);
+        worth
     }
 
     /// Forgets all that went.
     pub(super) fn forget(&mut self) {
         self.gone.clear();
+        self.expected.clear();
     }
 
     /// Remembers a block that went, where so many are kept.

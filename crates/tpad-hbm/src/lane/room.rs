@@ -45,10 +45,10 @@ impl Lane {
         options: ReadOptions,
         lead: &Lead,
     ) -> Option<OwnedSemaphorePermit> {
-        let fills = Arc::clone(&self.fills);
         if options.urgency == Urgency::Prefetch {
-            return fills.try_acquire_owned().ok();
+            return Arc::clone(&self.guesses).try_acquire_owned().ok();
         }
+        let fills = Arc::clone(&self.fills);
         // One for all looks: it keeps its place in the queue.
         let turn = fills.acquire_owned();
         tokio::pin!(turn);

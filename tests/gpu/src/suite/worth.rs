@@ -96,14 +96,16 @@ pub(super) async fn what_is_expected_takes_the_place_of_what_is_used_least(
     }
     ensure!(scene.offer(100, MIB, "a").await?.is_none(), "what stays was used more");
     for (seed, goes) in [(100, 0), (101, 1)] {
-        // Once, it is worth less than a use of just now.
-        for _ in 0..2 {
-            scene.level.expect(&id(seed), scene.device);
-        }
+        scene.level.expect(&id(seed), scene.device);
         scene.level.used(&id(seed - 90), scene.device, 1);
         let block = scene.offer(seed, MIB, "a").await?.context("it is expected")?;
         check(&block, seed)?;
         ensure!(!scene.level.contains(&id(goes), scene.device), "{goes} was used least");
+    }
+    // However often it is said.
+    for seed in 200..216 {
+        (0..1000).for_each(|_| scene.level.expect(&id(seed), scene.device));
+        scene.offer(seed, MIB, "a").await?;
     }
     let left = (2..16).filter(|seed| scene.level.contains(&id(*seed), scene.device)).count();
     ensure!(left == 14, "{left} of 14 favourites are left");

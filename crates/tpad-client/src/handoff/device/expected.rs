@@ -1,6 +1,6 @@
 //! Blocks that are likely to be acquired next.
 
-use std::sync::atomic::Ordering;
+use std::sync::PoisonError;
 
 use tpad_manifest::BlockKey;
 use tpad_proto::handoff::v1 as wire;
@@ -29,14 +29,17 @@ impl Handoff {
         }
         let missing = keys.iter().filter(|key| !self.directories.is_on(gpu, model, key));
         let keys: Vec<_> = missing.take(self.daemon.keys).map(Into::into).collect();
+        let mut expects = self.link.shared.expects.lock().unwrap_or_else(PoisonError::into_inner);
         // What was told before is over, unless that was nothing.
-        let expects = &self.link.shared.expects;
-        if !expects.swap(!keys.is_empty(), Ordering::Relaxed) && keys.is_empty() {
+        if keys.is_empty() && !*expects {
             return;
         }
+        let told = !keys.is_empty();
         let (model, device) = (model.to_owned(), gpu.uuid().to_owned());
         let expect = wire::Expect { model, generation: 0, keys, device };
         // A guess: nobody misses it.
-        let _full = self.link.asks.try_send(Ask::Expect(expect));
+        if self.link.asks.try_send(Ask::Expect(expect)).is_ok() {
+            *expects = told;
+        }
     }
 }

@@ -62,7 +62,7 @@ async fn what_was_expected_before_is_given_up_soon_after_and_not_at_once() {
     let (worker, other) = (scene.worker(), scene.worker());
     for next in [keys(2..4), Vec::new()] {
         worker.expect_on("0", &scene.generation, keys(0..2));
-        let before = lock(&worker.state.expected).handle().expect("it was begun just now");
+        let before = lock(&worker.state.expected).current.handle().expect("it was begun just now");
         worker.expect_on("0", &scene.generation, next.clone());
         // Whoever asks for it now finds it on its way.
         assert!(!before.is_finished());
@@ -134,6 +134,6 @@ async fn what_is_expected_takes_no_room_of_what_is_leased() {
 impl Worker {
     /// Whether something that it expects is on its way.
     fn expects(&self) -> bool {
-        lock(&self.state.expected).is_under_way()
+        lock(&self.state.expected).current.is_under_way()
     }
 }

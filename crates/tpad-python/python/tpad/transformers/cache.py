@@ -62,19 +62,23 @@ class ExpertCache(Generic[K, H]):
                 self._unpin(window)
             at += len(window)
 
-    def guess(self, keys: Sequence[K]) -> None:
+    def guess(self, keys: Sequence[K], *, fetch: bool = True) -> None:
         """Brings blocks that are likely to be used next, as far as there is room; does not wait
-        for them."""
+        for them. Without ``fetch`` only where they can be brought near without being held."""
         with self._changed:
             absent = [key for key in dict.fromkeys(keys) if key not in self._entries]
             if self._closed or not absent:
                 return
+        told = False
+        # Whatever keeps guesses from being told is told to whoever needs a block.
+        with suppress(Exception):
+            told = self.source.warm(absent)
+        with self._changed:
+            if not (told or fetch) or self._closed:
+                return
             self.counters.guesses += len(absent)
             self.counters.guessed.update(absent)
-        if self.source.warm(absent):
-            return
-        with self._changed:
-            if self._closed:
+            if told:
                 return
             self._take_in()
             entries: list[Entry[K, H]] = []

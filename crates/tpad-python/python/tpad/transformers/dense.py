@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import torch
 from torch import nn
@@ -15,6 +17,8 @@ from .staging import Staging
 from .weights import scaled
 
 SCALE = "_scale_inv"
+#: What is smaller torch's cache takes from memory of another kind.
+LARGE_BYTES = 1 << 20
 
 
 def skeleton(
@@ -91,18 +95,21 @@ class Assign:
 
     def place_all(self, names: Sequence[str]) -> None:
         """Memory for what has these names, of zeros until it is put there."""
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and "max_split_size" not in allocator_options():
             # Had at once and given to torch's cache, which it is cut from: the driver takes
-            # about as long for each call as for this one.
-            rounded = (-(-self._nbytes(name) // 512) * 512 for name in names)
-            torch.empty(sum(rounded), dtype=torch.uint8, device=self.device)
+            # about as long for each call as for this one. Without room for it, each for itself.
+            large = [n for n in map(self._nbytes, names) if n >= LARGE_BYTES]
+            with suppress(torch.OutOfMemoryError):
+                torch.empty(sum(large), dtype=torch.uint8, device=self.device)
         for name in names:
             self.place(name)
 
     def _nbytes(self, name: str) -> int:
+        """What the cache gives for it, if it is not there yet."""
         at, _, last = name.rpartition(".")
         place: torch.Tensor = getattr(self.model.get_submodule(at), last)
-        return place.numel() * self._type(name).itemsize
+        nbytes = place.numel() * self._type(name).itemsize if place.is_meta else 0
+        return -(-nbytes // 512) * 512
 
     def place(self, name: str) -> torch.Tensor:
         """Memory for what has this name, of zeros until it is put there."""
@@ -159,6 +166,12 @@ class Assign:
 
     def _type(self, name: str) -> torch.dtype:
         return torch.float32 if self.exact and self.exact.search(name) else self.dtype
+
+
+def allocator_options() -> str:
+    """How torch's allocator was told to work: with a bound it does not cut large memory."""
+    names = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
+    return " ".join(os.environ.get(name, "") for name in names)
 
 
 def put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:

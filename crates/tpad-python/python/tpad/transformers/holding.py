@@ -38,10 +38,6 @@ class Asked(Protocol[Given]):
 class Source(Protocol[Wanted, Given]):
     """Where blocks come from."""
 
-    @property
-    def warms(self) -> bool:
-        """Whether guesses are told and not fetched: they cost nothing that is needed."""
-
     def nbytes(self, key: Wanted) -> int | None:
         """What holding the block takes; None while no block like it was seen."""
 

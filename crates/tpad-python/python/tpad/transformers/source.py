@@ -142,11 +142,6 @@ class ClientSource:
             self._seen[key.tier, key.group] = max(known, expert.nbytes)
         return held
 
-    @property
-    def warms(self) -> bool:
-        """Guesses are fetched only where experts are used in host memory."""
-        return not self.in_place or self.device.type == "cuda"
-
     def warm(self, keys: Sequence[BlockKey]) -> bool:
         """Guesses that are used on a GPU in place come there while nothing is waited for; those
         that would be copied come to the daemon's host memory only."""

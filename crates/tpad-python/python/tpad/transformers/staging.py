@@ -45,8 +45,9 @@ class Staging:
 
     def settle(self) -> None:
         """Waits until everything is where it belongs, and gives the buffers back."""
-        for _, taken in self._stages:
-            taken.synchronize()
+        if self.device.type == "cuda":
+            # With what is computed of it there.
+            torch.cuda.current_stream(self.device).synchronize()
         self._stages = []
 
     def _next(self) -> tuple[torch.Tensor, torch.cuda.Event]:

@@ -59,10 +59,11 @@ class ServedStore:
         """Experts that a layer is likely to use next."""
         self._guessed[layer] = frozenset(experts)
         self._guessed_at = time.perf_counter()
-        # What is only told costs nothing that is needed.
-        if self.guesses and (self.cache.source.warms or self.is_worth_it(layer)):
+        if self.guesses:
             keys = self.keys[layer]
-            self.cache.guess([keys[expert] for expert in experts])
+            # What is only told costs nothing that is needed.
+            fetch = self.is_worth_it(layer)
+            self.cache.guess([keys[expert] for expert in experts], fetch=fetch)
 
     def is_worth_it(self, layer: int) -> bool:
         """Whether fetching guesses gains time: a right guess saves what it is ahead by, of a fetch's

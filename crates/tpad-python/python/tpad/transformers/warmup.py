@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -83,13 +83,15 @@ def step(model: PreTrainedModel, device: torch.device) -> None:
     inner = whole.model
     hook = inner.layers[last_of_new_kind(inner.layers)].register_forward_hook(stop)
     try:
-        with torch.no_grad():
+        # A thread begins on the first device, whatever the caller's is.
+        here = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with here, torch.no_grad():
             with suppress(Enough):
                 model(input_ids=token, use_cache=True)
             logits = whole.get_output_embeddings()(inner.norm(states[0]))
+            int(logits[0, -1].argmax())
     finally:
         hook.remove()
-    int(logits[0, -1].argmax())
 
 
 def last_of_new_kind(layers: Iterable[nn.Module]) -> int:

@@ -9,8 +9,9 @@ use crate::handoff::Shared;
 impl Shared {
     /// Has it brought. Nobody waits for it, and so nobody is told when it is not.
     pub(super) fn expect(&self, worker: &Worker, expect: wire::Expect) {
-        // Whatever is wrong with this message, the one before is over.
-        worker.expect_nothing();
+        // Whatever is wrong with this message, the one before is over: not at once, since a
+        // call for what it named may have come right before this and not have begun.
+        worker.expect_no_more();
         if expect.keys.is_empty() {
             return;
         }
