@@ -66,8 +66,8 @@ class ServedStore:
             self.cache.guess([keys[expert] for expert in experts], fetch=fetch)
 
     def is_worth_it(self, layer: int) -> bool:
-        """Whether fetching guesses gains time: a right guess saves what it is ahead by, of a fetch's
-        time at most, and a wrong one costs a fetch's time, for which what is needed waits.
+        """Whether fetching guesses gains time: a right one saves what it is ahead by, of a
+        fetch's time at most, and a wrong one costs a fetch's time, for which what is needed waits.
         """
         right, lead = self.right.get(layer), self.lead.get(layer)
         fetch = self.cache.fetch_seconds
