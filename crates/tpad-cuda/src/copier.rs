@@ -17,6 +17,10 @@ const QUEUED: usize = 1024;
 /// Copies of a stream that are under way: enough that the bus never waits for the host,
 /// at 1 MiB in 20 µs for longer than a thread takes to wake up.
 const UNDER_WAY: usize = 16;
+/// Copies of so much and more are made one after the other: two at once would both come as
+/// late as the second. Of shorter ones several are under way, so that the bus is used while
+/// one ends and the next begins.
+const LONG_BYTES: usize = 32 << 20;
 
 /// Copies host memory to one device, several copies at once.
 ///
@@ -41,7 +45,12 @@ struct UnderWay {
     completion: Box<dyn Completion>,
     pressing: Pressing,
     done: Done,
+    /// Of a long one: as long as it is under way.
+    _long: Option<Arc<()>>,
 }
+
+/// A stream, and whoever waits for its copies.
+type Lane = (Box<dyn Stream>, SyncSender<UnderWay>);
 
 impl Copier {
     /// A copier with so many streams of the device, at least one.
@@ -121,14 +130,21 @@ impl Copier {
     }
 }
 
-fn submit_all(jobs: &Receiver<Job>, lanes: &[(Box<dyn Stream>, SyncSender<UnderWay>)]) {
-    for ((stream, under_way), job) in lanes.iter().cycle().zip(jobs.iter()) {
-        let Job { copy, pressing, done } = job;
+fn submit_all(jobs: &Receiver<Job>, lanes: &[Lane]) {
+    let (under_way, mut turn) = (Arc::new(()), 0_usize);
+    for Job { copy, pressing, done } in jobs {
+        let long = copy.from.len() >= LONG_BYTES;
+        // Long ones all on the first; short ones where they are not behind one.
+        let first = usize::from(Arc::strong_count(&under_way) > 1 && lanes.len() > 1);
+        turn = turn.wrapping_add(1);
+        let at = if long { 0 } else { first + turn % (lanes.len() - first) };
+        let Some((stream, to_await)) = lanes.get(at) else { continue };
+        let _long = long.then(|| Arc::clone(&under_way));
         match stream.copy(copy) {
             Ok(completion) => {
                 // Blocks while as many are under way as may be. It only fails when the
                 // other thread has panicked: the completion waits when it is dropped.
-                let _sent = under_way.send(UnderWay { completion, pressing, done });
+                let _sent = to_await.send(UnderWay { completion, pressing, done, _long });
             }
             Err(error) => {
                 drop(pressing);
@@ -139,7 +155,7 @@ fn submit_all(jobs: &Receiver<Job>, lanes: &[(Box<dyn Stream>, SyncSender<UnderW
 }
 
 fn await_all(under_way: &Receiver<UnderWay>) {
-    for UnderWay { completion, pressing, done } in under_way {
+    for UnderWay { completion, pressing, done, _long } in under_way {
         // Whatever it is: memory that may still be written is not to be used again.
         let outcome = completion.wait().map_err(CudaError::unseen);
         // The source is let go of before anyone hears that it may be.

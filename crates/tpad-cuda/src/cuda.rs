@@ -13,6 +13,7 @@ mod host;
 #[cfg(feature = "testing")]
 mod late;
 mod memory;
+mod pace;
 #[cfg(feature = "testing")]
 mod plain;
 mod stream;

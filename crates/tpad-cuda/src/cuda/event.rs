@@ -16,8 +16,8 @@ use crate::{Completion, CudaError};
 const NO_TIMING: c_uint = 2;
 /// `CU_EVENT_BLOCKING_SYNC`: the device raises an interrupt, and who waits sleeps until then.
 const INTERRUPTS: c_uint = 1;
-/// How long a wait without an interrupt sleeps between two looks. With the kernel's slack it
-/// is some four times that.
+/// How long who asks sleeps between two looks. With the kernel's slack it is some four times
+/// that, of which a look takes a twentieth.
 const LOOK_AGAIN: Duration = Duration::from_micros(20);
 /// `CUDA_ERROR_NOT_READY`.
 const NOT_READY: u32 = 600;
@@ -74,7 +74,7 @@ impl Event {
 
     pub(super) fn wait(&self) -> Result<(), CudaError> {
         if !self.tells {
-            return self.ask();
+            return self.ask(Duration::ZERO);
         }
         let _entered = self.context.enter()?;
         // SAFETY: the event lives.
@@ -84,9 +84,12 @@ impl Event {
 }
 
 impl Event {
-    /// Waits without an interrupt.
+    /// Waits without an interrupt: looks for the first time after `first`.
     #[expect(clippy::disallowed_methods, reason = "nobody else is to run on this thread")]
-    fn ask(&self) -> Result<(), CudaError> {
+    pub(super) fn ask(&self, first: Duration) -> Result<(), CudaError> {
+        if !first.is_zero() {
+            thread::sleep(first);
+        }
         while !self.is_done()? {
             thread::sleep(LOOK_AGAIN);
         }
@@ -103,30 +106,24 @@ impl Drop for Event {
     }
 }
 
-/// Events of one kind, to be used again: a driver takes longer to make one than to record it.
+/// Events that who waits has to ask for, to be used again: a driver takes longer to make one
+/// than to record it. One that the device tells of takes an interrupt: some 25 µs of one
+/// thread of the driver's, and who waits hears of a copy 0.1 ms after it was over.
 #[derive(Debug)]
 pub(super) struct Events {
     context: Arc<Context>,
-    tell: bool,
     spare: Mutex<Vec<Event>>,
 }
 
 impl Events {
-    /// Such that the device tells of. Each takes an interrupt, some 25 µs of one thread of the
-    /// driver's, and they are taken one after the other: for work that takes longer.
-    pub(super) fn that_tell(context: &Arc<Context>) -> Arc<Self> {
-        Arc::new(Self { context: Arc::clone(context), tell: true, spare: Mutex::default() })
-    }
-
-    /// Such that who waits has to ask for, again and again.
-    pub(super) fn to_ask_for(context: &Arc<Context>) -> Arc<Self> {
-        Arc::new(Self { context: Arc::clone(context), tell: false, spare: Mutex::default() })
+    pub(super) fn new(context: &Arc<Context>) -> Arc<Self> {
+        Arc::new(Self { context: Arc::clone(context), spare: Mutex::default() })
     }
 
     /// One that nobody waits for.
     pub(super) fn take(&self) -> Result<Event, CudaError> {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        spare.map_or_else(|| Event::create(&self.context, self.tell), Ok)
+        spare.map_or_else(|| Event::create(&self.context, false), Ok)
     }
 
     /// Takes back one that is over.

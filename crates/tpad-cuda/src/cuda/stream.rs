@@ -4,28 +4,26 @@ use std::ffi::{c_uint, c_void};
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use cudarc::driver::sys::CUstream;
 
 use super::call::check;
 use super::context::{Context, Entered};
 use super::event::{Event, Events};
+use super::pace::Pace;
 use crate::driver::span;
 use crate::{Completion, CudaError, HostCopy, Stream};
 
 /// `CU_STREAM_NON_BLOCKING`: it does not wait for the default stream, nor that for it.
 const NON_BLOCKING: c_uint = 1;
 
-/// A copy of less is over before an interrupt would have been dealt with twice.
-const SHORT_BYTES: usize = 4 << 20;
-
 /// A stream of a context.
 #[derive(Debug)]
 pub(super) struct CudaStream {
     context: Arc<Context>,
-    /// Of copies that are long, and of those that are short.
-    long: Arc<Events>,
-    short: Arc<Events>,
+    events: Arc<Events>,
+    pace: Arc<Pace>,
     raw: CUstream,
 }
 
@@ -40,10 +38,12 @@ struct Flight {
     /// `None` only while this is dropped.
     event: Option<Event>,
     events: Arc<Events>,
+    pace: Arc<Pace>,
+    submitted: Instant,
     /// Whether the event was seen: nothing touches the copy's memory any more.
     seen: AtomicBool,
     /// Read until then, and written.
-    _copy: HostCopy,
+    copy: HostCopy,
 }
 
 impl CudaStream {
@@ -53,8 +53,8 @@ impl CudaStream {
         // SAFETY: the pointer is to a live handle.
         let code = unsafe { (context.calls.stream_create)(&raw mut raw, NON_BLOCKING) };
         check("cuStreamCreate", code)?;
-        let (long, short) = (Events::that_tell(context), Events::to_ask_for(context));
-        Ok(Self { context: Arc::clone(context), long, short, raw })
+        let (events, pace) = (Events::new(context), Arc::default());
+        Ok(Self { context: Arc::clone(context), events, pace, raw })
     }
 
     #[cfg(feature = "testing")]
@@ -110,8 +110,7 @@ impl Drop for CudaStream {
 impl Stream for CudaStream {
     fn copy(&self, copy: HostCopy) -> Result<Box<dyn Completion>, CudaError> {
         span(copy.offset, copy.from.len(), copy.to.bytes())?;
-        let events = if copy.from.len() < SHORT_BYTES { &self.short } else { &self.long };
-        let event = events.take()?;
+        let event = self.events.take()?;
         // Once for all calls: each entering is four of the driver's own.
         let entered = self.context.enter()?;
         self.begin(&entered, copy.to.address() + copy.offset, &copy.from)?;
@@ -120,8 +119,9 @@ impl Stream for CudaStream {
             let _over = self.wait();
             return Err(error);
         }
-        let (event, events) = (Some(event), Arc::clone(events));
-        Ok(Box::new(Flight { event, events, seen: AtomicBool::new(false), _copy: copy }))
+        let (events, pace) = (Arc::clone(&self.events), Arc::clone(&self.pace));
+        let (event, submitted, seen) = (Some(event), Instant::now(), AtomicBool::new(false));
+        Ok(Box::new(Flight { event, events, pace, submitted, seen, copy }))
     }
 }
 
@@ -133,7 +133,9 @@ impl Completion for Flight {
     }
 
     fn wait(&self) -> Result<(), CudaError> {
-        self.event()?.wait()?;
+        let (bytes, begun) = (self.copy.from.len(), self.pace.begun(self.submitted));
+        self.event()?.ask(self.pace.left(begun, bytes))?;
+        self.pace.ended(begun, bytes);
         self.seen.store(true, Ordering::Relaxed);
         Ok(())
     }
