@@ -91,9 +91,14 @@ class PinnedLru:
         self.missed_bytes = 0
 
     def use(
-        self, layer: int, experts: Sequence[int], likely: object = None
-    ) -> Generator[ExpertWeights]:
-        for expert in experts:
+        self,
+        layer: int,
+        experts: Sequence[int],
+        likely: object = None,
+        *,
+        in_order: bool = True,
+    ) -> Generator[tuple[int, ExpertWeights]]:
+        for place, expert in enumerate(experts):
             key = (layer, expert)
             slot = self.there.get(key)
             if slot is None:
@@ -104,7 +109,7 @@ class PinnedLru:
                 self.missed_bytes += source.nbytes
             else:
                 self.there.move_to_end(key)
-            yield self.views[slot]
+            yield place, self.views[slot]
 
 
 class Resident:
@@ -116,7 +121,12 @@ class Resident:
         self.missed_bytes = 0
 
     def use(
-        self, layer: int, experts: Sequence[int], likely: object = None
-    ) -> Generator[ExpertWeights]:
-        for expert in experts:
-            yield self.views[layer][expert]
+        self,
+        layer: int,
+        experts: Sequence[int],
+        likely: object = None,
+        *,
+        in_order: bool = True,
+    ) -> Generator[tuple[int, ExpertWeights]]:
+        for place, expert in enumerate(experts):
+            yield place, self.views[layer][expert]

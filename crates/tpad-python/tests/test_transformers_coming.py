@@ -94,6 +94,30 @@ def test_what_is_there_is_given_before_what_is_missing_arrives() -> None:
     assert source.out == 0
 
 
+def test_what_is_there_comes_first_with_its_place_unless_order_is_wanted() -> None:
+    source = Pieces()
+    cache = ExpertCache(source, 40)
+    used(cache, 3, 5)
+    source.gate.clear()
+    blocks = cache.use_placed([1, 2, 3, 4, 5], None, in_order=False)
+    came = [next(blocks)]
+    assert source.asked == [[3, 5], [1, 2]], "there is no room for more"
+    source.gate.set()
+    came += blocks
+    assert [(place, piece.key) for place, piece in came] == [(2, 3), (0, 1), (1, 2), (3, 4), (4, 5)]
+    source.gate.clear()
+    blocks = cache.use_placed([7, 5], None, in_order=True)
+    waiting = threading.Thread(target=lambda: came.append(next(blocks)))
+    waiting.start()
+    wait_for(lambda: source.asked[-1] == [7], "what is missing was asked for")
+    assert waiting.is_alive()
+    source.gate.set()
+    waiting.join(10)
+    assert came[-1][0] == 0 and [piece.key for _, piece in blocks] == [5]
+    cache.close()
+    assert source.out == 0
+
+
 def test_large_blocks_come_one_by_one_and_small_ones_together() -> None:
     large = Pieces(lambda key: 40 << 20)
     cache = ExpertCache(large, 200 << 20)

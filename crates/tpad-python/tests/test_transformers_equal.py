@@ -198,7 +198,7 @@ def test_copies_are_the_workers_own(tmp_path: Path) -> None:
         wait_for(lambda: daemon.status()["leases"]["bytes"] == 0, "nothing is held")
         key = next(iter(model.tpad.counters.picked))
         index = model.tpad.store.keys[key.layer].index(key)
-        (weights,) = model.tpad.store.use(key.layer, [index])
+        ((_, weights),) = model.tpad.store.use(key.layer, [index])
         with client.experts("m", [key])[0] as block:
             assert weights.down.data_ptr() != block.by_role("down").address
         model.tpad.close()
@@ -219,7 +219,7 @@ def test_experts_on_the_cpu_are_the_daemons_own_memory(name: str, tmp_path: Path
             model(prompt(40))
         key = next(iter(model.tpad.counters.picked))
         index = model.tpad.store.keys[key.layer].index(key)
-        (weights,) = model.tpad.store.use(key.layer, [index])
+        ((_, weights),) = model.tpad.store.use(key.layer, [index])
         with client.experts("m", [key])[0] as block:
             assert block.held
             assert weights.down.data_ptr() == block.by_role("down").address

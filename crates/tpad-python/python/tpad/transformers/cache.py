@@ -12,7 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Generic
 
 from .coming import Coming, Entry, in_turns
@@ -47,6 +47,15 @@ class ExpertCache(Generic[K, H]):
 
         ``meanwhile`` is called once what is missing of the first was asked for.
         """
+        with closing(self.use_placed(keys, meanwhile, in_order=True)) as found:
+            for _, held in found:
+                yield held
+
+    def use_placed(
+        self, keys: Sequence[K], meanwhile: Callable[[], None] | None, *, in_order: bool
+    ) -> Generator[tuple[int, H], None, None]:
+        """As ``use``, each with its place among the keys; unless they are to come in order, what
+        is there comes before what has to be waited for."""
         with self._changed:
             self.counters.uses += len(keys)
             self.counters.picked.update(keys)
@@ -56,8 +65,12 @@ class ExpertCache(Generic[K, H]):
             try:
                 if at == 0 and meanwhile is not None:
                     meanwhile()
-                for entry in window:
-                    yield self._arrived(entry)
+                left = list(range(len(window)))
+                while left:
+                    there = (n for n in left if not in_order and window[n].is_there)
+                    place = next(there, left[0])
+                    left.remove(place)
+                    yield at + place, self._arrived(window[place])
             finally:
                 self._unpin(window)
             at += len(window)

@@ -30,6 +30,12 @@ class Entry(Generic[K, H]):
         self.refused: Exception | None = None
 
     @property
+    def is_there(self) -> bool:
+        """Whether nobody has to wait for it."""
+        coming = self.coming
+        return self.held is not None or (coming is not None and coming.asked.done())
+
+    @property
     def is_dead(self) -> bool:
         """Whether nobody needs it and nothing brings it."""
         return not self.pins and self.held is None and self.coming is None

@@ -27,8 +27,11 @@ class Store(Protocol):
         layer: int,
         experts: Sequence[int],
         likely: tuple[int, Sequence[int]] | None = None,
-    ) -> Generator[ExpertWeights, None, None]:
-        """Their weights, in order. ``likely`` is a layer, and what it is likely to use next."""
+        *,
+        in_order: bool = True,
+    ) -> Generator[tuple[int, ExpertWeights], None, None]:
+        """Their weights with their places among ``experts``: in order, or what is there first.
+        ``likely`` is a layer, and what it is likely to use next."""
 
 
 class ServedExperts(nn.Module):
@@ -63,25 +66,40 @@ class ServedExperts(nn.Module):
         top_k_weights: torch.Tensor,
     ) -> torch.Tensor:
         """What transformers' experts return for the same routing."""
-        result = torch.zeros_like(hidden_states)
         picked, likely = self._look(hidden_states, top_k_index)
         hit = sorted({expert for row in picked for expert in row if expert >= 0})
-        alone = len(picked) == 1
-        places = {} if alone else _places(picked, hit, hidden_states.device)
         guess = (self.ahead[0], likely) if likely and self.ahead is not None else None
+        if len(picked) == 1:
+            return self._one(hidden_states, top_k_weights, picked[0], hit, guess)
+        result = torch.zeros_like(hidden_states)
+        places = _places(picked, hit, hidden_states.device)
         with closing(self.store.use(self.layer, hit, guess)) as blocks:
-            for expert, weights in zip(hit, blocks, strict=True):
-                if alone:
-                    place = picked[0].index(expert)
-                    state, weight = hidden_states, top_k_weights[:, place, None]
-                else:
-                    at, token = places[expert]
-                    state, weight = hidden_states[token], top_k_weights[token, at, None]
-                part = (self._expert(state, weights) * weight).to(result.dtype)
-                if alone:
-                    result += part
-                else:
-                    result.index_add_(0, token, part)
+            for n, weights in blocks:
+                at, token = places[hit[n]]
+                state, weight = hidden_states[token], top_k_weights[token, at, None]
+                part = self._expert(state, weights) * weight
+                result.index_add_(0, token, part.to(result.dtype))
+        return result
+
+    def _one(
+        self,
+        state: torch.Tensor,
+        top_k_weights: torch.Tensor,
+        picked: list[int],
+        hit: list[int],
+        guess: tuple[int, Sequence[int]] | None,
+    ) -> torch.Tensor:
+        """For one token: with what is there first, and added in the order of the experts."""
+        result = torch.zeros_like(state)
+        parts: dict[int, torch.Tensor] = {}
+        added = 0
+        with closing(self.store.use(self.layer, hit, guess, in_order=False)) as blocks:
+            for n, weights in blocks:
+                weight = top_k_weights[:, picked.index(hit[n]), None]
+                parts[n] = (self._expert(state, weights) * weight).to(result.dtype)
+                while added in parts:
+                    result += parts.pop(added)
+                    added += 1
         return result
 
     def _look(

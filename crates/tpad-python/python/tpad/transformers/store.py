@@ -40,20 +40,26 @@ class ServedStore:
         self._guessed_at = 0.0
 
     def use(
-        self, layer: int, experts: Sequence[int], likely: Guess | None = None
-    ) -> Generator[ExpertWeights, None, None]:
-        """The experts' weights, in order; each in place until the next is asked for. What is
-        likely to be used by another layer next is asked for behind them."""
+        self,
+        layer: int,
+        experts: Sequence[int],
+        likely: Guess | None = None,
+        *,
+        in_order: bool = True,
+    ) -> Generator[tuple[int, ExpertWeights], None, None]:
+        """The experts' places and weights, in order or what is there first; each in place until
+        the next is asked for. What is likely to be used by another layer next is asked for
+        behind them."""
         self._judge(layer, experts)
         keys = self.keys[layer]
         meanwhile = None if likely is None else lambda: self.guess(*likely)
         wanted = [keys[expert] for expert in experts]
-        with closing(self.cache.use(wanted, meanwhile)) as held:
-            for expert in held:
+        with closing(self.cache.use_placed(wanted, meanwhile, in_order=in_order)) as held:
+            for place, expert in held:
                 weights = expert.weights()
                 # A guess gains what is between the layer's last block and the next one's wish.
                 self._guessed_at = time.perf_counter()
-                yield weights
+                yield place, weights
 
     def guess(self, layer: int, experts: Sequence[int]) -> None:
         """Experts that a layer is likely to use next."""
