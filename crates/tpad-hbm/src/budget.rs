@@ -61,9 +61,18 @@ impl Budgets {
     /// What the class may keep, where slots are of this size. Headroom that is less than a
     /// slot has room for no fill: where nothing is divided it is kept as well.
     pub(crate) fn budget_in_slots(&self, class: &CacheClass, slot_bytes: u64) -> u64 {
-        let budget = self.budget(class);
+        self.budget(class) + self.useless(slot_bytes)
+    }
+
+    /// What all classes together may keep, where slots are of this size.
+    pub(crate) fn kept_in_slots(&self, slot_bytes: u64) -> u64 {
+        self.kept + self.useless(slot_bytes)
+    }
+
+    /// Of the headroom what no fill could use.
+    fn useless(&self, slot_bytes: u64) -> u64 {
         let whole = self.classes.is_empty() && self.headroom < slot_bytes;
-        if whole { budget + self.headroom } else { budget }
+        if whole { self.headroom } else { 0 }
     }
 
     /// Whether two classes are kept within the same budget.
@@ -103,6 +112,7 @@ mod tests {
         let whole = Budgets::of(3200, &classes(&[])).expect("fits");
         assert_eq!(whole.budget_in_slots(&"b".into(), 100), 3100, "a fill has room");
         assert_eq!(whole.budget_in_slots(&"b".into(), 101), 3200, "it would have none");
+        assert_eq!((whole.kept_in_slots(100), whole.kept_in_slots(101)), (3100, 3200));
         let budgets = Budgets::of(3200, &classes(&[("a", 1600), ("b", 1600)])).expect("fits");
         assert_eq!((budgets.budget(&"a".into()), budgets.rest()), (1550, 0));
         let refused = Budgets::of(3200, &classes(&[("a", u64::MAX), ("b", 1)])).expect_err("more");

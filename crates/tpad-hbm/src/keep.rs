@@ -224,6 +224,11 @@ impl Keep {
         self.table().candidates(&named)
     }
 
+    /// What may be kept where slots are of this size.
+    pub(crate) fn capacity_in_slots(&self, slot_bytes: u64) -> u64 {
+        self.budgets().kept_in_slots(slot_bytes)
+    }
+
     pub(crate) fn kept_bytes(&self) -> u64 {
         self.table().total().bytes
     }
@@ -282,4 +287,12 @@ impl fmt::Debug for Keep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Keep").field("usage", &self.usage()).finish_non_exhaustive()
     }
+}
+
+/// A block's id, for tests.
+#[cfg(test)]
+fn numbered(n: u64) -> BlockId {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&n.to_le_bytes());
+    BlockId::from_bytes(bytes)
 }

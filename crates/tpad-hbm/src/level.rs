@@ -284,6 +284,13 @@ impl HbmLevel {
         self.lane(device).map_or_else(LevelUsage::default, |lane| lane.keep.usage())
     }
 
+    /// The most that blocks take together on the device, where slots are of this size;
+    /// nothing if the level does not have it.
+    #[must_use]
+    pub fn most_bytes(&self, device: DeviceId, slot_bytes: u64) -> u64 {
+        self.lane(device).map_or(0, |lane| lane.keep.capacity_in_slots(slot_bytes))
+    }
+
     /// What blocks of a class take on the device, and may take.
     #[must_use]
     pub fn kept_of(&self, class: &CacheClass, device: DeviceId) -> LevelUsage {
@@ -321,7 +328,8 @@ impl HbmLevel {
                 capacity_bytes: memory.capacity,
                 mapped_bytes: memory.mapped,
                 held_bytes: memory.held,
-                budget_bytes: kept.capacity,
+                // More is kept where slots are larger than the headroom.
+                budget_bytes: kept.capacity.max(kept.bytes),
                 kept_bytes: kept.bytes,
                 blocks: kept.blocks,
                 classes: lane.keep.classes(),

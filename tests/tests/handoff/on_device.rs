@@ -179,6 +179,33 @@ fn what_a_worker_expects_comes_to_the_device_without_a_lease() {
 }
 
 #[test]
+fn what_is_acquired_while_it_was_expected_is_copied_once_whatever_is_expected_next() {
+    play(async |scene| {
+        let (machine, lines) = level(scene.directory(), 32 * MIB);
+        let stage = Stage::fixture(scene, &lines).await;
+        let keys = keys(&stage.daemon.address()).await;
+        let gpu = gpu(&machine, 32 * MIB);
+        let handoff = Handoff::connect(&stage.daemon.address()).await.expect("this user may");
+        let turns: Vec<&[BlockKey]> = keys.chunks(2).collect();
+        for turn in turns.windows(2) {
+            handoff.expect_on(&gpu, "mixtral", turn[0]);
+            let acquired = hold(&handoff, &gpu, turn[0]);
+            // Said after the call, and before its answer is read.
+            let next = async { handoff.expect_on(&gpu, "mixtral", turn[1]) };
+            let (held, ()) = tokio::join!(acquired, next);
+            assert!(held.iter().all(is_right));
+        }
+        let held = hold(&handoff, &gpu, &keys).await;
+        assert!(held.iter().all(is_right));
+        let kept = stage.daemon.metric("tpad_hbm_fills_total", &["outcome=\"kept\""]).await;
+        let each_once = f64::from(u32::try_from(keys.len()).expect("few"));
+        assert!((kept - each_once).abs() < f64::EPSILON, "{kept} copies of {each_once} blocks");
+        drop(held);
+        gpu.drain();
+    });
+}
+
+#[test]
 fn an_expectation_that_makes_no_sense_is_passed_over() {
     play(async |scene| {
         let (machine, lines) = level(scene.directory(), 32 * MIB);

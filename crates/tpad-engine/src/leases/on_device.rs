@@ -227,7 +227,8 @@ impl Target<'_> {
             }
         }
         let wanted = sizes.values().fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
-        if wanted <= self.level.usage(self.device).capacity {
+        let largest = sizes.values().copied().max().unwrap_or(0);
+        if wanted <= self.level.most_bytes(self.device, largest) {
             return;
         }
         for (key, found) in keys.iter().zip(found).filter(|(_, found)| found.is_none()) {

@@ -40,13 +40,8 @@ impl Wishes {
 
 #[cfg(test)]
 mod tests {
+    use super::super::numbered as id;
     use super::*;
-
-    fn id(n: u64) -> BlockId {
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&n.to_le_bytes());
-        BlockId::from_bytes(bytes)
-    }
 
     #[test]
     fn the_oldest_wish_ends_first_by_uses_or_by_time() {

@@ -140,13 +140,8 @@ impl Uses {
 
 #[cfg(test)]
 mod tests {
+    use super::super::numbered as id;
     use super::*;
-
-    fn id(n: u64) -> BlockId {
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&n.to_le_bytes());
-        BlockId::from_bytes(bytes)
-    }
 
     #[test]
     fn a_use_counts_half_after_a_half_life() {
