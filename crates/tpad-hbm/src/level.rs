@@ -224,7 +224,8 @@ impl HbmLevel {
                     let filling = Filling::new(lane, *id, lead, self.tasks.token());
                     let (class, bytes) = (class.clone(), bytes.clone());
                     let copier = Arc::clone(copier);
-                    self.tasks.spawn(async move {
+                    // In order: whoever asks for two blocks waits for the first of them first.
+                    self.tasks.begin(async move {
                         filling.run(&copier, class, bytes, options).await;
                     });
                     (flight, true)

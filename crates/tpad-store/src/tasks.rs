@@ -1,6 +1,7 @@
 //! Tasks that stay on the runtime of their owner.
 
 use std::future::Future;
+use std::task::{Context, Waker};
 
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -37,6 +38,20 @@ impl Tasks {
         }
     }
 
+    /// Begins a task that nobody asks for its outcome. What it does before it first waits is
+    /// done when this returns: so tasks begin in the order in which they are begun, which
+    /// spawned ones do not.
+    pub fn begin(&self, task: impl Future<Output = ()> + Send + 'static) {
+        // What it waits for is watched by the owner's runtime.
+        let _home = self.home.as_ref().map(Handle::enter);
+        let mut task = Box::pin(task);
+        // Whoever polls it next looks again, whatever was missed.
+        let begun = task.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        if begun.is_pending() {
+            self.spawn(task);
+        }
+    }
+
     /// What counts as a task as long as it is there: for what goes on elsewhere.
     pub fn token(&self) -> TaskToken {
         self.tracker.token()
@@ -67,6 +82,9 @@ impl Default for Tasks {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -83,5 +101,22 @@ mod tests {
         assert_eq!(begun.expect("it ends").as_deref(), Some("home"));
         tasks.close();
         elsewhere.block_on(tasks.wait());
+    }
+
+    #[tokio::test]
+    async fn tasks_begin_in_order_and_go_on_by_themselves() {
+        let (tasks, order) = (Tasks::new(), Arc::new(Mutex::new(Vec::new())));
+        for n in 0..10 {
+            let order = Arc::clone(&order);
+            tasks.begin(async move {
+                order.lock().expect("nobody panics").push(n);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                order.lock().expect("nobody panics").push(n);
+            });
+        }
+        assert_eq!(*order.lock().expect("nobody panics"), (0..10).collect::<Vec<_>>());
+        tasks.close();
+        tasks.wait().await;
+        assert_eq!(order.lock().expect("nobody panics").len(), 20);
     }
 }
