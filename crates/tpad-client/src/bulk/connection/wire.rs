@@ -9,9 +9,9 @@ use super::super::session::Session;
 use super::ConnectionError;
 use super::silence::Silence;
 
-/// The least rest that is worth a system call, and the most that is waited for: the kernel
+/// The least that is worth a system call, and the most that is waited for: the kernel
 /// keeps twice that memory for it.
-const LEAST_MARK_BYTES: usize = 256 << 10;
+pub(super) const LEAST_MARK_BYTES: usize = 256 << 10;
 const MOST_MARK_BYTES: usize = 2 << 20;
 
 /// The socket, and what was agreed with it.
@@ -41,15 +41,16 @@ impl Wire {
         self.deaf
     }
 
-    /// Reads into `into`, and what there is beyond it into `spare`: how much of both. `rest` is
-    /// sure to come: while nothing is there all of it is waited for, if that is worth it.
+    /// Reads into `into`, and what there is beyond it into `spare`: how much of both. While
+    /// nothing is there `awaited` bytes are waited for, which are sure to come, if that is worth
+    /// it.
     pub(super) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
         session: &mut Session,
         into: &mut [u8],
         spare: &mut [u8],
-        rest: usize,
+        awaited: usize,
     ) -> Poll<Result<usize, ConnectionError>> {
         loop {
             self.poll_output(cx, session);
@@ -61,7 +62,7 @@ impl Wire {
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
                 Poll::Pending => {
-                    self.wake_at(rest);
+                    self.wake_at(awaited);
                     ready!(self.silence.poll(cx))?;
                     // Of a frame that comes in slowly we have heard nothing below the mark.
                     self.wake_at(1);
@@ -84,10 +85,10 @@ impl Wire {
         self.written = 0;
     }
 
-    /// Sets when the socket wakes us next: when `rest` is there, as far as that is worth it.
-    fn wake_at(&mut self, rest: usize) {
-        let worth = rest >= LEAST_MARK_BYTES && !self.silence.is_asked();
-        let mark = if worth { rest.min(MOST_MARK_BYTES) } else { 1 };
+    /// Sets when the socket wakes us next: when so much is there, as far as that is worth it.
+    fn wake_at(&mut self, awaited: usize) {
+        let worth = awaited >= LEAST_MARK_BYTES && !self.silence.is_asked();
+        let mark = if worth { awaited.min(MOST_MARK_BYTES) } else { 1 };
         if mark != self.mark {
             self.mark = mark;
             self.socket.wake_at(mark);
