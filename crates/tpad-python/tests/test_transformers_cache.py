@@ -160,14 +160,14 @@ def test_threads_that_wait_for_room_do_not_wake_each_other() -> None:
     source = Pieces()
     cache = ExpertCache(source, 20)
     plans = 0
-    plan = cache._plan
+    plan = cache._shelf.plan
 
     def counted(keys):
         nonlocal plans
         plans += 1
         return plan(keys)
 
-    cache._plan = counted  # type: ignore[method-assign]
+    cache._shelf.plan = counted  # type: ignore[method-assign]
     holding = cache.use([1, 2])
     next(holding)
     threads = [threading.Thread(target=used, args=(cache, key)) for key in (3, 4, 5)]

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, suppress
 from typing import Generic
 
 from .coming import Coming, Entry, in_turns
-from .errors import BudgetTooSmall
 from .holding import Counters, H, K, Source
+from .shelf import Shelf
 
 #: How long a block waits for others to be let go of.
 PATIENCE = 60.0
@@ -28,17 +27,29 @@ class ExpertCache(Generic[K, H]):
 
     def __init__(self, source: Source[K, H], budget: int) -> None:
         self.source = source
-        self.budget = budget
-        self.bytes = 0
-        self.counters = Counters()
         #: What fetching one block takes, of late.
         self.fetch_seconds: float | None = None
-        self._entries: OrderedDict[K, Entry[K, H]] = OrderedDict()
+        self._shelf: Shelf[K, H] = Shelf(source, budget)
         #: What was asked for and has not been taken in.
         self._coming: list[Coming[K, H]] = []
         self._changed = threading.Condition()
         self._landed = 0.0
         self._closed = False
+
+    @property
+    def budget(self) -> int:
+        """What it may hold, in bytes."""
+        return self._shelf.budget
+
+    @property
+    def bytes(self) -> int:
+        """What it holds, and has reserved for what is on its way."""
+        return self._shelf.bytes
+
+    @property
+    def counters(self) -> Counters:
+        """What it has seen since it was made."""
+        return self._shelf.counters
 
     def use(
         self, keys: Sequence[K], meanwhile: Callable[[], None] | None = None
@@ -79,7 +90,7 @@ class ExpertCache(Generic[K, H]):
         """Brings blocks that are likely to be used next, as far as there is room; does not wait
         for them. Without ``fetch`` only where they can be brought near without being held."""
         with self._changed:
-            absent = [key for key in dict.fromkeys(keys) if key not in self._entries]
+            absent = [key for key in dict.fromkeys(keys) if key not in self._shelf.entries]
             if self._closed or not absent:
                 return
         told = False
@@ -97,7 +108,7 @@ class ExpertCache(Generic[K, H]):
             entries: list[Entry[K, H]] = []
             try:
                 for key in absent:
-                    entry = None if key in self._entries else self._reserve(key, guess=True)
+                    entry = None if key in self._shelf.entries else self._shelf.reserve(key, guess=True)
                     if entry is None:
                         break
                     entries.append(entry)
@@ -106,7 +117,7 @@ class ExpertCache(Generic[K, H]):
                 # No failure: whoever needs the block asks again and is told.
                 pass
             finally:
-                self._bury(entries)
+                self._shelf.bury(entries)
 
     def close(self) -> None:
         """Lets go of everything; what is being computed with goes when that is over."""
@@ -121,9 +132,9 @@ class ExpertCache(Generic[K, H]):
             for coming in list(self._coming):
                 if not coming.is_wanted and not coming.landing:
                     self._fail(coming, ())
-            for entry in list(self._entries.values()):
+            for entry in list(self._shelf.entries.values()):
                 if not entry.pins and entry.coming is None:
-                    self._drop(entry)
+                    self._shelf.drop(entry)
 
     def _begin(self, keys: Sequence[K]) -> list[Entry[K, H]]:
         """The first of the keys that fit together, one at least: each pinned, and asked for."""
@@ -133,7 +144,7 @@ class ExpertCache(Generic[K, H]):
                 if self._closed:
                     raise ValueError("the model was closed: its experts are let go of")
                 self._take_in()
-                window, missing = self._plan(keys)
+                window, missing = self._shelf.plan(keys)
                 if window:
                     try:
                         self._ask(missing, guess=False)
@@ -146,53 +157,11 @@ class ExpertCache(Generic[K, H]):
                 )
                 if unwanted is None:
                     if not self._changed.wait(deadline - time.monotonic()):
-                        raise self._no_room(keys[0])
+                        raise self._shelf.no_room(keys[0])
                     continue
             # What has the room can go when it is there.
             with suppress(Exception):
                 self._land(unwanted)
-
-    def _plan(self, keys: Sequence[K]) -> tuple[list[Entry[K, H]], list[Entry[K, H]]]:
-        """Pins what is there of the keys and reserves what is not, as far as that fits."""
-        there: list[Entry[K, H]] = []
-        window: list[Entry[K, H]] = []
-        missing: list[Entry[K, H]] = []
-        try:
-            for key in dict.fromkeys(keys):
-                if key in self._entries:
-                    there.append(self._entries[key])
-                    there[-1].pins += 1
-            for key in keys:
-                known = self._entries.get(key)
-                if known is None:
-                    new = bool(window) and self.source.nbytes(key) is None
-                    known = None if new else self._reserve(key, guess=False)
-                    if known is None:
-                        break
-                    missing.append(known)
-                known.pins += 1
-                window.append(known)
-        except BaseException:
-            self._undo(window)
-            raise
-        finally:
-            self._undo(there)
-        if not window:
-            # What is further down the list may have stood in the way of its first.
-            first = self._reserve(keys[0], guess=False)
-            if first is None:
-                return [], []
-            first.pins += 1
-            window = missing = [first]
-        fresh = set(map(id, missing))
-        for entry in window:
-            self._entries.move_to_end(entry.key)
-            if id(entry) not in fresh:
-                self.counters.hits += 1
-                if entry.guess:
-                    entry.guess = False
-                    self.counters.guesses_used += 1
-        return window, missing
 
     def _arrived(self, entry: Entry[K, H]) -> H:
         """A pinned block, waited for."""
@@ -271,11 +240,11 @@ class ExpertCache(Generic[K, H]):
         alone = len(blocks) == 1
         for entry, held in zip(coming.entries, blocks, strict=True):
             more = held.nbytes - entry.nbytes
-            if alone and self.bytes + more > self.budget:
-                entry.refused = self._too_small(held.nbytes)
+            if alone and self._shelf.bytes + more > self.budget:
+                entry.refused = self._shelf.too_small(held.nbytes)
                 raise entry.refused
             entry.held, entry.coming = held, None
-            self.bytes += more
+            self._shelf.bytes += more
             entry.nbytes = held.nbytes
             self.counters.fetched.add(entry.key)
             self.counters.fetches += 1
@@ -298,21 +267,8 @@ class ExpertCache(Generic[K, H]):
                 entry.coming, entry.guess = None, False
                 if at < len(blocks):
                     blocks[at].release()
-        self._bury(coming.entries)
+        self._shelf.bury(coming.entries)
         self._changed.notify_all()
-
-    def _bury(self, entries: Iterable[Entry[K, H]]) -> None:
-        """Drops those of the entries that nobody needs and nothing brings."""
-        for entry in entries:
-            if entry.is_dead:
-                self._drop(entry)
-
-    def _undo(self, entries: Iterable[Entry[K, H]]) -> None:
-        """Takes pins back that nobody has seen."""
-        for entry in entries:
-            entry.pins -= 1
-            if entry.is_dead:
-                self._drop(entry)
 
     def _unpin(self, entries: Iterable[Entry[K, H]]) -> None:
         with self._changed:
@@ -321,69 +277,9 @@ class ExpertCache(Generic[K, H]):
                 entry.pins -= 1
                 free |= not entry.pins
                 if entry.is_dead:
-                    self._drop(entry)
+                    self._shelf.drop(entry)
             if self._closed:
                 self.clear()
             if free:
                 self._changed.notify_all()
 
-    def _reserve(self, key: K, *, guess: bool) -> Entry[K, H] | None:
-        nbytes = self.source.nbytes(key)
-        if nbytes is None:
-            return None if guess else self._reserve_all(key)
-        if nbytes > self.budget:
-            raise self._too_small(nbytes)
-        victims: list[Entry[K, H]] = []
-        room = self.budget - self.bytes
-        if room < nbytes:
-            for old in self._entries.values():
-                if old.pins or old.held is None:
-                    continue
-                victims.append(old)
-                room += old.nbytes
-                if room >= nbytes:
-                    break
-            else:
-                return None
-        for old in victims:
-            self._drop(old)
-            self.counters.evictions += 1
-        entry: Entry[K, H] = Entry(key, nbytes, guess)
-        self._entries[key] = entry
-        self.bytes += nbytes
-        return entry
-
-    def _reserve_all(self, key: K) -> Entry[K, H] | None:
-        """The whole budget, for a block of a size that nobody knows yet."""
-        if any(old.pins or old.held is None for old in self._entries.values()):
-            return None
-        for old in list(self._entries.values()):
-            self._drop(old)
-            self.counters.evictions += 1
-        entry: Entry[K, H] = Entry(key, self.budget, guess=False)
-        self._entries[key] = entry
-        self.bytes += self.budget
-        return entry
-
-    def _too_small(self, nbytes: int) -> BudgetTooSmall:
-        return BudgetTooSmall(
-            f"one expert takes {nbytes} bytes and expert_budget is {self.budget}: raise it to a "
-            "few experts at least"
-        )
-
-    def _no_room(self, key: K) -> BudgetTooSmall:
-        return BudgetTooSmall(
-            f"the expert budget of {self.budget} bytes has no room for one of "
-            f"{self.source.nbytes(key)} bytes: {self.bytes} bytes are in use; raise expert_budget"
-        )
-
-    def _drop(self, entry: Entry[K, H]) -> None:
-        if self._entries.get(entry.key) is not entry:
-            return
-        del self._entries[entry.key]
-        self.bytes -= entry.nbytes
-        if entry.guess:
-            self.counters.guesses_wasted += 1
-        if entry.held is not None:
-            entry.held.release()
-            entry.held = None
