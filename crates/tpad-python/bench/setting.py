@@ -88,6 +88,9 @@ def options_of(about: str) -> argparse.Namespace:
         "--zipf", type=float, default=1.0, help="how skewed the routers are; 0: not at all"
     )
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--restarts", type=int, default=3, help="of a worker, and fresh loads: medians count"
+    )
     parser.add_argument("--tokens", type=int, default=32, help="of a round")
     parser.add_argument("--offload-tokens", type=int, default=4, help="of a round, of accelerate")
     parser.add_argument("--warm", type=int, default=16, help="tokens before the first round")

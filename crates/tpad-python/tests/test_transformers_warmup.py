@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +29,9 @@ class AtOnce:
     def __init__(self) -> None:
         self.steps = 0
 
-    def run(self, model: torch.nn.Module) -> None:
+    def run(self, model: torch.nn.Module, between) -> None:
         warmup.step(model, torch.device("cpu"))
+        warmup.Warmup(torch.device("cpu"), None)._gate(model, between)
         self.steps += 1
 
 
@@ -73,12 +75,36 @@ def test_a_warm_up_ends_where_no_layer_is_new(family: str, last: int) -> None:
 def test_what_fails_while_warming_up_is_left_to_whoever_runs_the_model() -> None:
     with warmup.ThreadPoolExecutor(1) as executor:
         warm = warmup.Warmup(torch.device("cpu"), executor)
-        warm.run(torch.nn.Identity())  # type: ignore[arg-type]
+        warm.run(torch.nn.Identity(), torch.nn.Identity())  # type: ignore[arg-type]
+        warm.settle()
+
+
+def test_what_experts_compute_is_readied_behind_the_step_and_not_waited_for() -> None:
+    model = skeleton(configuration("mixtral"), torch.bfloat16, None)
+    model.to_empty(device="cpu")
+    for layer in model.model.layers:
+        layer.mlp.experts = warmup.NoExperts()
+    held, reached = threading.Event(), threading.Event()
+
+    def between(row: torch.Tensor) -> torch.Tensor:
+        assert row.dtype == torch.bfloat16
+        assert held.wait(10)
+        reached.set()
+        return row
+
+    with warmup.ThreadPoolExecutor(1) as executor:
+        warm = warmup.Warmup(torch.device("cpu"), executor)
+        warm.run(model, between)
+        warm.settle()
+        assert not reached.is_set()
+        held.set()
+    assert reached.is_set()
 
 
 def test_on_the_cpu_nothing_is_warmed_up() -> None:
     with warmup.warmup(torch.device("cpu")) as warm:
-        warm.run(None)  # type: ignore[arg-type]
+        warm.run(None, None)  # type: ignore[arg-type]
+        warm.settle()
 
 
 def tensors() -> Iterator[torch.Tensor]:

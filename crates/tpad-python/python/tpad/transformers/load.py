@@ -97,7 +97,8 @@ def load(
         assign.place_all(wanted)
         served.dense_bytes = routing.install(store)
         dense.finish(made, device)
-        warm.run(made)
+        experts: Any = layers[0][2]
+        warm.run(made, experts._apply_gate if family.transposed else experts.act_fn)
         copy_dense(client, published, wanted, assign)
     for (layer, block, experts), after in zip(layers, [*layers[1:], None], strict=True):
         ahead = None if after is None else (after[0], routing.predictor(after[0]))

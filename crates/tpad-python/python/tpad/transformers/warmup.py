@@ -9,7 +9,7 @@ its weights by then.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -36,33 +36,64 @@ class Warmup:
     def __init__(self, device: torch.device, executor: ThreadPoolExecutor | None) -> None:
         self._device = device
         self._executor = executor
+        self._begun: list[Future[None]] = []
 
-    def run(self, model: PreTrainedModel) -> None:
-        """Begins to run a step of a model whose experts are ``NoExperts``."""
-        self._begin(lambda: step(model, self._device))
-
-    def _begin(self, work: Callable[[], object]) -> None:
-        def quietly() -> None:
-            # Whatever fails here fails again where somebody is told.
-            with suppress(Exception):
-                work()
-
+    def run(
+        self, model: PreTrainedModel, between: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
+        """Begins to run a step of a model whose experts are ``NoExperts``. ``between`` is what
+        its experts compute between their products: readied behind it, while the first step
+        waits for its experts, and not waited for."""
+        self.begin(lambda: step(model, self._device))
         if self._executor is not None:
-            self._executor.submit(quietly)
+            stepped = self._begun[-1]
+
+            def behind() -> None:
+                stepped.result()
+                self._gate(model, between)
+
+            self._executor.submit(quietly, behind)
+
+    def begin(self, work: Callable[[], object]) -> None:
+        """Begins something that has to be over before the device is used."""
+        if self._executor is not None:
+            self._begun.append(self._executor.submit(quietly, work))
+
+    def settle(self) -> None:
+        """Waits for all that has to be over."""
+        wait(self._begun)
+
+    def _gate(
+        self, model: PreTrainedModel, between: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
+        row = torch.zeros((1, 16), dtype=model.dtype, device=self._device)
+        with torch.no_grad():
+            made = between(row)
+            made += made * made
+
+
+def quietly(work: Callable[[], object]) -> None:
+    """Whatever fails here fails again where somebody is told."""
+    with suppress(Exception):
+        work()
 
 
 @contextmanager
 def warmup(device: torch.device) -> Iterator[Warmup]:
-    """A device is made ready inside of it; at its end all of that is over."""
+    """A device is made ready inside of it; at its end what the first step needs is."""
     if device.type != "cuda":
         yield Warmup(device, None)
         return
-    with ThreadPoolExecutor(2, "tpad-warmup") as executor:
-        warm = Warmup(device, executor)
+    executor = ThreadPoolExecutor(2, "tpad-warmup")
+    warm = Warmup(device, executor)
+    try:
         # Both want the device's one context: the driver makes it while torch readies itself.
-        warm._begin(lambda: _tpad.open_device(str(device)))
-        warm._begin(lambda: torch.zeros(1, device=device))
+        warm.begin(lambda: _tpad.open_device(str(device)))
+        warm.begin(lambda: torch.zeros(1, device=device))
         yield warm
+    finally:
+        warm.settle()
+        executor.shutdown(wait=False)
 
 
 class Enough(Exception):
