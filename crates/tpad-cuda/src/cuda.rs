@@ -13,7 +13,6 @@ mod host;
 #[cfg(feature = "testing")]
 mod late;
 mod memory;
-mod pace;
 #[cfg(feature = "testing")]
 mod plain;
 mod stream;

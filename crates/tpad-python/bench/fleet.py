@@ -20,7 +20,7 @@ def pair_and_restart(
     leave: list[Callable[[], None]],
     closing: list[Callable[[], None]],
 ) -> dict[str, dict]:
-    """Starts two workers, kills one and starts it again, so many times.
+    """Starts two workers, kills one and starts it again, so many times, at least once.
 
     `leave` has this process let go of what it holds; `closing` gets what ends the workers.
     """

@@ -89,7 +89,11 @@ def options_of(about: str) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--restarts", type=int, default=3, help="of a worker, and fresh loads: medians count"
+        "--restarts",
+        type=int,
+        choices=range(1, 10),
+        default=3,
+        help="of a worker, and fresh loads: medians count",
     )
     parser.add_argument("--tokens", type=int, default=32, help="of a round")
     parser.add_argument("--offload-tokens", type=int, default=4, help="of a round, of accelerate")

@@ -1,10 +1,11 @@
 //! Tasks that stay on the runtime of their owner.
 
 use std::future::Future;
+use std::pin::pin;
 use std::task::{Context, Waker};
 
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, unconstrained};
 use tokio_util::task::TaskTracker;
 pub use tokio_util::task::task_tracker::TaskTrackerToken as TaskToken;
 
@@ -42,14 +43,19 @@ impl Tasks {
     /// done when this returns: so tasks begin in the order in which they are begun, which
     /// spawned ones do not.
     pub fn begin(&self, task: impl Future<Output = ()> + Send + 'static) {
-        // What it waits for is watched by the owner's runtime.
-        let _home = self.home.as_ref().map(Handle::enter);
         let mut task = Box::pin(task);
-        // Whoever polls it next looks again, whatever was missed.
-        let begun = task.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        if begun.is_pending() {
-            self.spawn(task);
+        // The owner's runtime may be ending: it is to end the task, not whoever begins it.
+        if !self.tracker.is_closed() {
+            // What it waits for is watched by the owner's runtime.
+            let _home = self.home.as_ref().map(Handle::enter);
+            // As far as it comes, however much whoever begins it has done before. Who polls it
+            // next looks again, whatever was missed.
+            let mut first = pin!(unconstrained(task.as_mut()));
+            if first.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+                return;
+            }
         }
+        self.spawn(task);
     }
 
     /// What counts as a task as long as it is there: for what goes on elsewhere.
@@ -85,6 +91,8 @@ mod tests {
     use std::sync::{Arc, Mutex};
     use std::time::Duration;
 
+    use tokio::sync::Semaphore;
+
     use super::*;
 
     #[test]
@@ -106,17 +114,23 @@ mod tests {
     #[tokio::test]
     async fn tasks_begin_in_order_and_go_on_by_themselves() {
         let (tasks, order) = (Tasks::new(), Arc::new(Mutex::new(Vec::new())));
-        for n in 0..10 {
-            let order = Arc::clone(&order);
+        // More than a task may do at a time.
+        let many = Arc::new(Semaphore::new(1000));
+        for n in 0..300 {
+            let (order, many) = (Arc::clone(&order), Arc::clone(&many));
             tasks.begin(async move {
+                let _one = many.acquire().await.expect("it is open");
                 order.lock().expect("nobody panics").push(n);
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 order.lock().expect("nobody panics").push(n);
             });
         }
-        assert_eq!(*order.lock().expect("nobody panics"), (0..10).collect::<Vec<_>>());
+        assert_eq!(*order.lock().expect("nobody panics"), (0..300).collect::<Vec<_>>());
         tasks.close();
         tasks.wait().await;
-        assert_eq!(order.lock().expect("nobody panics").len(), 20);
+        assert_eq!(order.lock().expect("nobody panics").len(), 600);
+        let (over, ended) = tokio::sync::oneshot::channel();
+        tasks.begin(async move { over.send(()).expect("it is awaited") });
+        ended.await.expect("what is begun late runs as a task");
     }
 }

@@ -197,9 +197,10 @@ fn what_is_acquired_while_it_was_expected_is_copied_once_whatever_is_expected_ne
         }
         let held = hold(&handoff, &gpu, &keys).await;
         assert!(held.iter().all(is_right));
-        let kept = stage.daemon.metric("tpad_hbm_fills_total", &["outcome=\"kept\""]).await;
+        // Whatever became of them: a copy that is given up and begun again is two.
+        let fills = stage.daemon.metric("tpad_hbm_fills_total", &[]).await;
         let each_once = f64::from(u32::try_from(keys.len()).expect("few"));
-        assert!((kept - each_once).abs() < f64::EPSILON, "{kept} copies of {each_once} blocks");
+        assert!((fills - each_once).abs() < f64::EPSILON, "{fills} fills of {each_once} blocks");
         drop(held);
         gpu.drain();
     });

@@ -74,7 +74,7 @@ impl Event {
 
     pub(super) fn wait(&self) -> Result<(), CudaError> {
         if !self.tells {
-            return self.ask(Duration::ZERO);
+            return self.ask();
         }
         let _entered = self.context.enter()?;
         // SAFETY: the event lives.
@@ -84,12 +84,9 @@ impl Event {
 }
 
 impl Event {
-    /// Waits without an interrupt: looks for the first time after `first`.
+    /// Waits without an interrupt.
     #[expect(clippy::disallowed_methods, reason = "nobody else is to run on this thread")]
-    pub(super) fn ask(&self, first: Duration) -> Result<(), CudaError> {
-        if !first.is_zero() {
-            thread::sleep(first);
-        }
+    fn ask(&self) -> Result<(), CudaError> {
         while !self.is_done()? {
             thread::sleep(LOOK_AGAIN);
         }

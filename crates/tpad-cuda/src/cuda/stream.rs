@@ -4,14 +4,12 @@ use std::ffi::{c_uint, c_void};
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use cudarc::driver::sys::CUstream;
 
 use super::call::check;
 use super::context::{Context, Entered};
 use super::event::{Event, Events};
-use super::pace::Pace;
 use crate::driver::span;
 use crate::{Completion, CudaError, HostCopy, Stream};
 
@@ -23,7 +21,6 @@ const NON_BLOCKING: c_uint = 1;
 pub(super) struct CudaStream {
     context: Arc<Context>,
     events: Arc<Events>,
-    pace: Arc<Pace>,
     raw: CUstream,
 }
 
@@ -38,12 +35,10 @@ struct Flight {
     /// `None` only while this is dropped.
     event: Option<Event>,
     events: Arc<Events>,
-    pace: Arc<Pace>,
-    submitted: Instant,
     /// Whether the event was seen: nothing touches the copy's memory any more.
     seen: AtomicBool,
     /// Read until then, and written.
-    copy: HostCopy,
+    _copy: HostCopy,
 }
 
 impl CudaStream {
@@ -53,8 +48,7 @@ impl CudaStream {
         // SAFETY: the pointer is to a live handle.
         let code = unsafe { (context.calls.stream_create)(&raw mut raw, NON_BLOCKING) };
         check("cuStreamCreate", code)?;
-        let (events, pace) = (Events::new(context), Arc::default());
-        Ok(Self { context: Arc::clone(context), events, pace, raw })
+        Ok(Self { context: Arc::clone(context), events: Events::new(context), raw })
     }
 
     #[cfg(feature = "testing")]
@@ -119,9 +113,8 @@ impl Stream for CudaStream {
             let _over = self.wait();
             return Err(error);
         }
-        let (events, pace) = (Arc::clone(&self.events), Arc::clone(&self.pace));
-        let (event, submitted, seen) = (Some(event), Instant::now(), AtomicBool::new(false));
-        Ok(Box::new(Flight { event, events, pace, submitted, seen, copy }))
+        let (event, events) = (Some(event), Arc::clone(&self.events));
+        Ok(Box::new(Flight { event, events, seen: AtomicBool::new(false), _copy: copy }))
     }
 }
 
@@ -133,9 +126,7 @@ impl Completion for Flight {
     }
 
     fn wait(&self) -> Result<(), CudaError> {
-        let (bytes, begun) = (self.copy.from.len(), self.pace.begun(self.submitted));
-        self.event()?.ask(self.pace.left(begun, bytes))?;
-        self.pace.ended(begun, bytes);
+        self.event()?.wait()?;
         self.seen.store(true, Ordering::Relaxed);
         Ok(())
     }

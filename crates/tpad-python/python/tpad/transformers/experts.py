@@ -73,13 +73,15 @@ class ServedExperts(nn.Module):
             return self._one(hidden_states, top_k_weights, picked[0], hit, guess)
         result = torch.zeros_like(hidden_states)
         places = _places(picked, hit, hidden_states.device)
+        used = 0
         with closing(self.store.use(self.layer, hit, guess)) as blocks:
             for n, weights in blocks:
                 at, token = places[hit[n]]
                 state, weight = hidden_states[token], top_k_weights[token, at, None]
                 part = self._expert(state, weights) * weight
                 result.index_add_(0, token, part.to(result.dtype))
-        return result
+                used += 1
+        return self._whole(result, used, hit)
 
     def _one(
         self,
@@ -100,6 +102,13 @@ class ServedExperts(nn.Module):
                 while added in parts:
                     result += parts.pop(added)
                     added += 1
+        return self._whole(result, added, hit)
+
+    def _whole(self, result: torch.Tensor, used: int, hit: list[int]) -> torch.Tensor:
+        if used != len(hit):
+            raise RuntimeError(
+                f"layer {self.layer}: of {len(hit)} experts that were picked the store gave {used}"
+            )
         return result
 
     def _look(

@@ -91,6 +91,9 @@ def warmup(device: torch.device) -> Iterator[Warmup]:
         warm.begin(lambda: _tpad.open_device(str(device)))
         warm.begin(lambda: torch.zeros(1, device=device))
         yield warm
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        raise
     finally:
         warm.settle()
         executor.shutdown(wait=False)
