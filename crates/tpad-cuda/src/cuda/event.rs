@@ -17,7 +17,7 @@ const NO_TIMING: c_uint = 2;
 /// `CU_EVENT_BLOCKING_SYNC`: the device raises an interrupt, and who waits sleeps until then.
 const INTERRUPTS: c_uint = 1;
 /// How long who asks sleeps between two looks. With the kernel's slack it is some four times
-/// that, of which a look takes a twentieth.
+/// that.
 const LOOK_AGAIN: Duration = Duration::from_micros(20);
 /// `CUDA_ERROR_NOT_READY`.
 const NOT_READY: u32 = 600;
