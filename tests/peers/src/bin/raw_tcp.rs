@@ -20,6 +20,9 @@ struct Arguments {
     /// The values' directory
     #[arg(long)]
     from: PathBuf,
+    /// How it is sent, in place of the system's choice, such as `reno`
+    #[arg(long)]
+    congestion: Option<String>,
 }
 
 #[tokio::main]
@@ -29,6 +32,9 @@ async fn main() -> Result<()> {
     let listener = TcpListener::bind(arguments.listen).await?;
     loop {
         let (stream, _) = listener.accept().await?;
+        if let Some(congestion) = &arguments.congestion {
+            rustix::net::sockopt::set_tcp_congestion(&stream, congestion)?;
+        }
         let values = Arc::clone(&values);
         tokio::spawn(async move {
             // A client that hangs up is done.

@@ -90,7 +90,7 @@ pub(crate) fn draw(part: &Part) -> String {
 
 fn class(row: &Row) -> &'static str {
     match row.peer.as_str() {
-        wire::LIMIT => "limit",
+        peer if peer.starts_with(wire::LIMIT) => "limit",
         peer if peer.starts_with(wire::OURS) => "ours",
         _ => "bar",
     }

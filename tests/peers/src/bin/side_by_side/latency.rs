@@ -42,7 +42,7 @@ pub(crate) fn run(place: &Place, plan: &Plan) -> Result<Vec<Row>> {
     say("starting servers for small requests");
     let large = SIZES[1];
     let values = values::write(place, &[large])?;
-    let tonic = servers::ours(place, "generated-tonic", &values);
+    let tonic = servers::ours(place, "generated-tonic", &values, &[]);
     let tpad = tpad(place);
     let empty = tonic.as_ref().map_err(|error| anyhow!("{error:#}")).map(|server| {
         let run: Run<'_, Case> = Box::new(move |case| {

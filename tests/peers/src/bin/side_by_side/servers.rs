@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 
 use crate::children::{self, Child, on};
 use crate::place::{Place, free_address, listens};
-use crate::values::{SIZES, Size};
+use crate::wire::WIRE;
 
 pub(crate) use daemon::{Tiers, daemon};
 pub(crate) use weed::{Weed, weed};
@@ -47,10 +47,10 @@ impl Server {
 }
 
 /// One of this workspace's servers that takes its values from files.
-pub(crate) fn ours(place: &Place, program: &str, values: &Path) -> Result<Server> {
+pub(crate) fn ours(place: &Place, program: &str, values: &Path, extra: &[&str]) -> Result<Server> {
     let address = free_address()?;
     let mut command = on(&place.server, place.program(program)?);
-    command.arg("--listen").arg(address.to_string()).arg("--from").arg(values);
+    command.arg("--listen").arg(address.to_string()).arg("--from").arg(values).args(extra);
     Server::start(place, program, &mut command, address)
 }
 
@@ -139,7 +139,7 @@ pub(crate) fn mooncake(place: &Place, values: &Path) -> Result<Server> {
     // 16 times 128 MiB on one processor.
     command.arg("-default_kv_lease_ttl=120000");
     let mut server = Server::start(place, "mooncake-master", &mut command, address)?;
-    let stored: usize = SIZES.iter().map(|size: &Size| size.keys * size.bytes()).sum();
+    let stored: usize = WIRE.iter().map(|size| size.keys * size.bytes()).sum();
     let mut owner = on(&place.server, place.tool("python")?);
     owner.arg(place.script("mooncake_server.py"));
     owner.arg("--master").arg(address.to_string());

@@ -24,12 +24,16 @@ pub(crate) struct Size {
     pub(crate) keys: usize,
 }
 
-/// The sizes of the wire comparison.
+/// The sizes that are compared.
 pub(crate) const SIZES: [Size; 3] = [
     Size { name: "1 MiB", hidden: 512, intermediate: 341, keys: 64 },
     Size { name: "16 MiB", hidden: 2048, intermediate: 1365, keys: 8 },
     Size { name: "128 MiB", hidden: 4096, intermediate: 5461, keys: 3 },
 ];
+
+/// Just above 1 MiB, as the first is just below it: beyond 16 segments of loopback, where BBR
+/// paces what is sent.
+pub(crate) const ABOVE: Size = Size { name: "1.002 MiB", hidden: 512, intermediate: 342, keys: 64 };
 
 /// For latency: the smallest image above 4 KiB.
 pub(crate) const SMALL: Size = Size { name: "4.5 KiB", hidden: 32, intermediate: 24, keys: 64 };
@@ -98,6 +102,9 @@ mod tests {
             // Images are padded to 256 bytes for each tensor: these are not.
             assert_eq!(size.bytes() % (3 * 256), 0, "{size:?}");
         }
+        // 65,483 bytes are what a segment of loopback holds.
+        assert!(SIZES[0].bytes() < 16 * 65_483 && ABOVE.bytes() > 16 * 65_483);
+        assert_eq!(format!("{:.3}", ABOVE.bytes() as f64 / f64::from(1 << 20)), "1.002");
         assert_eq!(SMALL.bytes(), 4608);
     }
 }

@@ -10,7 +10,7 @@ use crate::contest::{Contender, Reader, Run, client, contest};
 use crate::figures::{Row, Sample};
 use crate::place::Place;
 use crate::servers::{self, Server, Tiers, Weed};
-use crate::values::{self, SIZES, Size};
+use crate::values::{self, ABOVE, SIZES, Size};
 use crate::{Plan, say};
 
 /// Whose figures the ratios divide by.
@@ -24,9 +24,13 @@ pub(crate) const OURS: &str = "tpad";
 const WARMUP: &str = "0.1";
 const SECONDS: &str = "0.5";
 
+/// All sizes that go over the wire here.
+pub(crate) const WIRE: [Size; 4] = [SIZES[0], ABOVE, SIZES[1], SIZES[2]];
+
 /// The comparison proper.
-const PEERS: [&str; 11] = [
+const PEERS: [&str; 12] = [
     LIMIT,
+    "raw TCP loop, Reno",
     OURS,
     "tpad, ordinary receiver",
     "nginx, sendfile",
@@ -82,7 +86,7 @@ pub(crate) fn run(place: &Place, plan: &Plan) -> Result<Vec<Row>> {
         }
     }
     let concurrencies: &[usize] = if plan.quick { &[4] } else { &[1, 4, 16] };
-    let sizes = if plan.quick { &SIZES[1..2] } else { &SIZES[..] };
+    let sizes = if plan.quick { &SIZES[1..2] } else { &WIRE[..] };
     let at = |size: Size| concurrencies.iter().map(move |&concurrency| Case { size, concurrency });
     let cases: Vec<Case> = sizes.iter().copied().flat_map(at).collect();
     contest(place, &contenders, &cases, plan.rounds, |_| Ok(()))
@@ -92,6 +96,7 @@ pub(crate) fn run(place: &Place, plan: &Plan) -> Result<Vec<Row>> {
 struct Field<'a> {
     place: &'a Place,
     raw: Result<Server>,
+    reno: Result<Server>,
     tpad: Result<Server>,
     nginx: Result<Server>,
     redis: Result<Server>,
@@ -105,7 +110,7 @@ struct Field<'a> {
 
 impl<'a> Field<'a> {
     fn new(place: &'a Place, plan: &Plan) -> Result<Self> {
-        let values = values::write(place, &SIZES)?;
+        let values = values::write(place, &WIRE)?;
         // A server is called what all of its peers' names hold.
         let wanted = |server: &str| {
             let mut peers = PEERS.iter().chain(&BESIDE).filter(|name| name.contains(server));
@@ -124,7 +129,10 @@ impl<'a> Field<'a> {
         };
         Ok(Self {
             place,
-            raw: servers::ours(place, "raw-tcp", &values),
+            raw: servers::ours(place, "raw-tcp", &values, &[]),
+            reno: unless("Reno", &|| {
+                servers::ours(place, "raw-tcp", &values, &["--congestion", "reno"])
+            }),
             tpad: unless(OURS, &|| tpad(place)),
             nginx: unless("nginx", &|| servers::nginx(place, &values)),
             redis: unless("Redis", &|| servers::redis(place, &values)),
@@ -133,7 +141,7 @@ impl<'a> Field<'a> {
             mooncake: unless("Mooncake", &|| servers::mooncake(place, &values)),
             weed,
             grpcio: unless("grpcio, both", &|| servers::python(place, "grpc_server.py", &values)),
-            tonic: unless("tonic", &|| servers::ours(place, "generated-tonic", &values)),
+            tonic: unless("tonic", &|| servers::ours(place, "generated-tonic", &values, &[])),
         })
     }
 
@@ -143,6 +151,7 @@ impl<'a> Field<'a> {
         let grpcio = |server, extra| self.python(server, "grpc_load.py", extra);
         let runs = [
             load(&self.raw, "raw"),
+            load(&self.reno, "raw"),
             self.tpactl("bulk", &["--no-verify"]),
             self.tpactl("ordinary", &["--no-verify"]),
             load(&self.nginx, "http"),
@@ -274,7 +283,7 @@ fn load_args(command: &mut Command, case: &Case, server: &Server) {
 /// The daemon with a model for each size, all in its memory.
 fn tpad(place: &Place) -> Result<Server> {
     let mut tiers = Tiers { dram: "2GiB", pinned: true, ..Tiers::default() };
-    for size in SIZES {
+    for size in WIRE {
         let root = place.memory.join("checkpoints").join(size.model());
         size.checkpoint(place, &root)?;
         tiers.models.push((size, root.display().to_string()));

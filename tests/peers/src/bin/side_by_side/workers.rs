@@ -50,7 +50,7 @@ pub(crate) fn run(place: &Place, plan: &Plan) -> Result<Vec<Row>> {
     let place = &place.with_one_server_processor();
     say("starting servers for many workers");
     let values = values::write(place, &[value()])?;
-    let tonic = servers::ours(place, "generated-tonic", &values);
+    let tonic = servers::ours(place, "generated-tonic", &values, &[]);
     let tpad = tpad(place);
     let contenders = vec![
         Contender { name: LIMIT, run: grpcio(place, &tonic), at: |_| true },
