@@ -9,10 +9,10 @@ use super::super::session::Session;
 use super::ConnectionError;
 use super::silence::Silence;
 
-/// Of a frame that has begun the rest is on its way, and nothing else can come before it: we
-/// need not be woken by every segment, which costs the sender, too. Waiting for more is no
-/// better (docs/performance.md, "Frames and windows").
-const MARK_BYTES: usize = 256 << 10;
+/// The least that is worth a system call, and the most that is waited for: the kernel
+/// keeps twice that memory for it.
+pub(super) const LEAST_MARK_BYTES: usize = 256 << 10;
+const MOST_MARK_BYTES: usize = 2 << 20;
 
 /// The socket, and what was agreed with it.
 pub(super) struct Wire {
@@ -87,8 +87,8 @@ impl Wire {
 
     /// Sets when the socket wakes us next: when so much is there, as far as that is worth it.
     fn wake_at(&mut self, awaited: usize) {
-        let worth = awaited >= MARK_BYTES && !self.silence.is_asked();
-        let mark = if worth { MARK_BYTES } else { 1 };
+        let worth = awaited >= LEAST_MARK_BYTES && !self.silence.is_asked();
+        let mark = if worth { awaited.min(MOST_MARK_BYTES) } else { 1 };
         if mark != self.mark {
             self.mark = mark;
             self.socket.wake_at(mark);

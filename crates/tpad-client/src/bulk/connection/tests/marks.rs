@@ -1,4 +1,4 @@
-//! Large frames over a real socket, whose reader sleeps until much of their rest is there.
+//! Large frames over a real socket, whose reader sleeps until their rest is there.
 
 use tokio::net::{TcpListener, TcpStream};
 
@@ -22,9 +22,13 @@ async fn over_tcp(patience: Duration) -> (Connection, TcpStream) {
 
 /// The head of a reply, and a padded DATA frame with its payload.
 fn reply() -> Vec<u8> {
+    reply_of(FRAME)
+}
+
+fn reply_of(bytes: usize) -> Vec<u8> {
     let mut payload = vec![u8::try_from(PADDING).expect("a byte")];
-    payload.extend((0..FRAME - PADDING - 1).map(|at| u8::try_from(at % 251).unwrap_or(0)));
-    payload.resize(FRAME, 0);
+    payload.extend((0..bytes - PADDING - 1).map(|at| u8::try_from(at % 251).unwrap_or(0)));
+    payload.resize(bytes, 0);
     [settings(&[]), head(1), frame(frame::DATA, frame::PADDED, 1, &payload)].concat()
 }
 
@@ -47,17 +51,15 @@ async fn wait(connection: &mut Connection, bytes: &mut Vec<u8>) -> usize {
 }
 
 #[tokio::test]
-async fn of_a_large_frame_so_much_is_waited_for_at_a_time_and_nothing_beyond() {
+async fn the_rest_of_a_large_frame_is_waited_for_and_nothing_beyond() {
     let (mut connection, mut daemon) = over_tcp(PATIENCE).await;
     let reply = reply();
     let last = reply.len() - PADDING - 10;
     let mut bytes = Vec::new();
     say(&mut daemon, &reply[..100_000]).await;
     let mark = wait(&mut connection, &mut bytes).await;
-    assert_eq!(mark, 256 << 10);
-    say(&mut daemon, &reply[100_000..1_000_000]).await;
-    assert_eq!(wait(&mut connection, &mut bytes).await, 256 << 10, "again");
-    say(&mut daemon, &reply[1_000_000..last]).await;
+    assert_eq!(mark, FRAME - PADDING - 1 - bytes.len(), "the rest");
+    say(&mut daemon, &reply[100_000..last]).await;
     assert_eq!(wait(&mut connection, &mut bytes).await, 1, "of little every byte");
     let end = trailers(1, &[("grpc-status", "0")]);
     say(&mut daemon, &[&reply[last..], &end].concat()).await;
@@ -69,6 +71,25 @@ async fn of_a_large_frame_so_much_is_waited_for_at_a_time_and_nothing_beyond() {
     // Between calls whatever comes is heard.
     assert!(connection.is_open(&mut noop()));
     assert_eq!(connection.wire.mark(), 1);
+}
+
+#[tokio::test]
+async fn of_a_smaller_frame_half_of_the_rest_is_waited_for() {
+    let (mut connection, mut daemon) = over_tcp(PATIENCE).await;
+    let (reply, mut bytes) = (reply_of(1 << 20), Vec::new());
+    let payload = (1 << 20) - PADDING - 1;
+    say(&mut daemon, &reply[..100_000]).await;
+    let mark = wait(&mut connection, &mut bytes).await;
+    assert_eq!(mark, (payload - bytes.len()) / 2);
+    say(&mut daemon, &reply[100_000..700_000]).await;
+    assert_eq!(wait(&mut connection, &mut bytes).await, 256 << 10, "no less");
+    say(&mut daemon, &reply[700_000..1_000_000]).await;
+    assert_eq!(wait(&mut connection, &mut bytes).await, 1, "of little every byte");
+    say(&mut daemon, &[&reply[1_000_000..], &trailers(1, &[("grpc-status", "0")])[..]].concat())
+        .await;
+    let rest = tokio::time::timeout(SOON, read(&mut connection)).await.expect("it is woken");
+    bytes.extend(rest.expect("a reply").0);
+    assert_eq!(bytes.len(), payload);
 }
 
 #[tokio::test]
