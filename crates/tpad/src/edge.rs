@@ -25,6 +25,7 @@ mod stream;
 mod threads;
 mod turn;
 mod unix;
+mod unpaced;
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -33,7 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpSocket;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -44,6 +45,7 @@ use self::accept::{Acceptor, Listener};
 use self::connection::Closing;
 use self::gateway::Gateway;
 use self::threads::Threads;
+use self::unpaced::Unpaced;
 use crate::config::{Deadlines, Limits, Listen};
 
 pub(crate) use self::held::Held;
@@ -75,10 +77,10 @@ const ABORT_GRACE: Duration = Duration::from_millis(100);
 /// Listeners that are bound and not served yet.
 #[derive(Debug)]
 pub struct Bound {
-    grpc: Option<(TcpListener, SocketAddr)>,
+    grpc: Option<(Unpaced, SocketAddr)>,
     uds: Option<(tokio::net::UnixListener, SocketFile)>,
     uds_path: Option<PathBuf>,
-    http: Option<(TcpListener, SocketAddr)>,
+    http: Option<(Unpaced, SocketAddr)>,
 }
 
 /// The running edge.
@@ -261,7 +263,7 @@ impl Bound {
 fn bind_tcp(
     key: &'static str,
     address: Option<SocketAddr>,
-) -> Result<Option<(TcpListener, SocketAddr)>, BindError> {
+) -> Result<Option<(Unpaced, SocketAddr)>, BindError> {
     let Some(address) = address else { return Ok(None) };
     let failed = |error| BindError::Address { key, address, error };
     let listen = || {
@@ -269,7 +271,7 @@ fn bind_tcp(
         // As `TcpListener::bind` does: a restart finds its port although old connections linger.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        socket.listen(BACKLOG)
+        Unpaced::listen(socket, BACKLOG)
     };
     let listener = listen().map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -14,6 +14,7 @@ use super::io::Socket;
 use super::metrics::{ConnectionOutcome, EdgeMetrics, ListenerKind, ListenerLabel};
 use super::peer::Peer;
 use super::threads::Threads;
+use super::unpaced::Unpaced;
 
 /// The pause after a failed accept, doubled up to the longest while it goes on failing: out
 /// of descriptors, the listener stays readable and accept fails at once, for ever.
@@ -23,7 +24,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// A bound listener of either family.
 #[derive(Debug)]
 pub(super) enum Listener {
-    Tcp(TcpListener),
+    Tcp(Unpaced),
     Unix(UnixListener),
 }
 
@@ -43,16 +44,12 @@ impl Listener {
     async fn accept(&self) -> io::Result<(Socket, Peer)> {
         match self {
             Self::Tcp(listener) => {
-                let (socket, remote) = listener.accept().await?;
+                let (socket, peer) = listener.accept().await?;
                 // Replies are written whole; waiting for more only delays their last bytes.
                 // A peer that is gone already is noticed when it is read.
                 let _ = socket.set_nodelay(true);
                 // No TCP_NOTSENT_LOWAT: 512 KiB took a twelfth of the throughput, 128 KiB
                 // a sixth, and what lies unsent in the kernel is 4 MiB at most.
-                let peer = Peer::Tcp { local: socket.local_addr().ok(), remote };
-                if peer.is_local() {
-                    unpaced(&socket);
-                }
                 Ok((Socket::Tcp(socket), peer))
             }
             Self::Unix(listener) => {
@@ -66,15 +63,6 @@ impl Listener {
             }
         }
     }
-}
-
-/// Has the kernel send as fast as the peer reads. Within a machine no network is to be spared,
-/// but BBR, where that is the system's choice, paces all that is longer than 16 segments of
-/// loopback (1,047,728 bytes): a loop that writes 1 MiB took 281 to 465 us of processor time for
-/// each, and with Reno 187 to 214.
-fn unpaced(socket: &TcpStream) {
-    // Refused, it is as fast as the system has it.
-    let _ = rustix::net::sockopt::set_tcp_congestion(socket, "reno");
 }
 
 impl Acceptor {
@@ -189,20 +177,4 @@ impl Drop for Open {
 /// Whether it was the peer that gave up before it was accepted.
 fn is_the_peers(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn who_connects_within_the_machine_is_not_paced() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("it is bound");
-        let _client = TcpStream::connect(address).await.expect("it listens");
-        let (socket, _) = Listener::Tcp(listener).accept().await.expect("a connection");
-        let Socket::Tcp(socket) = socket else { panic!("it came over TCP") };
-        let congestion = rustix::net::sockopt::tcp_congestion(&socket).expect("Linux says");
-        assert_eq!(congestion, "reno");
-    }
 }

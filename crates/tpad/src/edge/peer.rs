@@ -35,6 +35,18 @@ impl Peer {
         }
     }
 
+    /// Whether what is sent to it never leaves the machine's network. It may administer nothing
+    /// for that.
+    pub(super) fn is_on_this_machine(&self) -> bool {
+        let own_address = match self {
+            Self::Tcp { local: Some(local), remote } => {
+                local.ip().to_canonical() == remote.ip().to_canonical()
+            }
+            Self::Tcp { local: None, .. } | Self::Unix { .. } => false,
+        };
+        own_address || self.is_local()
+    }
+
     /// Adds the peer to a request's extensions, in tonic's own form too.
     pub(super) fn describe(self, extensions: &mut Extensions) {
         if let Self::Tcp { local, remote } = self {
@@ -68,5 +80,19 @@ mod tests {
         for other in ["10.0.0.7:1", "[fe80::1]:1", "[::ffff:10.0.0.7]:1", "0.0.0.0:1"] {
             assert!(!tcp(other).is_local(), "{other}");
         }
+    }
+
+    #[test]
+    fn who_comes_from_the_address_it_goes_to_is_on_this_machine_and_not_local() {
+        let parse = |address: &str| address.parse().expect("an address");
+        let from =
+            |remote: &str| Peer::Tcp { local: Some(parse("10.0.0.7:80")), remote: parse(remote) };
+        for own in ["10.0.0.7:1", "[::ffff:10.0.0.7]:1"] {
+            assert!(from(own).is_on_this_machine() && !from(own).is_local(), "{own}");
+        }
+        assert!(from("127.0.0.1:1").is_on_this_machine());
+        assert!(!from("10.0.0.8:1").is_on_this_machine());
+        assert!(!Peer::Tcp { local: None, remote: parse("10.0.0.7:1") }.is_on_this_machine());
+        assert!(Peer::Unix { uid: None, pid: None }.is_on_this_machine());
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 
 /// Serve values from files named BYTES-KEY over plain TCP
 #[derive(Debug, Parser)]
@@ -29,12 +29,19 @@ struct Arguments {
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let values = Arc::new(tpad_peers::values(&arguments.from)?);
-    let listener = TcpListener::bind(arguments.listen).await?;
+    let socket = match arguments.listen {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    if let Some(congestion) = &arguments.congestion {
+        // Before it listens: a socket that BBR once had stays paced.
+        rustix::net::sockopt::set_tcp_congestion(&socket, congestion)?;
+    }
+    socket.set_reuseaddr(true)?;
+    socket.bind(arguments.listen)?;
+    let listener = socket.listen(1024)?;
     loop {
         let (stream, _) = listener.accept().await?;
-        if let Some(congestion) = &arguments.congestion {
-            rustix::net::sockopt::set_tcp_congestion(&stream, congestion)?;
-        }
         let values = Arc::clone(&values);
         tokio::spawn(async move {
             // A client that hangs up is done.

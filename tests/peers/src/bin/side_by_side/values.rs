@@ -104,7 +104,8 @@ mod tests {
         }
         // 65,483 bytes are what a segment of loopback holds.
         assert!(SIZES[0].bytes() < 16 * 65_483 && ABOVE.bytes() > 16 * 65_483);
-        assert_eq!(format!("{:.3}", ABOVE.bytes() as f64 / f64::from(1 << 20)), "1.002");
+        assert_eq!(format!("{:.3} MiB", ABOVE.bytes() as f64 / f64::from(1 << 20)), ABOVE.name);
+        assert_eq!(ABOVE.bytes() % (3 * 256), 0);
         assert_eq!(SMALL.bytes(), 4608);
     }
 }
