@@ -22,10 +22,12 @@ mod reply;
 mod request;
 mod stall;
 mod stream;
+mod tails;
 mod threads;
 mod turn;
 mod unix;
 mod unpaced;
+mod window;
 
 use std::collections::HashSet;
 use std::net::SocketAddr;

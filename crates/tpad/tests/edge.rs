@@ -14,3 +14,5 @@ mod requests;
 mod server;
 #[path = "edge/streams.rs"]
 mod streams;
+#[path = "edge/tails.rs"]
+mod tails;

@@ -19,7 +19,7 @@ pub(super) struct Account {
     began: Instant,
     finished: bool,
     _place: Option<Place>,
-    _held: Option<Held>,
+    held: Option<Held>,
 }
 
 impl Account {
@@ -39,13 +39,17 @@ impl Account {
             began: Instant::now(),
             finished: false,
             _place: place,
-            _held: None,
+            held: None,
         }
     }
 
     /// Keeps what the reply holds until the request is over.
     pub(super) fn keep(&mut self, held: Option<Held>) {
-        self._held = held;
+        self.held = held;
+    }
+
+    pub(super) fn keeps(&self) -> bool {
+        self.held.is_some()
     }
 
     pub(super) fn id(&self) -> &RequestId {

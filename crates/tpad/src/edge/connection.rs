@@ -3,7 +3,6 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::server::conn::http2::Connection;
@@ -18,7 +17,9 @@ use super::metrics::ConnectionOutcome;
 use super::peer::Peer;
 use super::stall::Stall;
 use super::stream::StreamExecutor;
+use super::tails::Tails;
 use super::turn::Turn;
+use super::window::Window;
 use crate::config::Limits;
 
 /// What every HTTP/2 client says first (RFC 9113, section 3.4).
@@ -74,17 +75,30 @@ pub(super) async fn serve_grpc(
     if !greeted {
         return ConnectionOutcome::NoPreface;
     }
-    let streams = StreamExecutor::new(limits.progress_deadline, gateway.metrics.clone());
+    let (window, tails) = (Window::new(), Arc::new(Tails::default()));
+    let streams = StreamExecutor::new(
+        limits.progress_deadline,
+        window.clone(),
+        Arc::clone(&tails),
+        gateway.metrics.clone(),
+    );
     let stall = Arc::new(Stall::new());
     let service = ConnectionService::new(gateway, peer);
     let turn = Arc::new(Turn::new(service.share()));
-    let io = WatchedIo::new(socket, PREFACE, Arc::clone(&stall)).in_turn(Arc::clone(&turn));
-    let io = TokioIo::new(io.lingering(closing.drain.clone()));
+    let io = WatchedIo::new(socket, PREFACE, Arc::clone(&stall)).greeted(window);
+    let io = io.in_turn(Arc::clone(&turn)).lingering(closing.drain.clone());
+    let stalled = async {
+        tokio::select! {
+            () = stall.exceeds(limits.progress_deadline) => {}
+            () = tails.stall(limits.progress_deadline) => {}
+        }
+    };
     let outcome = {
-        let connection = http2(&limits, streams.clone()).serve_connection(io, service);
+        let connection =
+            http2(&limits, streams.clone()).serve_connection(TokioIo::new(io), service);
         let polled = || turn.begin();
         let shut = |c: Pin<&mut _>| Connection::graceful_shutdown(c);
-        drive(connection, polled, shut, &stall, limits.progress_deadline, closing).await
+        drive(connection, polled, shut, stalled, closing).await
     };
     streams.close().await;
     outcome
@@ -110,7 +124,8 @@ where
         .max_buf_size((limits.header_bytes as usize).max(8192))
         .serve_connection(io, service);
     let shut = |c: Pin<&mut _>| http1::Connection::graceful_shutdown(c);
-    drive(connection, || {}, shut, &stall, limits.progress_deadline, closing).await
+    let stalled = stall.exceeds(limits.progress_deadline);
+    drive(connection, || {}, shut, stalled, closing).await
 }
 
 fn http2(
@@ -135,20 +150,20 @@ fn http2(
     builder
 }
 
-/// Polls a connection to its end, its stall, or the daemon's; says `polled` before each.
+/// Polls a connection to its end, until it is `stalled`, or to the daemon's end; says `polled`
+/// before each.
 async fn drive<C>(
     connection: C,
     polled: impl Fn(),
     graceful_shutdown: impl Fn(Pin<&mut C>),
-    stall: &Stall,
-    progress_deadline: Duration,
+    stalled: impl Future<Output = ()>,
     closing: Closing,
 ) -> ConnectionOutcome
 where
     C: Future<Output = hyper::Result<()>>,
 {
     let mut connection = std::pin::pin!(connection);
-    let mut stalled = std::pin::pin!(stall.exceeds(progress_deadline));
+    let mut stalled = std::pin::pin!(stalled);
     let mut draining = false;
     loop {
         tokio::select! {

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::stall::Stall;
 use super::turn::Turn;
+use super::window::{Greeting, Window};
 
 /// What is read at a time of what nobody wants: peers that only say how much they
 /// have read say 13 bytes.
@@ -34,6 +35,8 @@ pub(super) struct WatchedIo {
     /// What was read to tell the protocol, and how much of it was replayed.
     preface: &'static [u8],
     stall: Arc<Stall>,
+    /// Until it has seen enough.
+    greeting: Option<Greeting>,
     /// Whether there is somebody to share the thread with.
     turn: Option<Arc<Turn>>,
     /// Once it is cancelled, the end waits for the peer's.
@@ -81,7 +84,12 @@ impl Socket {
 impl WatchedIo {
     /// `preface` is handed out before the socket is read.
     pub(super) fn new(socket: Socket, preface: &'static [u8], stall: Arc<Stall>) -> Self {
-        Self { socket, preface, stall, turn: None, linger: None, ended: false }
+        Self { socket, preface, stall, greeting: None, turn: None, linger: None, ended: false }
+    }
+
+    /// The same, which finds in what the peer says first what `window` it gives.
+    pub(super) fn greeted(self, window: Window) -> Self {
+        Self { greeting: Some(Greeting::new(window)), ..self }
     }
 
     /// The same, which writes no more than `turn` allows each time it is polled.
@@ -209,7 +217,14 @@ impl AsyncRead for WatchedIo {
             this.preface = later;
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut this.socket).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.socket).poll_read(cx, buffer);
+        if let Some(greeting) = &mut this.greeting
+            && !greeting.sees(&buffer.filled()[before..])
+        {
+            this.greeting = None;
+        }
+        read
     }
 }
 

@@ -16,7 +16,7 @@ use super::account::Account;
 use super::in_flight::{Share, Waiting};
 use super::metrics::EdgeMetrics;
 use super::refusal;
-use super::stream::StreamState;
+use super::stream::{HELD_BYTES, StreamState};
 
 /// When a reply is ended. Most are over before anybody waits: those set no timer.
 pub(super) struct Deadline {
@@ -85,6 +85,16 @@ impl ReplyBody {
         self.rest.is_empty() && self.inner.as_ref().is_none_or(Body::is_end_stream)
     }
 
+    /// Whether the end may go before the client has taken the rest: what the account keeps
+    /// is kept until then.
+    fn ends_early(&self) -> bool {
+        self.stream.is_within_window() && !self.account.keeps()
+    }
+
+    fn may_end(&self) -> bool {
+        self.stream.outstanding_bytes() <= HELD_BYTES || self.ends_early()
+    }
+
     fn next_piece(&mut self, room: usize) -> Frame<Bytes> {
         let piece = self.rest.split_to(self.rest.len().min(room));
         Frame::data(self.stream.send(piece, &self.share, &self.metrics))
@@ -107,11 +117,11 @@ impl ReplyBody {
     /// The next frame, whatever the time is.
     fn poll_reply(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         loop {
-            if let Some(end) = &mut self.end {
-                if self.stream.holds_back(cx.waker()) {
+            if self.end.is_some() {
+                if !self.ends_early() && self.stream.holds_back(cx.waker()) {
                     return Poll::Pending;
                 }
-                let end = end.take();
+                let end = self.end.as_mut().and_then(Option::take);
                 self.account.finish(end.as_ref());
                 return Poll::Ready(end.map(|trailers| Ok(Frame::trailers(trailers))));
             }
@@ -177,9 +187,9 @@ impl Body for ReplyBody {
     fn is_end_stream(&self) -> bool {
         // HTTP/2 then ends the stream with what it has; not before the client took it.
         match &self.end {
-            Some(None) => self.stream.outstanding_bytes() <= super::stream::HELD_BYTES,
+            Some(None) => self.may_end(),
             Some(Some(_)) => false,
-            None => self.ended() && self.stream.outstanding_bytes() <= super::stream::HELD_BYTES,
+            None => self.ended() && self.may_end(),
         }
     }
 }

@@ -108,7 +108,12 @@ impl Writer {
 
     /// Adds to a stream's window, or with stream 0 to the connection's.
     pub(crate) async fn widen(&mut self, stream: u32, bytes: u32) {
-        self.frame(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes()).await;
+        assert!(self.try_widen(stream, bytes).await, "the peer is gone");
+    }
+
+    /// The same; false when the peer is gone.
+    pub(crate) async fn try_widen(&mut self, stream: u32, bytes: u32) -> bool {
+        self.try_frame(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes()).await
     }
 }
 
