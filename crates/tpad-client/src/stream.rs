@@ -52,7 +52,8 @@ pub struct StreamStart {
 /// are still being hashed.
 ///
 /// Bytes are received while the stream is polled. A daemon gives up a stream
-/// that takes nothing for its `limits.progress_deadline`, 30 s by default.
+/// that takes nothing for its `limits.progress_deadline`, 30 s by default, or
+/// the connection, if it has sent all of it.
 pub struct BlockStream {
     start: StreamStart,
     blocks: Option<BoxStream<'static, Result<FetchedBlock, Error>>>,

@@ -20,6 +20,10 @@ use super::header::HEADER_LIST_BYTES;
 /// stays in the sockets: nothing here takes this memory.
 pub(super) const WINDOW_BYTES: u32 = 64 << 20;
 
+/// The same for the connection: as much as can be, since its one call has a bound of its own.
+/// From 1 GiB on a daemon takes it as read that we read whatever comes.
+const CONNECTION_WINDOW_BYTES: u32 = frame::LARGEST_WINDOW;
+
 /// The largest frames that we take: twice the daemon's pieces. Nothing else waits
 /// behind one, since a call has its connection for itself.
 pub(super) const FRAME_BYTES: u32 = 4 << 20;
@@ -72,12 +76,12 @@ impl Session {
             (frame::MAX_HEADER_LIST_SIZE, u32::try_from(HEADER_LIST_BYTES).unwrap_or(u32::MAX)),
         ];
         frame::append_settings(&mut output, &settings);
-        let more = WINDOW_BYTES - frame::FIRST_WINDOW;
+        let more = CONNECTION_WINDOW_BYTES - frame::FIRST_WINDOW;
         frame::append(&mut output, frame::WINDOW_UPDATE, 0, 0, &more.to_be_bytes());
         Self {
             peer: PeerSettings::new(),
             send_window: i64::from(frame::FIRST_WINDOW),
-            window: Window::new(WINDOW_BYTES),
+            window: Window::new(CONNECTION_WINDOW_BYTES),
             next_stream: 1,
             call: None,
             header_blocks: HeaderBlocks::new(),

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::gateway::{ConnectionService, Gateway};
 use super::io::{Socket, WatchedIo};
-use super::metrics::ConnectionOutcome;
+use super::metrics::{ConnectionOutcome, CutLabel, CutReason};
 use super::peer::Peer;
 use super::stall::Stall;
 use super::stream::StreamExecutor;
@@ -76,11 +76,12 @@ pub(super) async fn serve_grpc(
         return ConnectionOutcome::NoPreface;
     }
     let (window, tails) = (Window::new(), Arc::new(Tails::default()));
+    let metrics = gateway.metrics.clone();
     let streams = StreamExecutor::new(
         limits.progress_deadline,
         window.clone(),
         Arc::clone(&tails),
-        gateway.metrics.clone(),
+        metrics.clone(),
     );
     let stall = Arc::new(Stall::new());
     let service = ConnectionService::new(gateway, peer);
@@ -90,7 +91,11 @@ pub(super) async fn serve_grpc(
     let stalled = async {
         tokio::select! {
             () = stall.exceeds(limits.progress_deadline) => {}
-            () = tails.stall(limits.progress_deadline) => {}
+            () = tails.stall(limits.progress_deadline) => {
+                let reason = CutReason::Stalled;
+                metrics.streams_cut.get_or_create(&CutLabel { reason }).inc();
+                tracing::debug!("connection cut: its client does not take a reply's rest");
+            }
         }
     };
     let outcome = {

@@ -70,7 +70,8 @@ pub enum ConnectionOutcome {
     NoPreface,
     /// A protocol error, or a peer that does not answer pings.
     Failed,
-    /// The socket took nothing for `limits.progress_deadline`.
+    /// The socket took nothing for `limits.progress_deadline`, or nothing of a reply whose
+    /// stream was over.
     Stalled,
     /// Still busy at the end of a drain.
     Aborted,

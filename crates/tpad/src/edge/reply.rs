@@ -44,7 +44,8 @@ pub(super) struct ReplyBody {
     inner: Option<tonic::body::Body>,
     /// What is left of a frame that is longer than a piece.
     rest: Bytes,
-    /// The end, held back until the client has taken what is before it.
+    /// The end, held back until the client has taken what is before it, if it [may not
+    /// go](Self::ends_early) before.
     end: Option<Option<HeaderMap>>,
     deadline: Option<Deadline>,
     /// For a reply that has no end by nature.
@@ -91,10 +92,6 @@ impl ReplyBody {
         self.stream.is_within_window() && !self.account.keeps()
     }
 
-    fn may_end(&self) -> bool {
-        self.stream.outstanding_bytes() <= HELD_BYTES || self.ends_early()
-    }
-
     fn next_piece(&mut self, room: usize) -> Frame<Bytes> {
         let piece = self.rest.split_to(self.rest.len().min(room));
         Frame::data(self.stream.send(piece, &self.share, &self.metrics))
@@ -118,7 +115,9 @@ impl ReplyBody {
     fn poll_reply(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         loop {
             if self.end.is_some() {
-                if !self.ends_early() && self.stream.holds_back(cx.waker()) {
+                if self.ends_early() {
+                    self.stream.end_early();
+                } else if self.stream.holds_back(cx.waker()) {
                     return Poll::Pending;
                 }
                 let end = self.end.as_mut().and_then(Option::take);
@@ -187,9 +186,9 @@ impl Body for ReplyBody {
     fn is_end_stream(&self) -> bool {
         // HTTP/2 then ends the stream with what it has; not before the client took it.
         match &self.end {
-            Some(None) => self.may_end(),
+            Some(None) => self.stream.outstanding_bytes() <= HELD_BYTES,
             Some(Some(_)) => false,
-            None => self.ended() && self.may_end(),
+            None => self.ended() && self.stream.outstanding_bytes() <= HELD_BYTES,
         }
     }
 }
@@ -205,3 +204,6 @@ fn trailers(status: &Status) -> HeaderMap {
     }
     trailers
 }
+
+#[cfg(test)]
+mod tests;

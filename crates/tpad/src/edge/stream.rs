@@ -7,13 +7,13 @@
 //! stream drops the bytes that HTTP/2 still holds for it and sends RST_STREAM.
 //!
 //! For that the end of a reply is held back until the client has taken the rest,
-//! unless the reply fits in the window that the client gives each stream at first:
-//! then it waits for the socket alone, and its task is not woken once more. With
+//! unless the reply fits in the [window](super::window) of a client that reads
+//! whatever comes: its task is not woken once more then. With
 //! blocks of 1 MiB that brings 1.01, 1.08 and 1.04 times the throughput at 1, 4 and
 //! 16 at a time, for 1.00, 0.96 and 0.96 of the processor time.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -48,6 +48,7 @@ pub(super) struct StreamState {
     outstanding: AtomicU64,
     sent: AtomicU64,
     window: Window,
+    ended_early: AtomicBool,
     body: AtomicWaker,
     deadline: OnceLock<Instant>,
 }
@@ -78,6 +79,7 @@ impl StreamState {
             outstanding: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             window,
+            ended_early: AtomicBool::new(false),
             body: AtomicWaker::new(),
             deadline: OnceLock::new(),
         }
@@ -108,6 +110,11 @@ impl StreamState {
     /// Whether all of the reply waits for the socket alone, not for who reads it.
     pub(super) fn is_within_window(&self) -> bool {
         self.sent.load(Ordering::Relaxed) <= self.window.bytes()
+    }
+
+    /// The reply's end goes, although the client may have more to take than a stream may leave.
+    pub(super) fn end_early(&self) {
+        self.ended_early.store(self.outstanding_bytes() > HELD_BYTES, Ordering::Relaxed);
     }
 
     /// For how long the client has taken nothing; `None`: nothing waits for it.
@@ -214,7 +221,7 @@ where
                 biased;
                 () = this.closed.cancelled() => None,
                 () = served => {
-                    if state.outstanding_bytes() > HELD_BYTES {
+                    if state.ended_early.load(Ordering::Relaxed) {
                         this.tails.add(Arc::clone(&state));
                     }
                     None

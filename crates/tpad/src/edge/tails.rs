@@ -1,13 +1,14 @@
-//! The ends of replies that HTTP/2 still holds when their streams' tasks are over.
+//! What HTTP/2 still holds of replies whose streams' tasks are over.
 //!
-//! A reply within its client's first window needs nobody who waits for its last byte, so its
-//! task ends when that byte is with HTTP/2. Whether the client takes it is watched here: of a
-//! stream without a task nothing can be reset, so who does not loses the connection.
+//! A reply within its client's [window](super::window) needs nobody who waits for its last byte,
+//! so its task ends when that byte is with HTTP/2. Whether it is taken is watched here: a stream
+//! without a task cannot be reset, so who does not take it loses the connection. That is one
+//! who does not read its socket, or who took a window back.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::stream::StreamState;
+use super::stream::{HELD_BYTES, StreamState};
 
 /// Those of one connection.
 #[derive(Debug, Default)]
@@ -18,7 +19,8 @@ impl Tails {
         self.held().push(stream);
     }
 
-    /// Ends once a client has taken nothing of one for `limit`.
+    /// Ends once a client has taken nothing of one for `limit`, or for twice that at most if
+    /// it began before its task was over.
     pub(super) async fn stall(&self, limit: Duration) {
         loop {
             let longest = self.held().iter().filter_map(|stream| stream.stalled()).max();
@@ -26,7 +28,6 @@ impl Tails {
             if left.is_zero() {
                 return;
             }
-            // Whatever begins to wait meanwhile cannot be due before this.
             tokio::time::sleep(left).await;
         }
     }
@@ -34,7 +35,7 @@ impl Tails {
     /// Those that are not taken.
     fn held(&self) -> MutexGuard<'_, Vec<Arc<StreamState>>> {
         let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        streams.retain(|stream| stream.outstanding_bytes() > 0);
+        streams.retain(|stream| stream.outstanding_bytes() > HELD_BYTES);
         streams
     }
 }
