@@ -32,11 +32,14 @@ pub(super) const LEAST_PIECE_BYTES: u64 = 64 << 10;
 /// they lost a sixth of their throughput, with 1 MiB half.
 const ROUND_BYTES: u64 = 16 << 20;
 
-/// What a connection writes before others have their turn. 256 KiB took a fifth of a
-/// lone client's throughput; without any turns it had no more.
+/// What the connections of one peer write before each has had its turn, while nobody else
+/// writes. One alone reads 5.3 GB/s with turns of 2 or 1 MiB, 5.1 with 512 KiB and 4.9 with
+/// 256. Four read the same with 2 MiB each and with 512 KiB, but a small request beside them
+/// takes 0.46 and 0.27 ms at the median, 2.8 and 1.5 at the 99th percentile
+/// (docs/performance.md, "Small requests").
 const TURN_BYTES: u64 = 2 << 20;
 
-/// The same for a whole peer while others write too. Near what a socket on loopback
+/// What a whole peer writes while others write too, and the least of one that is alone. Near what a socket on loopback
 /// takes at a time (some 380 KiB here), so that who has one connection can use its turn.
 const SHARED_TURN_BYTES: u64 = 512 << 10;
 
@@ -204,10 +207,11 @@ impl Share {
     /// What the connection may write before others have their turn. The runtime
     /// polls connections in turn, so equal turns are equal shares of what the
     /// daemon can write; a peer's connections share one, and a peer that is alone
-    /// has nobody to share with.
+    /// has longer ones.
     pub(in crate::edge) fn turn_bytes(&self) -> u64 {
         if self.all.active_peers.load(Ordering::Relaxed) < 2 {
-            return TURN_BYTES;
+            let connections = self.all.active_connections.load(Ordering::Relaxed).max(1) as u64;
+            return (TURN_BYTES / connections).max(SHARED_TURN_BYTES);
         }
         let connections = self.peer.active.load(Ordering::Relaxed).max(1) as u64;
         (SHARED_TURN_BYTES / connections).max(LEAST_TURN_BYTES)

@@ -51,6 +51,13 @@ pub(crate) fn on(processors: &Processors, program: impl AsRef<std::ffi::OsStr>) 
     command
 }
 
+/// `command` after everybody else who wants its processors.
+pub(crate) fn last(command: &Command) -> Command {
+    let mut last = Command::new("nice");
+    last.args(["-n", "19"]).arg(command.get_program()).args(command.get_args());
+    last
+}
+
 impl Child {
     /// Starts it; what it writes goes to the file `log`.
     pub(crate) fn start(command: &mut Command, log: PathBuf) -> Result<Self> {

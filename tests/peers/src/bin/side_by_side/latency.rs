@@ -1,12 +1,15 @@
 //! Small requests, idle and while another client reads large values from the same
 //! server.
+//!
+//! That client would be another machine's. Here both share processors, so it gives way
+//! to the one that is measured.
 
 use std::fmt;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, anyhow};
 
-use crate::children::{Child, on};
+use crate::children::{Child, last, on};
 use crate::contest::{Contender, Run, client, contest};
 use crate::figures::{Row, Sample};
 use crate::place::Place;
@@ -92,13 +95,13 @@ fn ours<'a>(
 fn beside(
     place: &Place,
     case: Case,
-    mut bulk: Command,
+    bulk: Command,
     measure: impl FnOnce() -> Result<Sample>,
 ) -> Result<Sample> {
     if case == Case::Idle {
         return measure();
     }
-    let mut other = Child::start(&mut bulk, place.log("bulk"))?;
+    let mut other = Child::start(&mut last(&bulk), place.log("bulk"))?;
     let sample = measure()?;
     // A figure beside a client that had given up would be an idle one.
     other.still_runs().context("the other client")?;

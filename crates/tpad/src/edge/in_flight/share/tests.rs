@@ -194,15 +194,20 @@ async fn a_round_of_all_streams_is_bounded_and_pieces_are_parts_of_a_payload() {
 }
 
 #[test]
-fn a_peers_connections_share_one_turn_and_a_lone_peer_has_whole_ones() {
+fn a_peers_connections_share_one_turn_and_a_lone_peer_has_longer_ones() {
     let all = in_flight();
     let many: Vec<Share> = (0..4).map(|_| all.join(user(1))).collect();
-    many.iter().for_each(|share| share.add(1, true));
-    assert!(many.iter().all(|share| share.turn_bytes() == TURN_BYTES), "nobody else writes");
+    many[0].add(1, true);
+    assert_eq!(many[0].turn_bytes(), TURN_BYTES, "nobody else writes");
+    many[1].add(1, true);
+    assert_eq!(many[0].turn_bytes(), TURN_BYTES / 2);
+    many[2..].iter().for_each(|share| share.add(1, true));
+    let longest = SHARED_TURN_BYTES.max(TURN_BYTES / 4);
+    assert!(many.iter().all(|share| share.turn_bytes() == longest), "no shorter with more");
     let one = all.join(user(2));
     one.add(1, true);
     assert_eq!(one.turn_bytes(), SHARED_TURN_BYTES);
     assert!(many.iter().all(|share| share.turn_bytes() == SHARED_TURN_BYTES / 4));
     one.remove(1, true);
-    assert!(many.iter().all(|share| share.turn_bytes() == TURN_BYTES));
+    assert!(many.iter().all(|share| share.turn_bytes() == longest));
 }
