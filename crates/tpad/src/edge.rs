@@ -200,10 +200,18 @@ impl Bound {
         let EdgeConfig { routes, methods, pages, limits, deadlines, metrics } = config;
         let (grpc, http) = (Half::new(), Half::new());
         let drain = grpc.closing.drain.clone();
-        let gateway = Gateway::new(routes, methods, limits, deadlines, metrics.clone(), drain);
+        let threads = Arc::new(Threads::of_runtime());
+        let gateway = Gateway::new(
+            routes,
+            methods,
+            limits,
+            deadlines,
+            metrics.clone(),
+            drain,
+            threads.most(),
+        );
         let gateway = Arc::new(gateway);
         let slots = Arc::new(Semaphore::new(limits.connections));
-        let threads = Arc::new(Threads::of_runtime());
 
         let grpc_addr = self.grpc.as_ref().map(|(_, address)| *address);
         let (uds, socket_file) = self.uds.unzip();

@@ -43,6 +43,7 @@ impl Window {
 
 #[cfg(test)]
 mod tests {
+    use super::super::frame::LARGEST_WINDOW;
     use super::*;
 
     #[test]
@@ -55,5 +56,19 @@ mod tests {
         assert_eq!(window.receive(51), Err(Overrun));
         assert_eq!(window.receive(50), Ok(()));
         assert_eq!(window.receive(usize::MAX), Err(Overrun));
+    }
+
+    #[test]
+    fn the_largest_window_is_raised_long_before_it_is_used_up() {
+        let mut window = Window::new(LARGEST_WINDOW);
+        let (mut came, mut raised) = (0u64, 0u64);
+        // Three times the largest window.
+        for _ in 0..1536 {
+            assert_eq!(window.receive(4 << 20), Ok(()));
+            came += 4 << 20;
+            raised += window.take(4 << 20).map_or(0, u64::from);
+            assert!(came - raised <= u64::from(LARGEST_WINDOW / 2), "{came} {raised}");
+        }
+        assert!(raised > 2 * u64::from(LARGEST_WINDOW), "{raised}");
     }
 }

@@ -21,7 +21,8 @@ use super::header::HEADER_LIST_BYTES;
 pub(super) const WINDOW_BYTES: u32 = 64 << 20;
 
 /// The same for the connection: as much as can be, since its one call has a bound of its own.
-/// From 1 GiB on a daemon takes it as read that we read whatever comes.
+/// From 1 GiB on a daemon ends replies before we have taken them, and closes the connection if
+/// we do not; with one call on it nothing else is lost.
 const CONNECTION_WINDOW_BYTES: u32 = frame::LARGEST_WINDOW;
 
 /// The largest frames that we take: twice the daemon's pieces. Nothing else waits

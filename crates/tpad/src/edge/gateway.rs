@@ -72,10 +72,12 @@ impl Gateway {
         deadlines: Deadlines,
         metrics: EdgeMetrics,
         drain: CancellationToken,
+        threads: usize,
     ) -> Self {
         let in_flight = InFlight::new(
             limits.in_flight_bytes,
             limits.in_flight_bytes_per_connection,
+            threads,
             metrics.in_flight_bytes.clone(),
         );
         Self {

@@ -33,6 +33,8 @@ use self::peers::Peers;
 pub(super) struct InFlight {
     limit: u64,
     connection_limit: u64,
+    /// On which connections are served.
+    threads: usize,
     bytes: AtomicU64,
     /// Those of them that requests brought.
     of_requests: AtomicU64,
@@ -47,11 +49,12 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
-    /// `limit` is for all connections, `connection_limit` for each.
-    pub(super) fn new(limit: u64, connection_limit: u64, gauge: Gauge) -> Self {
+    /// `limit` is for all connections, which `threads` serve, `connection_limit` for each.
+    pub(super) fn new(limit: u64, connection_limit: u64, threads: usize, gauge: Gauge) -> Self {
         Self {
             limit,
             connection_limit,
+            threads,
             bytes: AtomicU64::new(0),
             of_requests: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),

@@ -47,6 +47,8 @@ pub(super) struct ReplyBody {
     /// The end, held back until the client has taken what is before it, if it [may not
     /// go](Self::ends_early) before.
     end: Option<Option<HeaderMap>>,
+    /// It ended before all of it was there.
+    cut_short: bool,
     deadline: Option<Deadline>,
     /// For a reply that has no end by nature.
     drain: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
@@ -71,6 +73,7 @@ impl ReplyBody {
             inner: Some(inner),
             rest: Bytes::new(),
             end: None,
+            cut_short: false,
             deadline,
             drain,
             waiting: None,
@@ -86,10 +89,10 @@ impl ReplyBody {
         self.rest.is_empty() && self.inner.as_ref().is_none_or(Body::is_end_stream)
     }
 
-    /// Whether the end may go before the client has taken the rest: what the account keeps
-    /// is kept until then.
+    /// Whether the end may go before the client has taken the rest. What the account keeps is
+    /// kept until then, and what is over time is to be cut if it is not taken.
     fn ends_early(&self) -> bool {
-        self.stream.is_within_window() && !self.account.keeps()
+        self.stream.is_within_window() && !self.account.keeps() && !self.cut_short
     }
 
     fn next_piece(&mut self, room: usize) -> Frame<Bytes> {
@@ -103,6 +106,7 @@ impl ReplyBody {
         self.rest = Bytes::new();
         // A wake-up that comes now is another's.
         self.waiting = None;
+        self.cut_short = true;
         self.end = Some(Some(trailers(status)));
     }
 

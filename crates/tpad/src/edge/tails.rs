@@ -3,7 +3,8 @@
 //! A reply within its client's [window](super::window) needs nobody who waits for its last byte,
 //! so its task ends when that byte is with HTTP/2. Whether it is taken is watched here: a stream
 //! without a task cannot be reset, so who does not take it loses the connection. That is one
-//! who does not read its socket, or who took a window back.
+//! who does not read its socket, took a window back, left 1 GiB of other streams unread, or
+//! has so many streams on so slow a link that a whole piece of each takes too long.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -77,6 +77,11 @@ impl Threads {
         Self { threads: Mutex::default(), most }
     }
 
+    /// How many threads serve connections at most, the runtime's own if there are no others.
+    pub(super) fn most(&self) -> usize {
+        self.most.max(1)
+    }
+
     /// A place on the thread with the fewest connections; `None` where there are no
     /// threads.
     pub(super) fn seat(&self) -> Option<Seat> {

@@ -2,7 +2,8 @@
 //!
 //! A reply that fits in the window that each stream gets at first, on a connection whose own
 //! window is as good as endless, leaves HTTP/2 as fast as the socket takes it. One that does not
-//! can wait there for who reads it.
+//! can wait there for who reads it. Of tpad's clients both that receive blocks give so much: the
+//! bulk one, with one call on a connection, and tonic's for streams, which many calls share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -32,15 +32,16 @@ pub(super) const LEAST_PIECE_BYTES: u64 = 64 << 10;
 /// they lost a sixth of their throughput, with 1 MiB half.
 const ROUND_BYTES: u64 = 16 << 20;
 
-/// What the connections of one peer write before each has had its turn, while nobody else
-/// writes. One alone reads 5.3 GB/s with turns of 2 or 1 MiB, 5.1 with 512 KiB and 4.9 with
-/// 256. Four read the same with 2 MiB each and with 512 KiB, but a small request beside them
-/// takes 0.46 and 0.27 ms at the median, 2.8 and 1.5 at the 99th percentile
-/// (docs/performance.md, "Small requests").
+/// What the connections that share a thread write before each has had its turn, while one
+/// peer has them all and they are four at most. One alone reads 5.3 GB/s with turns of 2 or
+/// 1 MiB, 5.1 with 512 KiB and 4.9 with 256. Four with 512 KiB each in place of 2 MiB had
+/// 0.95 of the throughput, and a small request beside them took 0.27 in place of 0.46 ms at
+/// the median, 1.6 in place of 2.8 at the 99th percentile (docs/performance.md, "Turns").
 const TURN_BYTES: u64 = 2 << 20;
 
-/// What a whole peer writes while others write too, and the least of one that is alone. Near what a socket on loopback
-/// takes at a time (some 380 KiB here), so that who has one connection can use its turn.
+/// What a whole peer writes while others write too, and the least for each connection of
+/// one that is alone. Near what a socket on loopback takes at a time (some 380 KiB here),
+/// so that who has one connection can use its turn.
 const SHARED_TURN_BYTES: u64 = 512 << 10;
 
 /// The least of it for one of a peer's connections.
@@ -210,8 +211,10 @@ impl Share {
     /// has longer ones.
     pub(in crate::edge) fn turn_bytes(&self) -> u64 {
         if self.all.active_peers.load(Ordering::Relaxed) < 2 {
-            let connections = self.all.active_connections.load(Ordering::Relaxed).max(1) as u64;
-            return (TURN_BYTES / connections).max(SHARED_TURN_BYTES);
+            let connections = self.all.active_connections.load(Ordering::Relaxed).max(1);
+            // They are spread evenly over the threads.
+            let beside = connections.div_ceil(self.all.threads) as u64;
+            return (TURN_BYTES / beside).max(SHARED_TURN_BYTES);
         }
         let connections = self.peer.active.load(Ordering::Relaxed).max(1) as u64;
         (SHARED_TURN_BYTES / connections).max(LEAST_TURN_BYTES)

@@ -18,7 +18,7 @@ fn reply(window: u32, held: Option<Held>) -> ReplyBody {
     let id = RequestIds::new().name(&HeaderMap::new());
     let mut account = Account::open(metrics.clone(), "m".to_owned(), id, Span::none(), None);
     account.keep(held);
-    let all = Arc::new(InFlight::new(64 << 20, 16 << 20, Gauge::default()));
+    let all = Arc::new(InFlight::new(64 << 20, 16 << 20, 1, Gauge::default()));
     let share = Arc::new(all.join(PeerName::User(None)));
     let stream = Arc::new(StreamState::new(Window::of(window)));
     let body = tonic::body::Body::new(Full::new(Bytes::from(vec![7; REPLY])));

@@ -10,7 +10,7 @@ const LIMIT: u64 = 64 << 20;
 const CONNECTION_LIMIT: u64 = 8 << 20;
 
 fn in_flight() -> Arc<InFlight> {
-    Arc::new(InFlight::new(LIMIT, CONNECTION_LIMIT, Gauge::default()))
+    Arc::new(InFlight::new(LIMIT, CONNECTION_LIMIT, 1, Gauge::default()))
 }
 
 fn user(uid: u32) -> PeerName {
@@ -46,7 +46,7 @@ async fn is_closed(share: &Share) -> bool {
 async fn peers_that_take_all_they_get_leave_a_part_to_the_next() {
     for greedy in 1..=4u32 {
         // Bounds of connections are not what is looked at here.
-        let all = Arc::new(InFlight::new(LIMIT, LIMIT, Gauge::default()));
+        let all = Arc::new(InFlight::new(LIMIT, LIMIT, 1, Gauge::default()));
         let mut shares: Vec<Share> = Vec::new();
         for uid in 0..greedy {
             // The first has as many connections as all others have together, four times.
@@ -72,7 +72,7 @@ async fn peers_that_take_all_they_get_leave_a_part_to_the_next() {
 
 #[tokio::test]
 async fn the_gate_closes_at_the_share_and_opens_below_it() {
-    let share = Arc::new(InFlight::new(LIMIT, LIMIT, Gauge::default())).join(user(1));
+    let share = Arc::new(InFlight::new(LIMIT, LIMIT, 1, Gauge::default())).join(user(1));
     fill(&share).await;
     let held = share.bytes.load(Ordering::SeqCst);
     assert!((LIMIT / 3..LIMIT / 3 + PIECE_BYTES).contains(&held), "a third of it: {held}");
@@ -196,18 +196,27 @@ async fn a_round_of_all_streams_is_bounded_and_pieces_are_parts_of_a_payload() {
 #[test]
 fn a_peers_connections_share_one_turn_and_a_lone_peer_has_longer_ones() {
     let all = in_flight();
-    let many: Vec<Share> = (0..4).map(|_| all.join(user(1))).collect();
+    let many: Vec<Share> = (0..8).map(|_| all.join(user(1))).collect();
     many[0].add(1, true);
     assert_eq!(many[0].turn_bytes(), TURN_BYTES, "nobody else writes");
     many[1].add(1, true);
     assert_eq!(many[0].turn_bytes(), TURN_BYTES / 2);
     many[2..].iter().for_each(|share| share.add(1, true));
-    let longest = SHARED_TURN_BYTES.max(TURN_BYTES / 4);
-    assert!(many.iter().all(|share| share.turn_bytes() == longest), "no shorter with more");
+    assert!(many.iter().all(|share| share.turn_bytes() == SHARED_TURN_BYTES), "no shorter");
     let one = all.join(user(2));
     one.add(1, true);
     assert_eq!(one.turn_bytes(), SHARED_TURN_BYTES);
-    assert!(many.iter().all(|share| share.turn_bytes() == SHARED_TURN_BYTES / 4));
+    assert!(many.iter().all(|share| share.turn_bytes() == SHARED_TURN_BYTES / 8));
     one.remove(1, true);
-    assert!(many.iter().all(|share| share.turn_bytes() == longest));
+    assert!(many.iter().all(|share| share.turn_bytes() == SHARED_TURN_BYTES));
+}
+
+#[test]
+fn turns_get_shorter_for_those_alone_that_share_a_thread() {
+    let all = Arc::new(InFlight::new(LIMIT, LIMIT, 4, Gauge::default()));
+    let many: Vec<Share> = (0..5).map(|_| all.join(user(1))).collect();
+    many[..4].iter().for_each(|share| share.add(1, true));
+    assert_eq!(many[0].turn_bytes(), TURN_BYTES, "each has a thread");
+    many[4].add(1, true);
+    assert_eq!(many[0].turn_bytes(), TURN_BYTES / 2, "two have the same");
 }
