@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn who_gives_the_connection_little_is_asked() {
         let stream = settings(&[(INITIAL_WINDOW_SIZE, 16 << 20)]);
-        assert_eq!(seen(&[stream.clone()], 100), (0, false));
+        assert_eq!(seen(std::slice::from_ref(&stream), 100), (0, false));
         assert_eq!(seen(&[stream.clone(), widen(0, 16 << 20)], 100), (0, false));
         // Another stream's, and a frame of another length, which HTTP/2 refuses.
         assert_eq!(seen(&[stream.clone(), widen(1, ENDLESS)], 100), (0, true));

@@ -36,11 +36,13 @@ async fn rest(reader: &mut Reader, stream: u32) -> usize {
     let mut taken = 0;
     loop {
         let frame = reader.find(|frame| frame.stream == stream).await.expect("the rest");
-        match frame.kind {
-            DATA => taken += frame.payload.len(),
-            HEADERS if frame.flags & END_STREAM != 0 => return taken,
-            HEADERS => {}
-            _ => panic!("{frame:?}"),
+        if frame.kind == DATA {
+            taken += frame.payload.len();
+            continue;
+        }
+        assert_eq!(frame.kind, HEADERS, "{frame:?}");
+        if frame.flags & END_STREAM != 0 {
+            return taken;
         }
     }
 }
