@@ -38,6 +38,10 @@ const ASKS: usize = 64;
 /// from when it reads the call.
 const ANSWER_GRACE: Duration = Duration::from_secs(10);
 
+/// How long an answer may take once the task of the connection is gone: device memory is
+/// mapped in milliseconds.
+const LAST_ANSWER: Duration = Duration::from_secs(1);
+
 /// A connection to the daemon of this machine. Clones share it; it closes with the last
 /// of them and of the blocks that it acquired.
 ///
@@ -251,7 +255,7 @@ impl Handoff {
         AcquireOptions { timeout: wait, generation }: AcquireOptions,
         to: impl FnOnce(oneshot::Sender<Result<Acquired<B>, Error>>) -> Answer,
     ) -> Result<Acquired<B>, Error> {
-        let (answer, answered) = oneshot::channel();
+        let (answer, mut answered) = oneshot::channel();
         let answer = to(answer);
         let message = wire::Acquire {
             // The task numbers calls.
@@ -262,12 +266,21 @@ impl Handoff {
             timeout_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
             device: answer.device().to_owned(),
         };
-        let link = Arc::clone(&self.link);
+        let link = Arc::downgrade(&self.link);
         let lost = || self.link.shared.lost();
         let call = async {
             let ask = Call { message, link, answer };
             self.link.asks.send(Ask::Acquire(ask)).await.map_err(|_| lost())?;
-            answered.await.map_err(|_| lost())?
+            tokio::select! {
+                biased;
+                answer = &mut answered => answer.map_err(|_| lost())?,
+                // The task is gone, and with it what it had taken; what it had not lies in its
+                // channel for good. What is being mapped may still come.
+                () = self.link.asks.closed() => {
+                    let answer = timeout(LAST_ANSWER, answered).await;
+                    answer.map_or_else(|_| Err(lost()), |answer| answer.map_err(|_| lost())?)
+                }
+            }
         };
         let after = wait + ANSWER_GRACE;
         timeout(after, call).await.map_err(|_| Error::Deadline { after })?

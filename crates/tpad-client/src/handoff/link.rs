@@ -1,7 +1,7 @@
 //! What a handle, its leases and its task share.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use tokio::sync::{Notify, mpsc, oneshot};
 use tpad_proto::handoff::v1 as wire;
@@ -47,7 +47,9 @@ pub(super) enum Ask {
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) message: wire::Acquire,
-    pub(super) link: Arc<Link>,
+    /// Weak: a call that the task leaves in its channel, because its runtime ended while this
+    /// was sent, would keep the channel, itself and the connection for ever.
+    pub(super) link: Weak<Link>,
     pub(super) answer: Answer,
 }
 

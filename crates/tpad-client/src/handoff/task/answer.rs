@@ -45,6 +45,8 @@ impl Task {
         let Some((Call { link, answer, .. }, model)) = self.calls.remove(&call) else {
             return Err(Error::protocol("handoff", format!("an answer to no call: {call}")));
         };
+        // Nobody holds the connection, which is closed: with it the leases are over.
+        let Some(link) = link.upgrade() else { return Ok(()) };
         if directory.is_some() {
             let cells = if cells { descriptors.next() } else { None };
             if let (Some(directory), Some(uses)) = (descriptors.next(), descriptors.next()) {

@@ -2,6 +2,7 @@
 
 mod device;
 mod expected;
+mod left;
 
 use std::path::Path;
 
