@@ -6,7 +6,7 @@ use tonic::Status;
 
 use super::flow::Window;
 use super::frame;
-use super::header::{self, Fields};
+use super::header::Fields;
 use crate::receive::code_of;
 
 /// The longest name of a host.
@@ -42,6 +42,10 @@ pub(super) struct CallState {
     broken: Option<Broken>,
 }
 
+fn without_status() -> Status {
+    Status::unknown("the reply ended without a status")
+}
+
 /// Why a call ended before its reply did.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Broken {
@@ -51,26 +55,6 @@ pub(super) enum Broken {
     /// The daemon is leaving and did not look at the call.
     #[error("the daemon is leaving ({}) and did not take the call", frame::reason(*.0))]
     TurnedAway(u32),
-}
-
-impl Request {
-    /// The header block.
-    pub(super) fn head(&self) -> Vec<u8> {
-        let mut block = Vec::with_capacity(256);
-        // Nothing is kept in the daemon's table: so it is told, whatever size it allows.
-        block.push(header::NO_TABLE);
-        header::append(&mut block, ":method", "POST");
-        header::append(&mut block, ":scheme", if self.secure { "https" } else { "http" });
-        header::append(&mut block, ":path", self.path);
-        header::append(&mut block, ":authority", &self.authority);
-        header::append(&mut block, "te", "trailers");
-        header::append(&mut block, "content-type", "application/grpc");
-        header::append(&mut block, "user-agent", crate::USER_AGENT);
-        if let Some(timeout) = &self.timeout {
-            header::append(&mut block, "grpc-timeout", timeout);
-        }
-        block
-    }
 }
 
 impl CallState {
@@ -177,8 +161,11 @@ impl CallState {
             return Status::from_error(Box::new(broken.clone()));
         }
         let fields = self.trailers.as_ref().or(self.head.as_ref().map(|(_, fields)| fields));
-        fields
-            .and_then(Status::from_header_map)
-            .unwrap_or_else(|| Status::unknown("the reply ended without a status"))
+        let Some(fields) = fields else { return without_status() };
+        // Of a success nobody asks for more, and what would be read of it is a copy of all.
+        if fields.get(Status::GRPC_STATUS).is_some_and(|code| code.as_bytes() == b"0") {
+            return Status::ok("");
+        }
+        Status::from_header_map(fields).unwrap_or_else(without_status)
     }
 }

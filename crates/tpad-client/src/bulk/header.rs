@@ -1,4 +1,4 @@
-//! Header fields: requests as literals, replies through HPACK.
+//! Header fields on the wire, through HPACK.
 
 mod huffman;
 
@@ -41,10 +41,14 @@ pub(super) enum HeaderFault {
 /// side's table is.
 pub(super) fn append(block: &mut Vec<u8>, name: &str, value: &str) {
     block.push(0);
-    for text in [name, value] {
-        append_length(block, text.len());
-        block.extend_from_slice(text.as_bytes());
-    }
+    append_string(block, name);
+    append_string(block, value);
+}
+
+/// Appends a name or a value.
+pub(super) fn append_string(block: &mut Vec<u8>, text: &str) {
+    append_length(block, text.len());
+    block.extend_from_slice(text.as_bytes());
 }
 
 /// An integer with a prefix of seven bits (RFC 7541, section 5.1).

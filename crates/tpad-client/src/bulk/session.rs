@@ -6,9 +6,11 @@
 
 mod control;
 mod header_block;
+mod request_head;
 mod settings;
 
 use self::header_block::HeaderBlocks;
+use self::request_head::RequestHeads;
 use self::settings::PeerSettings;
 use super::call::{CallState, Request};
 use super::flow::{Overrun, Window};
@@ -51,6 +53,7 @@ pub(super) struct Session {
     window: Window,
     next_stream: u32,
     pub(super) call: Option<CallState>,
+    request_heads: RequestHeads,
     header_blocks: HeaderBlocks,
     /// The last stream that the daemon will serve, and why it goes.
     going_away: Option<(u32, u32)>,
@@ -85,6 +88,7 @@ impl Session {
             window: Window::new(CONNECTION_WINDOW_BYTES),
             next_stream: 1,
             call: None,
+            request_heads: RequestHeads::new(),
             header_blocks: HeaderBlocks::new(),
             going_away: None,
             greeted: false,
@@ -108,7 +112,7 @@ impl Session {
         let stream = self.next_stream;
         self.next_stream = self.next_stream.saturating_add(2);
         let end = if request.body.is_empty() { frame::END_STREAM } else { 0 };
-        let head = request.head();
+        let head = self.request_heads.block(&request);
         // The daemon takes frames of 16 KiB at least, and a head has far less.
         frame::append(&mut self.output, frame::HEADERS, frame::END_HEADERS | end, stream, &head);
         let window = i64::from(self.peer.window);

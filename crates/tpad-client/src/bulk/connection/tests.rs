@@ -123,3 +123,28 @@ async fn greet(daemon: &mut DuplexStream) {
     let kinds: Vec<u8> = opening.iter().map(|head| head.kind).collect();
     assert_eq!(kinds, [frame::SETTINGS, frame::WINDOW_UPDATE, frame::HEADERS]);
 }
+
+/// The first byte of the header block that a connection has to write.
+fn first_of_head(mut output: &[u8]) -> u8 {
+    loop {
+        let (head, rest) = output.split_first_chunk::<HEAD_BYTES>().expect("a head comes");
+        let head = FrameHead::read(*head);
+        if head.kind == frame::HEADERS {
+            return rest[0];
+        }
+        output = &rest[head.bytes..];
+    }
+}
+
+#[tokio::test]
+async fn a_daemon_that_keeps_less_is_asked_to_keep_nothing() {
+    for (sizes, first) in [(&[0, 8192][..], header::NO_TABLE), (&[4096], 0x83), (&[], 0x83)] {
+        let (mut connection, mut daemon) = connected(request(10));
+        let sizes: Vec<_> = sizes.iter().map(|size| (frame::HEADER_TABLE_SIZE, *size)).collect();
+        let reply = [settings(&sizes), head(1), trailers(1, &[("grpc-status", "0")])].concat();
+        daemon.write_all(&reply).await.expect("it reads");
+        assert_eq!(read(&mut connection).await.expect("a reply").1, Code::Ok);
+        connection.session.start(request(10));
+        assert_eq!(first_of_head(&connection.session.output), first, "{sizes:?}");
+    }
+}

@@ -90,6 +90,9 @@ impl Session {
         let settings = PeerSettings::read(payload)?;
         self.greeted = true;
         for (name, value) in settings {
+            if name == frame::HEADER_TABLE_SIZE {
+                self.request_heads.resize(value);
+            }
             let change = self.peer.set(name, value)?;
             if let Some(call) = &mut self.call
                 && !call.raise(change)

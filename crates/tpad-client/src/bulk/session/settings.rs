@@ -55,8 +55,7 @@ impl PeerSettings {
                 }
                 self.frame_bytes = bytes;
             }
-            // We keep nothing in tables, and others are not meant for us.
-            frame::HEADER_TABLE_SIZE | frame::MAX_HEADER_LIST_SIZE => {}
+            // The others are not meant for us, or looked at elsewhere.
             _ => {}
         }
         Ok(0)
