@@ -124,8 +124,10 @@ impl Daemon {
             GrpcOptions::new(deadlines.default, limits.request_bytes, dram.capacity_bytes);
         let drain_asked = CancellationToken::new();
         let admin = AdminOptions { origin, drain: drain_asked.clone(), drain_deadline };
+        let (routes, direct) = grpc::routes(&engine, options, admin);
         let edge = bound.serve(EdgeConfig {
-            routes: grpc::routes(&engine, options, admin),
+            routes,
+            direct: Some(direct),
             methods: grpc::methods(),
             pages: pages(&engine, registry).router(),
             limits,

@@ -5,16 +5,18 @@
 //! long a drain takes. So the edge accepts connections itself and serves tonic's
 //! routes with hyper's HTTP/2, every bound explicit.
 //!
-//! **Invariant:** every connection is a task of the edge and every stream a task
-//! of its connection; after [`Edge::drain`] none is left.
+//! **Invariant:** every connection is a task of the edge and every stream a part of
+//! its connection's; after [`Edge::drain`] none is left.
 
 mod accept;
 mod account;
 mod connection;
+mod direct;
 mod gateway;
 mod held;
 mod in_flight;
 mod io;
+mod line;
 mod metrics;
 mod peer;
 mod refusal;
@@ -22,6 +24,7 @@ mod reply;
 mod request;
 mod stall;
 mod stream;
+mod streams;
 mod tails;
 mod threads;
 mod turn;
@@ -45,11 +48,12 @@ use tonic::service::Routes;
 
 use self::accept::{Acceptor, Listener};
 use self::connection::Closing;
-use self::gateway::Gateway;
+use self::gateway::{Gateway, Services};
 use self::threads::Threads;
 use self::unpaced::Unpaced;
 use crate::config::{Deadlines, Limits, Listen};
 
+pub use self::direct::Direct;
 pub(crate) use self::held::Held;
 pub use self::metrics::{
     ConnectionLabels, ConnectionOutcome, CutLabel, CutReason, EdgeMetrics, ListenerKind,
@@ -111,6 +115,8 @@ struct Half {
 pub struct EdgeConfig {
     /// The gRPC services.
     pub routes: Routes,
+    /// The one of them that is asked most.
+    pub direct: Option<Direct>,
     /// `package.Service/Method` of everything in `routes`: what metrics may be labelled with.
     pub methods: HashSet<String>,
     /// The read-only HTTP port's pages.
@@ -197,13 +203,12 @@ impl Bound {
 
     /// Begins to serve.
     pub fn serve(self, config: EdgeConfig) -> Edge {
-        let EdgeConfig { routes, methods, pages, limits, deadlines, metrics } = config;
+        let EdgeConfig { routes, direct, methods, pages, limits, deadlines, metrics } = config;
         let (grpc, http) = (Half::new(), Half::new());
         let drain = grpc.closing.drain.clone();
         let threads = Arc::new(Threads::of_runtime());
         let gateway = Gateway::new(
-            routes,
-            methods,
+            Services { routes, direct, methods },
             limits,
             deadlines,
             metrics.clone(),
@@ -232,8 +237,9 @@ impl Bound {
             grpc.tasks.spawn(acceptor.run(
                 grpc.accept.clone(),
                 grpc.tasks.clone(),
-                move |socket, peer| {
-                    connection::serve_grpc(socket, peer, Arc::clone(&gateway), closing.clone())
+                move |socket, peer, place| {
+                    let (gateway, closing) = (Arc::clone(&gateway), closing.clone());
+                    connection::serve_grpc(socket, peer, gateway, closing, place)
                 },
             ));
         }
@@ -251,7 +257,7 @@ impl Bound {
             http.tasks.spawn(acceptor.run(
                 http.accept.clone(),
                 http.tasks.clone(),
-                move |socket, _| {
+                move |socket, _, _| {
                     connection::serve_http(socket, pages.clone(), limits, closing.clone())
                 },
             ));

@@ -31,6 +31,8 @@ use tpad_proto::v1::admin_service_server::AdminServiceServer;
 use tpad_proto::v1::model_service_server::ModelServiceServer;
 use tpad_proto::v1::routing_service_server::RoutingServiceServer;
 
+use crate::edge::Direct;
+
 use self::admin::Admin;
 pub(crate) use self::admin::AdminOptions;
 use self::bulk::Bulk;
@@ -76,8 +78,12 @@ impl GrpcOptions {
     }
 }
 
-/// All services on one engine.
-pub(crate) fn routes(engine: &Arc<Engine>, options: GrpcOptions, admin: AdminOptions) -> Routes {
+/// All services on one engine, and the one of them that is asked most.
+pub(crate) fn routes(
+    engine: &Arc<Engine>,
+    options: GrpcOptions,
+    admin: AdminOptions,
+) -> (Routes, Direct) {
     let ahead = Budget::new(options.stream_look_ahead_bytes, options.total_look_ahead_bytes);
     let experts = Experts::new(Arc::clone(engine), options.default_deadline, ahead);
     let models = Models::new(Arc::clone(engine), options.default_deadline);
@@ -90,7 +96,8 @@ pub(crate) fn routes(engine: &Arc<Engine>, options: GrpcOptions, admin: AdminOpt
     };
     let valid = "descriptor sets are generated together with the code";
     let limit = options.request_bytes;
-    Routes::new(Bulk::new(experts, limit))
+    let bulk = Bulk::new(experts, limit);
+    let routes = Routes::new(bulk.clone())
         .add_service(ModelServiceServer::new(models).max_decoding_message_size(limit))
         .add_service(RoutingServiceServer::new(routing).max_decoding_message_size(limit))
         .add_service(InterceptedService::new(
@@ -100,7 +107,8 @@ pub(crate) fn routes(engine: &Arc<Engine>, options: GrpcOptions, admin: AdminOpt
         .add_service(HealthServer::new(Health::new(Arc::clone(engine))))
         .add_service(reflection().build_v1().expect(valid))
         .add_service(reflection().build_v1alpha().expect(valid))
-        .prepare()
+        .prepare();
+    (routes, Direct::new(bulk))
 }
 
 const EXPERT_METHODS: &[&str] =

@@ -27,6 +27,7 @@ async fn at_the_descriptor_limit_the_accept_loop_waits_instead_of_spinning() {
     let metrics = EdgeMetrics::default();
     let edge = Bound::bind(&listen).await.expect("bound").serve(EdgeConfig {
         routes: tonic::service::Routes::default(),
+        direct: None,
         methods: HashSet::new(),
         pages: axum::Router::new(),
         limits: config.limits,

@@ -125,11 +125,24 @@ impl BlockTemplate {
 
 /// A pattern with its numbers filled in.
 pub(super) fn expand(pattern: &str, layer: u32, expert: Option<u32>) -> String {
-    let name = pattern.replace(LAYER, &layer.to_string());
-    match expert {
-        Some(expert) => name.replace(EXPERT, &expert.to_string()),
-        None => name,
+    let mut name = String::with_capacity(pattern.len());
+    let mut rest = pattern;
+    while let Some(at) = rest.find('{') {
+        let (before, after) = rest.split_at(at);
+        name.push_str(before);
+        let (number, after) = match (after.strip_prefix(LAYER), after.strip_prefix(EXPERT)) {
+            (Some(after), _) => (Some(layer), after),
+            (None, Some(after)) if expert.is_some() => (expert, after),
+            _ => (None, after.strip_prefix('{').unwrap_or_default()),
+        };
+        match number {
+            Some(number) => name.push_str(&number.to_string()),
+            None => name.push('{'),
+        }
+        rest = after;
     }
+    name.push_str(rest);
+    name
 }
 
 /// Patterns that `name` could have come from, the likeliest first: the layer's
@@ -190,6 +203,19 @@ fn substitute(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_place_of_a_number_is_filled_and_nothing_else() {
+        for (pattern, expert, name) in [
+            ("{layer}.{expert}.{layer}", Some(7), "3.7.3"),
+            ("{layer}{expert}", Some(7), "37"),
+            ("a.{expert}.w", None, "a.{expert}.w"),
+            ("{{layer}}.{other}.{", Some(7), "{3}.{other}.{"),
+            ("", Some(7), ""),
+        ] {
+            assert_eq!(expand(pattern, 3, expert), name, "{pattern}");
+        }
+    }
 
     #[test]
     fn the_likeliest_pattern_fits_published_names() {

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::io::Socket;
+use super::line::Place;
 use super::metrics::{ConnectionOutcome, EdgeMetrics, ListenerKind, ListenerLabel};
 use super::peer::Peer;
 use super::threads::Threads;
@@ -69,7 +70,7 @@ impl Acceptor {
     /// Accepts until `stop`, then closes the listener. Each connection runs as a task of `connections`.
     pub(super) async fn run<F, C>(self, stop: CancellationToken, connections: TaskTracker, serve: F)
     where
-        F: Fn(Socket, Peer) -> C + Clone + Send + 'static,
+        F: Fn(Socket, Peer, Option<Place>) -> C + Clone + Send + 'static,
         C: Future<Output = ConnectionOutcome> + Send + 'static,
     {
         let mut pause = FIRST_PAUSE;
@@ -107,7 +108,7 @@ impl Acceptor {
 
     fn admit<F, C>(&self, socket: Socket, peer: Peer, connections: &TaskTracker, serve: &F)
     where
-        F: Fn(Socket, Peer) -> C + Clone + Send + 'static,
+        F: Fn(Socket, Peer, Option<Place>) -> C + Clone + Send + 'static,
         C: Future<Output = ConnectionOutcome> + Send + 'static,
     {
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
@@ -126,7 +127,7 @@ impl Acceptor {
             drop((open, slot));
         };
         let Some(seat) = self.threads.seat() else {
-            let connection = serve(socket, peer);
+            let connection = serve(socket, peer, None);
             connections.spawn(async move { ended(connection.await) });
             return;
         };
@@ -138,10 +139,10 @@ impl Acceptor {
                 return ended(ConnectionOutcome::Failed);
             }
         };
-        let serve = serve.clone();
+        let (serve, place) = (serve.clone(), seat.place());
         let served = async move {
             let outcome = match socket.attached() {
-                Ok(socket) => serve(socket, peer).await,
+                Ok(socket) => serve(socket, peer, Some(place)).await,
                 Err(error) => {
                     tracing::warn!(%error, %peer, "a connection could not be watched");
                     ConnectionOutcome::Failed

@@ -1,6 +1,10 @@
 //! The books of one request: counted when it begins, recorded once when it ends, however it ends.
 
+use std::sync::{Arc, OnceLock};
+
 use http::HeaderMap;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 use tracing::Span;
@@ -10,10 +14,21 @@ use super::in_flight::Place;
 use super::metrics::{EdgeMetrics, MethodLabel, RequestLabels};
 use super::request::RequestId;
 
+/// Where the requests of one method are counted.
+#[derive(Debug)]
+pub(super) struct Books {
+    /// `package.Service/Method`, or `unknown`.
+    method: String,
+    metrics: EdgeMetrics,
+    /// Looked up once: nearly all requests end here. Not before the first does, or metrics
+    /// would tell of methods that nobody calls.
+    seconds: OnceLock<Histogram>,
+    succeeded: OnceLock<Counter>,
+}
+
 /// One request in progress. Dropped before it is finished it counts as cancelled.
 pub(super) struct Account {
-    metrics: EdgeMetrics,
-    method: String,
+    books: Arc<Books>,
     id: RequestId,
     span: Span,
     began: Instant,
@@ -22,25 +37,42 @@ pub(super) struct Account {
     held: Option<Held>,
 }
 
+impl Books {
+    /// Those of `method` among all `metrics`.
+    pub(super) fn of(method: &str, metrics: &EdgeMetrics) -> Arc<Self> {
+        Arc::new(Self {
+            method: method.to_owned(),
+            metrics: metrics.clone(),
+            seconds: OnceLock::new(),
+            succeeded: OnceLock::new(),
+        })
+    }
+
+    pub(super) fn method(&self) -> &str {
+        &self.method
+    }
+
+    fn record(&self, code: Code, seconds: f64) {
+        self.metrics.requests_in_flight.dec();
+        let method = || self.method.clone();
+        let label = || MethodLabel { method: method() };
+        let histogram = || self.metrics.request_seconds.get_or_create_owned(&label());
+        self.seconds.get_or_init(histogram).observe(seconds);
+        let of = |code| {
+            let labels = RequestLabels { method: method(), code: code_name(code) };
+            self.metrics.requests.get_or_create_owned(&labels)
+        };
+        match code {
+            Code::Ok => self.succeeded.get_or_init(|| of(code)).inc(),
+            _ => of(code).inc(),
+        };
+    }
+}
+
 impl Account {
-    pub(super) fn open(
-        metrics: EdgeMetrics,
-        method: String,
-        id: RequestId,
-        span: Span,
-        place: Option<Place>,
-    ) -> Self {
-        metrics.requests_in_flight.inc();
-        Self {
-            metrics,
-            method,
-            id,
-            span,
-            began: Instant::now(),
-            finished: false,
-            _place: place,
-            held: None,
-        }
+    pub(super) fn open(books: Arc<Books>, id: RequestId, span: Span, place: Option<Place>) -> Self {
+        books.metrics.requests_in_flight.inc();
+        Self { books, id, span, began: Instant::now(), finished: false, _place: place, held: None }
     }
 
     /// Keeps what the reply holds until the request is over.
@@ -62,10 +94,8 @@ impl Account {
 
     /// Records the end that `headers` tell; without a status there it is an internal error.
     pub(super) fn finish(&mut self, headers: Option<&HeaderMap>) {
-        let code = headers
-            .and_then(Status::from_header_map)
-            .map_or(Code::Internal, |status| status.code());
-        self.record(code);
+        let code = headers.and_then(|headers| headers.get(Status::GRPC_STATUS));
+        self.record(code.map_or(Code::Internal, |code| Code::from_bytes(code.as_bytes())));
     }
 
     fn record(&mut self, code: Code) {
@@ -74,14 +104,8 @@ impl Account {
         }
         self.finished = true;
         let seconds = self.began.elapsed().as_secs_f64();
-        let method = std::mem::take(&mut self.method);
         tracing::debug!(parent: &self.span, code = code_name(code), seconds, "request ended");
-        self.metrics.requests_in_flight.dec();
-        self.metrics
-            .request_seconds
-            .get_or_create(&MethodLabel { method: method.clone() })
-            .observe(seconds);
-        self.metrics.requests.get_or_create(&RequestLabels { method, code: code_name(code) }).inc();
+        self.books.record(code, seconds);
     }
 }
 

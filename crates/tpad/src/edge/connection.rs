@@ -3,6 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use hyper::server::conn::http1;
 use hyper::server::conn::http2::Connection;
@@ -13,10 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::gateway::{ConnectionService, Gateway};
 use super::io::{Socket, WatchedIo};
+use super::line::Place;
 use super::metrics::{ConnectionOutcome, CutLabel, CutReason};
 use super::peer::Peer;
 use super::stall::Stall;
-use super::stream::StreamExecutor;
+use super::streams::{Rounds, StreamExecutor, Streams};
 use super::tails::Tails;
 use super::turn::Turn;
 use super::window::Window;
@@ -59,12 +61,14 @@ pub(super) struct Closing {
     pub(super) abort: CancellationToken,
 }
 
-/// Serves gRPC on `socket` until either side ends it. All of its tasks are over on return.
+/// Serves gRPC on `socket`, which has a `place` in the line of its thread, until either side
+/// ends it. All of its streams are over on return.
 pub(super) async fn serve_grpc(
     mut socket: Socket,
     peer: Peer,
     gateway: Arc<Gateway>,
     closing: Closing,
+    place: Option<Place>,
 ) -> ConnectionOutcome {
     let limits = gateway.limits;
     let preface = tokio::time::timeout(limits.preface_deadline, read_preface(&mut socket));
@@ -77,15 +81,11 @@ pub(super) async fn serve_grpc(
     }
     let (window, tails) = (Window::new(), Arc::new(Tails::default()));
     let metrics = gateway.metrics.clone();
-    let streams = StreamExecutor::new(
-        limits.progress_deadline,
-        window.clone(),
-        Arc::clone(&tails),
-        metrics.clone(),
-    );
+    let mut streams =
+        Streams::new(limits.progress_deadline, window.clone(), Arc::clone(&tails), metrics.clone());
     let stall = Arc::new(Stall::new());
     let service = ConnectionService::new(gateway, peer);
-    let turn = Arc::new(Turn::new(service.share()));
+    let turn = Arc::new(Turn::new(service.share(), place));
     let io = WatchedIo::new(socket, PREFACE, Arc::clone(&stall)).greeted(window);
     let io = io.in_turn(Arc::clone(&turn)).lingering(closing.drain.clone());
     let stalled = async {
@@ -98,15 +98,13 @@ pub(super) async fn serve_grpc(
             }
         }
     };
-    let outcome = {
-        let connection =
-            http2(&limits, streams.clone()).serve_connection(TokioIo::new(io), service);
-        let polled = || turn.begin();
-        let shut = |c: Pin<&mut _>| Connection::graceful_shutdown(c);
-        drive(connection, polled, shut, stalled, closing).await
+    let connection = http2(&limits, streams.executor()).serve_connection(TokioIo::new(io), service);
+    let rounds = Rounds::new();
+    let poll = |connection: Pin<&mut _>, cx: &mut Context<'_>| {
+        rounds.poll(connection, &mut streams, &turn, cx)
     };
-    streams.close().await;
-    outcome
+    let shut = |c: Pin<&mut _>| Connection::graceful_shutdown(c);
+    drive(connection, poll, shut, stalled, closing).await
 }
 
 /// Serves read-only HTTP/1 on `socket`.
@@ -130,7 +128,7 @@ where
         .serve_connection(io, service);
     let shut = |c: Pin<&mut _>| http1::Connection::graceful_shutdown(c);
     let stalled = stall.exceeds(limits.progress_deadline);
-    drive(connection, || {}, shut, stalled, closing).await
+    drive(connection, Future::poll, shut, stalled, closing).await
 }
 
 fn http2(
@@ -140,6 +138,8 @@ fn http2(
     let mut builder = hyper::server::conn::http2::Builder::new(streams);
     builder
         .timer(TokioTimer::new())
+        // gRPC has no use for it.
+        .auto_date_header(false)
         .max_concurrent_streams(limits.streams_per_connection)
         .max_local_error_reset_streams(ERROR_RESETS)
         .max_pending_accept_reset_streams(PENDING_RESETS)
@@ -155,11 +155,10 @@ fn http2(
     builder
 }
 
-/// Polls a connection to its end, until it is `stalled`, or to the daemon's end; says `polled`
-/// before each.
+/// Brings a connection to its end by `poll`, until it is `stalled`, or to the daemon's end.
 async fn drive<C>(
     connection: C,
-    polled: impl Fn(),
+    mut poll: impl FnMut(Pin<&mut C>, &mut Context<'_>) -> Poll<C::Output>,
     graceful_shutdown: impl Fn(Pin<&mut C>),
     stalled: impl Future<Output = ()>,
     closing: Closing,
@@ -174,7 +173,12 @@ where
         tokio::select! {
             biased;
             () = closing.abort.cancelled() => return ConnectionOutcome::Aborted,
-            ended = poll_fn(|cx| { polled(); connection.as_mut().poll(cx) }) => {
+            // Before its streams hear of it: who is told to go is first told not to come back.
+            () = closing.drain.cancelled(), if !draining => {
+                draining = true;
+                graceful_shutdown(connection.as_mut());
+            }
+            ended = poll_fn(|cx| poll(connection.as_mut(), cx)) => {
                 return match ended {
                     Ok(()) => ConnectionOutcome::Closed,
                     Err(error) => {
@@ -184,10 +188,6 @@ where
                 };
             }
             () = stalled.as_mut() => return ConnectionOutcome::Stalled,
-            () = closing.drain.cancelled(), if !draining => {
-                draining = true;
-                graceful_shutdown(connection.as_mut());
-            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! From an HTTP/2 request to the gRPC routes: named, admitted or refused early, given a deadline.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,7 +15,8 @@ use tonic::{Code, Status};
 use tower_service::Service;
 use tracing::Instrument;
 
-use super::account::Account;
+use super::account::{Account, Books};
+use super::direct::Direct;
 use super::in_flight::{InFlight, NoPlace, PeerName, Place, Share};
 use super::metrics::EdgeMetrics;
 use super::peer::Peer;
@@ -46,12 +47,23 @@ pub(super) struct Gateway {
     pub(super) deadlines: Deadlines,
     pub(super) metrics: EdgeMetrics,
     routes: Routes,
-    /// `package.Service/Method` of everything that is served: the labels of metrics.
-    methods: HashSet<String>,
+    direct: Option<Direct>,
+    /// Of everything that is served, by `package.Service/Method`.
+    books: HashMap<String, Arc<Books>>,
+    /// Of everything else.
+    others: Arc<Books>,
     requests: Arc<Semaphore>,
     in_flight: Arc<InFlight>,
     ids: RequestIds,
     drain: CancellationToken,
+}
+
+/// What answers requests.
+#[derive(Debug)]
+pub(super) struct Services {
+    pub(super) routes: Routes,
+    pub(super) direct: Option<Direct>,
+    pub(super) methods: HashSet<String>,
 }
 
 /// One connection's way to the gateway.
@@ -59,6 +71,8 @@ pub(super) struct Gateway {
 pub(super) struct ConnectionService {
     gateway: Arc<Gateway>,
     peer: Peer,
+    /// The peer in logs.
+    name: Arc<str>,
     share: Arc<Share>,
 }
 
@@ -66,8 +80,7 @@ type Reply = Response<ReplyBody>;
 
 impl Gateway {
     pub(super) fn new(
-        routes: Routes,
-        methods: HashSet<String>,
+        Services { routes, direct, methods }: Services,
         limits: Limits,
         deadlines: Deadlines,
         metrics: EdgeMetrics,
@@ -78,13 +91,16 @@ impl Gateway {
             limits.in_flight_bytes,
             limits.in_flight_bytes_per_connection,
             threads,
-            metrics.in_flight_bytes.clone(),
+            &metrics,
         );
+        let books = methods.iter().map(|method| (method.clone(), Books::of(method, &metrics)));
         Self {
             limits,
             deadlines,
             routes: routes.prepare(),
-            methods,
+            direct,
+            books: books.collect(),
+            others: Books::of("unknown", &metrics),
             requests: Arc::new(Semaphore::new(limits.requests)),
             in_flight: Arc::new(in_flight),
             ids: RequestIds::new(),
@@ -93,25 +109,26 @@ impl Gateway {
         }
     }
 
-    /// Runs in the stream's own task.
-    async fn answer(&self, mut request: Request<Incoming>, peer: Peer, share: Arc<Share>) -> Reply {
+    /// Runs as what serves the stream.
+    async fn answer(&self, mut request: Request<Incoming>, from: &ConnectionService) -> Reply {
+        let ConnectionService { peer, name, share, .. } = from;
         let stream = StreamState::current();
         let id = self.ids.name(request.headers());
         let path = request.uri().path().trim_start_matches('/');
-        let method = if self.methods.contains(path) { path } else { "unknown" }.to_owned();
+        let books = Arc::clone(self.books.get(path).unwrap_or(&self.others));
         let own = request.uri().path().starts_with(OWN_PACKAGE);
         let bounded = own && !WATCHES.contains(&request.uri().path());
-        let span = tracing::info_span!("request", id = id.as_str(), method, %peer);
+        let span =
+            tracing::info_span!("request", id = id.as_str(), method = books.method(), peer = %name);
 
-        let admitted = self.admit(&share, &id);
+        let admitted = self.admit(share, &id);
         let deadline = self.deadline(request.headers(), bounded, &id);
         let (place, refusal) = match (admitted, &deadline) {
             (Err(refusal), _) => (None, Some(refusal)),
             (Ok(_), Err(status)) => (None, Some(status.clone())),
             (Ok(place), Ok(_)) => (Some(place), None),
         };
-        let mut account =
-            Account::open(self.metrics.clone(), method, id.clone(), span.clone(), place);
+        let mut account = Account::open(books, id.clone(), span.clone(), place);
         let deadline = deadline.unwrap_or_default();
         if let Some(deadline) = deadline {
             stream.set_deadline(deadline);
@@ -129,8 +146,7 @@ impl Gateway {
         let drain = (!bounded).then(|| Box::pin(self.drain.clone().cancelled_owned()));
         let deadline = deadline.map(Deadline::new);
         let (parts, body) = Self::head(response, &id, &mut account).into_parts();
-        let metrics = self.metrics.clone();
-        let body = ReplyBody::new(body, deadline, drain, stream, share, metrics, account);
+        let body = ReplyBody::new(body, deadline, drain, stream, Arc::clone(share), account);
         Response::from_parts(parts, body)
     }
 
@@ -148,17 +164,26 @@ impl Gateway {
             let in_flight = Arc::clone(&self.in_flight);
             RequestBody::new(body, most, in_flight, patience, id.clone())
         });
-        let mut routes = self.routes.clone();
-        let response = routes.call(request);
+        let response = async {
+            match &self.direct {
+                Some(direct) if direct.serves(request.uri().path()) => {
+                    direct.call(request.map(tonic::body::Body::new)).await
+                }
+                _ => {
+                    let Ok(response) = self.routes.clone().call(request).await;
+                    response
+                }
+            }
+        };
         let response = match deadline {
             Some(deadline) => tokio::time::timeout_at(deadline, response).await,
             None => Ok(response.await),
         };
         match response {
-            Ok(Ok(response)) if announced_too_much(&response) => {
+            Ok(response) if announced_too_much(&response) => {
                 refusal::request_too_large(id, self.limits.request_bytes as u64).into_http()
             }
-            Ok(Ok(response)) => response,
+            Ok(response) => response,
             Err(_) => refusal::deadline(id, "before the reply began").into_http(),
         }
     }
@@ -170,7 +195,9 @@ impl Gateway {
         account: &mut Account,
     ) -> Response<tonic::body::Body> {
         account.keep(response.extensions_mut().remove());
-        if let Ok(id) = HeaderValue::from_str(id.as_str()) {
+        if let Ok(mut id) = HeaderValue::from_str(id.as_str()) {
+            // It never comes again: HTTP/2 is not to keep it for later replies.
+            id.set_sensitive(true);
             response.headers_mut().insert(REQUEST_ID, id);
         }
         if http_body::Body::is_end_stream(response.body()) {
@@ -220,7 +247,7 @@ fn announced_too_much(response: &Response<tonic::body::Body>) -> bool {
 impl ConnectionService {
     pub(super) fn new(gateway: Arc<Gateway>, peer: Peer) -> Self {
         let share = Arc::new(gateway.in_flight.join(PeerName::of(&peer)));
-        Self { gateway, peer, share }
+        Self { gateway, peer, name: peer.to_string().into(), share }
     }
 
     /// What the connection may hold and write.
@@ -235,7 +262,7 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
     type Future = Pin<Box<dyn Future<Output = Result<Reply, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let Self { gateway, peer, share } = self.clone();
-        Box::pin(async move { Ok(gateway.answer(request, peer, share).await) })
+        let this = self.clone();
+        Box::pin(async move { Ok(this.gateway.answer(request, &this).await) })
     }
 }

@@ -21,12 +21,14 @@ mod share;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
 pub(super) use self::peers::{NoPlace, PeerName, Place};
-pub(super) use self::share::{Share, Waiting};
+pub(super) use self::share::{PIECE_BYTES, Sends, Share, Waiting};
 
 use self::peers::Peers;
+use super::metrics::EdgeMetrics;
 
 /// What is held for all connections.
 #[derive(Debug)]
@@ -46,11 +48,18 @@ pub(super) struct InFlight {
     active_connections: AtomicUsize,
     peers: Peers,
     gauge: Gauge,
+    /// Bytes of replies that were taken or dropped.
+    sent: Counter,
 }
 
 impl InFlight {
     /// `limit` is for all connections, which `threads` serve, `connection_limit` for each.
-    pub(super) fn new(limit: u64, connection_limit: u64, threads: usize, gauge: Gauge) -> Self {
+    pub(super) fn new(
+        limit: u64,
+        connection_limit: u64,
+        threads: usize,
+        metrics: &EdgeMetrics,
+    ) -> Self {
         Self {
             limit,
             connection_limit,
@@ -61,7 +70,8 @@ impl InFlight {
             active_peers: AtomicUsize::new(0),
             active_connections: AtomicUsize::new(0),
             peers: Peers::default(),
-            gauge,
+            gauge: metrics.in_flight_bytes.clone(),
+            sent: metrics.sent_bytes.clone(),
         }
     }
 

@@ -18,7 +18,7 @@ use super::window::{Greeting, Window};
 /// have read say 13 bytes.
 const SCRAP: usize = 512;
 
-/// Slices of a write that is cut short: a frame is its header and its payload.
+/// Slices of a write that is cut short: of a frame, its header and both parts of its data.
 const SLICES: usize = 8;
 
 /// A socket of either family.
@@ -122,19 +122,17 @@ impl WatchedIo {
         }
     }
 
-    /// Writes with `write` what the turn allows: nothing, and later, when it is over.
+    /// Writes of `bytes` with `write` what the turn allows: nothing, and later, if it is another's.
     fn write(
         &mut self,
         cx: &mut Context<'_>,
+        bytes: usize,
         write: impl FnOnce(Pin<&mut Socket>, &mut Context<'_>, usize) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        let Some(most) = self.turn.as_ref().map_or(Some(usize::MAX), |turn| turn.longest_write())
-        else {
-            // The socket would take more: nothing stalls. To the end of the queue, behind
-            // everybody else who is ready.
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        };
+        let turn = self.turn.as_ref();
+        let most = turn.map_or(Some(bytes), |turn| turn.may_write(bytes, cx.waker()));
+        // The socket would take more: nothing stalls.
+        let Some(most) = most else { return Poll::Pending };
         let written = write(Pin::new(&mut self.socket), cx, most);
         match &written {
             Poll::Pending => self.stall.begin(),
@@ -234,8 +232,10 @@ impl AsyncWrite for WatchedIo {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut()
-            .write(cx, |socket, cx, most| socket.poll_write(cx, &bytes[..bytes.len().min(most)]))
+        let write = |socket: Pin<&mut Socket>, cx: &mut Context<'_>, most| {
+            socket.poll_write(cx, &bytes[..most])
+        };
+        self.get_mut().write(cx, bytes.len(), write)
     }
 
     fn poll_write_vectored(
@@ -243,9 +243,10 @@ impl AsyncWrite for WatchedIo {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().write(cx, |socket, cx, most| {
+        let bytes = slices.iter().map(|slice| slice.len()).sum();
+        self.get_mut().write(cx, bytes, |socket, cx, most| {
             let mut first = [io::IoSlice::new(&[]); SLICES];
-            match cut(slices, most, &mut first) {
+            match (most < bytes).then(|| cut(slices, most, &mut first)) {
                 None => socket.poll_write_vectored(cx, slices),
                 Some(first) => socket.poll_write_vectored(cx, first),
             }
@@ -275,15 +276,12 @@ impl AsyncWrite for WatchedIo {
     }
 }
 
-/// The first `most` bytes of `slices`, in `first`; `None` if that is all of them.
+/// The first `most` bytes of `slices`, in `first`.
 fn cut<'a, 'b>(
     slices: &'a [io::IoSlice<'a>],
     most: usize,
     first: &'b mut [io::IoSlice<'a>; SLICES],
-) -> Option<&'b [io::IoSlice<'a>]> {
-    if most == usize::MAX || slices.iter().map(|slice| slice.len()).sum::<usize>() <= most {
-        return None;
-    }
+) -> &'b [io::IoSlice<'a>] {
     let (mut left, mut count) = (most, 0);
     for (slice, place) in slices.iter().zip(first.iter_mut()) {
         let now = slice.len().min(left);
@@ -293,5 +291,5 @@ fn cut<'a, 'b>(
             break;
         }
     }
-    Some(&first[..count])
+    &first[..count]
 }

@@ -12,11 +12,16 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 
+pub(super) use self::data::Data;
 use super::account::Account;
-use super::in_flight::{Share, Waiting};
-use super::metrics::EdgeMetrics;
+use super::in_flight::{PIECE_BYTES, Sends, Share, Waiting};
 use super::refusal;
 use super::stream::{HELD_BYTES, StreamState};
+
+mod data;
+
+/// What is this short is handed on with what follows it, if that is there.
+const HEAD_BYTES: usize = 16 << 10;
 
 /// When a reply is ended. Most are over before anybody waits: those set no timer.
 pub(super) struct Deadline {
@@ -42,7 +47,9 @@ impl Deadline {
 /// A reply on its way to HTTP/2.
 pub(super) struct ReplyBody {
     inner: Option<tonic::body::Body>,
-    /// What is left of a frame that is longer than a piece.
+    /// What is short and came last.
+    head: Bytes,
+    /// What is left of what came after it.
     rest: Bytes,
     /// The end, held back until the client has taken what is before it, if it [may not
     /// go](Self::ends_early) before.
@@ -53,9 +60,10 @@ pub(super) struct ReplyBody {
     /// For a reply that has no end by nature.
     drain: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     waiting: Option<Waiting>,
+    /// While it has something to send.
+    sends: Option<Sends>,
     stream: Arc<StreamState>,
     share: Arc<Share>,
-    metrics: EdgeMetrics,
     account: Account,
 }
 
@@ -66,27 +74,27 @@ impl ReplyBody {
         drain: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
         stream: Arc<StreamState>,
         share: Arc<Share>,
-        metrics: EdgeMetrics,
         account: Account,
     ) -> Self {
         Self {
             inner: Some(inner),
+            head: Bytes::new(),
             rest: Bytes::new(),
             end: None,
             cut_short: false,
             deadline,
             drain,
             waiting: None,
+            sends: None,
             stream,
             share,
-            metrics,
             account,
         }
     }
 
     /// Whether the client has been sent everything but the end.
     fn ended(&self) -> bool {
-        self.rest.is_empty() && self.inner.as_ref().is_none_or(Body::is_end_stream)
+        self.unsent() == 0 && self.inner.as_ref().is_none_or(Body::is_end_stream)
     }
 
     /// Whether the end may go before the client has taken the rest. What the account keeps is
@@ -95,14 +103,31 @@ impl ReplyBody {
         self.stream.is_within_window() && !self.account.keeps() && !self.cut_short
     }
 
-    fn next_piece(&mut self, room: usize) -> Frame<Bytes> {
-        let piece = self.rest.split_to(self.rest.len().min(room));
-        Frame::data(self.stream.send(piece, &self.share, &self.metrics))
+    /// Whether there is or may be something to send before the end.
+    fn goes_on(&self) -> bool {
+        self.end.is_none() || self.unsent() > 0
+    }
+
+    fn unsent(&self) -> usize {
+        self.head.len() + self.rest.len()
+    }
+
+    /// The head, and what there is room for of the rest; all of it if what is left is short.
+    fn next_piece(&mut self, room: usize) -> Frame<Data> {
+        self.sends.get_or_insert_with(|| self.share.sends());
+        let head = std::mem::take(&mut self.head);
+        let most = room.saturating_sub(head.len()).max(1);
+        let left = self.rest.len();
+        // What is bounded by less is not exceeded.
+        let crumb = if room as u64 >= PIECE_BYTES { HEAD_BYTES } else { 0 };
+        let payload = self.rest.split_to(if left <= most + crumb { left } else { most });
+        Frame::data(Data::new(head, payload, &self.stream, &self.share))
     }
 
     /// Drops what is unsent and ends the reply with `status`.
     fn end_with(&mut self, status: &Status) {
         self.inner = None;
+        self.head = Bytes::new();
         self.rest = Bytes::new();
         // A wake-up that comes now is another's.
         self.waiting = None;
@@ -116,9 +141,9 @@ impl ReplyBody {
     }
 
     /// The next frame, whatever the time is.
-    fn poll_reply(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_reply(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Data>, Status>>> {
         loop {
-            if self.end.is_some() {
+            if self.end.is_some() && self.unsent() == 0 {
                 if self.ends_early() {
                     self.stream.end_early();
                 } else if self.stream.holds_back(cx.waker()) {
@@ -129,7 +154,7 @@ impl ReplyBody {
                 return Poll::Ready(end.map(|trailers| Ok(Frame::trailers(trailers))));
             }
             let room = ready!(self.share.poll_room(&self.stream, &mut self.waiting, cx));
-            if !self.rest.is_empty() {
+            if !self.rest.is_empty() || self.end.is_some() {
                 return Poll::Ready(Some(Ok(self.next_piece(room))));
             }
             let Some(inner) = &mut self.inner else {
@@ -141,6 +166,10 @@ impl ReplyBody {
                 Pin::new(inner).poll_frame(cx)
             };
             let Poll::Ready(frame) = frame else {
+                if !self.head.is_empty() {
+                    return Poll::Ready(Some(Ok(self.next_piece(room))));
+                }
+                self.sends = None;
                 // Only now: what it had to say of the drain itself is sent.
                 if let Some(drain) = &mut self.drain
                     && drain.as_mut().poll(cx).is_ready()
@@ -153,6 +182,9 @@ impl ReplyBody {
             };
             match frame {
                 Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if self.head.is_empty() && data.len() <= HEAD_BYTES => {
+                        self.head = data;
+                    }
                     Ok(data) => self.rest = data,
                     Err(frame) => self.end = Some(frame.into_trailers().ok()),
                 },
@@ -164,20 +196,20 @@ impl ReplyBody {
 }
 
 impl Body for ReplyBody {
-    type Data = Bytes;
+    type Data = Data;
     type Error = Status;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    ) -> Poll<Option<Result<Frame<Data>, Status>>> {
         let this = self.get_mut();
-        if this.end.is_none() && this.deadline.as_ref().is_some_and(Deadline::passed) {
+        if this.goes_on() && this.deadline.as_ref().is_some_and(Deadline::passed) {
             this.end_late();
         }
         let polled = this.poll_reply(cx);
         if polled.is_pending()
-            && this.end.is_none()
+            && this.goes_on()
             && let Some(deadline) = &mut this.deadline
             && deadline.poll(cx).is_ready()
         {
@@ -190,7 +222,7 @@ impl Body for ReplyBody {
     fn is_end_stream(&self) -> bool {
         // HTTP/2 then ends the stream with what it has; not before the client took it.
         match &self.end {
-            Some(None) => self.stream.outstanding_bytes() <= HELD_BYTES,
+            Some(None) => self.unsent() == 0 && self.stream.outstanding_bytes() <= HELD_BYTES,
             Some(Some(_)) => false,
             None => self.ended() && self.stream.outstanding_bytes() <= HELD_BYTES,
         }

@@ -1,32 +1,26 @@
-//! One gRPC stream on the server: its task, what its client has not taken, and when it is cut.
+//! One gRPC stream on the server: what its client has not taken, and when it is cut.
 //!
 //! HTTP/2 polls a reply's body only while the client takes it, so a body cannot
-//! notice a client that stopped. The task around it can: every stream runs in a
-//! task of its connection, which ends it when nothing was taken for too long,
-//! when its deadline has passed, and when the connection is gone. Dropping the
-//! stream drops the bytes that HTTP/2 still holds for it and sends RST_STREAM.
+//! notice a client that stopped. What is [around it](super::streams) can: it ends the
+//! stream when nothing was taken for too long, when its deadline has passed, and when
+//! the connection is gone. Dropping the stream drops the bytes that HTTP/2 still holds
+//! for it and sends RST_STREAM.
 //!
 //! For that the end of a reply is held back until the client has taken the rest,
 //! unless the reply fits in the [window](super::window) of a client that says so:
-//! its task is not woken once more then. With blocks of 1,047,552 bytes that brings
+//! the stream is not woken once more then. With blocks of 1,047,552 bytes that brings
 //! 1.02, 1.07 and 1.01 times the throughput at 1, 4 and 16 at a time, for 0.95, 0.97
 //! and 1.00 of the processor time (docs/performance.md, "Ends of replies").
 
-use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::task::AtomicWaker;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use super::in_flight::Share;
-use super::metrics::{CutLabel, CutReason, EdgeMetrics};
+use super::metrics::CutReason;
 use super::stall::Stall;
-use super::tails::Tails;
 use super::window::Window;
 
 /// A stream that has this much or less outstanding is let go at its end: unary
@@ -37,11 +31,11 @@ pub(super) const HELD_BYTES: u64 = 16 << 10;
 const STATUS_GRACE: Duration = Duration::from_millis(250);
 
 tokio::task_local! {
-    /// The stream that the current task serves.
+    /// The stream that is being served.
     static STREAM: Arc<StreamState>;
 }
 
-/// What a stream's task and its body know of each other.
+/// What a stream and its body know of each other.
 #[derive(Debug)]
 pub(super) struct StreamState {
     stall: Stall,
@@ -51,25 +45,6 @@ pub(super) struct StreamState {
     ended_early: AtomicBool,
     body: AtomicWaker,
     deadline: OnceLock<Instant>,
-}
-
-/// Runs the streams of one connection.
-#[derive(Clone, Debug)]
-pub(super) struct StreamExecutor {
-    streams: TaskTracker,
-    closed: CancellationToken,
-    progress_deadline: Duration,
-    window: Window,
-    tails: Arc<Tails>,
-    metrics: EdgeMetrics,
-}
-
-/// Bytes that HTTP/2 holds for a client; counted until it drops them.
-struct Piece {
-    bytes: Bytes,
-    stream: Arc<StreamState>,
-    share: Arc<Share>,
-    metrics: EdgeMetrics,
 }
 
 impl StreamState {
@@ -85,9 +60,14 @@ impl StreamState {
         }
     }
 
-    /// The state of the stream whose task is running; a fresh one outside of any.
+    /// The state of the stream that is being served; a fresh one outside of any.
     pub(super) fn current() -> Arc<Self> {
         STREAM.try_with(Arc::clone).unwrap_or_else(|_| Arc::new(Self::new(Window::new())))
+    }
+
+    /// Does `part` of what serves the stream, which finds it as the current one.
+    pub(super) fn scope<T>(self: &Arc<Self>, part: impl FnOnce() -> T) -> T {
+        STREAM.sync_scope(Arc::clone(self), part)
     }
 
     /// When the stream is cut at the latest; the first call counts.
@@ -117,6 +97,11 @@ impl StreamState {
         self.ended_early.store(self.outstanding_bytes() > HELD_BYTES, Ordering::Relaxed);
     }
 
+    /// Whether the reply's end went so.
+    pub(super) fn ended_early(&self) -> bool {
+        self.ended_early.load(Ordering::Relaxed)
+    }
+
     /// For how long the client has taken nothing; `None`: nothing waits for it.
     pub(super) fn stalled(&self) -> Option<Duration> {
         self.stall.lasted()
@@ -126,31 +111,18 @@ impl StreamState {
         self.outstanding.load(Ordering::Acquire)
     }
 
-    /// Wraps bytes on their way to HTTP/2, so that it is known when they are taken.
-    pub(super) fn send(
-        self: &Arc<Self>,
-        bytes: Bytes,
-        share: &Arc<Share>,
-        metrics: &EdgeMetrics,
-    ) -> Bytes {
-        let length = length(&bytes);
-        if length == 0 {
-            return bytes;
-        }
-        self.sent.fetch_add(length, Ordering::Relaxed);
-        let begins = self.outstanding.fetch_add(length, Ordering::AcqRel) == 0;
-        share.add(length, begins);
+    /// `bytes` are handed to HTTP/2.
+    pub(super) fn sends(&self, bytes: u64) {
+        self.sent.fetch_add(bytes, Ordering::Relaxed);
+        self.outstanding.fetch_add(bytes, Ordering::AcqRel);
         self.stall.begin();
-        Bytes::from_owner(Piece {
-            bytes,
-            stream: Arc::clone(self),
-            share: Arc::clone(share),
-            metrics: metrics.clone(),
-        })
     }
 
-    /// After `bytes` of the `before` that were outstanding were taken.
-    fn taken(&self, bytes: u64, before: u64) {
+    /// HTTP/2 has dropped `bytes`, of which `room` is made.
+    pub(super) fn taken(&self, bytes: u64, room: impl FnOnce()) {
+        let before = self.outstanding.fetch_sub(bytes, Ordering::AcqRel);
+        // Room first: who is woken looks for it.
+        room();
         if before == bytes {
             self.stall.clear();
             // More may have been sent between the two lines above.
@@ -166,7 +138,7 @@ impl StreamState {
     }
 
     /// Ends when the stream is to be cut, and says why.
-    async fn cut(&self, progress_deadline: Duration) -> CutReason {
+    pub(super) async fn cut(&self, progress_deadline: Duration) -> CutReason {
         let late = async {
             match self.deadline.get() {
                 Some(deadline) => tokio::time::sleep_until(*deadline + STATUS_GRACE).await,
@@ -178,82 +150,4 @@ impl StreamState {
             () = late => CutReason::Deadline,
         }
     }
-}
-
-impl StreamExecutor {
-    /// `window` is what the connection's client gives each stream at first; who does not
-    /// take the end of a reply within it is found in `tails`.
-    pub(super) fn new(
-        progress_deadline: Duration,
-        window: Window,
-        tails: Arc<Tails>,
-        metrics: EdgeMetrics,
-    ) -> Self {
-        Self {
-            streams: TaskTracker::new(),
-            closed: CancellationToken::new(),
-            progress_deadline,
-            window,
-            tails,
-            metrics,
-        }
-    }
-
-    /// Ends every stream of the connection and waits for their tasks.
-    pub(super) async fn close(&self) {
-        self.closed.cancel();
-        self.streams.close();
-        self.streams.wait().await;
-    }
-}
-
-impl<F> hyper::rt::Executor<F> for StreamExecutor
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    fn execute(&self, stream: F) {
-        let state = Arc::new(StreamState::new(self.window.clone()));
-        let this = self.clone();
-        self.streams.spawn(async move {
-            let served = STREAM.scope(Arc::clone(&state), stream);
-            // In this order: the first poll of the stream sets its deadline.
-            let cut = tokio::select! {
-                biased;
-                () = this.closed.cancelled() => None,
-                () = served => {
-                    if state.ended_early.load(Ordering::Relaxed) {
-                        this.tails.add(Arc::clone(&state));
-                    }
-                    None
-                }
-                reason = state.cut(this.progress_deadline) => Some(reason),
-            };
-            if let Some(reason) = cut {
-                this.metrics.streams_cut.get_or_create(&CutLabel { reason }).inc();
-                tracing::debug!(?reason, "stream cut");
-            }
-        });
-    }
-}
-
-impl AsRef<[u8]> for Piece {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl Drop for Piece {
-    fn drop(&mut self) {
-        let length = length(&self.bytes);
-        self.metrics.sent_bytes.inc_by(length);
-        let before = self.stream.outstanding.fetch_sub(length, Ordering::AcqRel);
-        // Room first: who is woken looks for it.
-        self.share.remove(length, before == length);
-        self.stream.taken(length, before);
-    }
-}
-
-fn length(bytes: &Bytes) -> u64 {
-    // usize is 64 bits wherever this runs.
-    bytes.len() as u64
 }

@@ -1,8 +1,8 @@
-//! What HTTP/2 still holds of replies whose streams' tasks are over.
+//! What HTTP/2 still holds of replies whose streams are over.
 //!
 //! A reply within its client's [window](super::window) needs nobody who waits for its last byte,
-//! so its task ends when that byte is with HTTP/2. Whether it is taken is watched here: a stream
-//! without a task cannot be reset, so who does not take it loses the connection. That is one
+//! so its stream is over when that byte is with HTTP/2. Whether it is taken is watched here: what
+//! is over cannot be reset, so who does not take it loses the connection. That is one
 //! who does not read its socket, took a window back, left 1 GiB of other streams unread, or
 //! has so many streams on so slow a link that a whole piece of each takes too long.
 
@@ -21,7 +21,7 @@ impl Tails {
     }
 
     /// Ends once a client has taken nothing of one for `limit`, or for twice that at most if
-    /// it began before its task was over.
+    /// it began before its stream was over.
     pub(super) async fn stall(&self, limit: Duration) {
         loop {
             let longest = self.held().iter().filter_map(|stream| stream.stalled()).max();

@@ -2,9 +2,9 @@
 //!
 //! A connection stays on the thread that it was given, with all of its streams. On a
 //! runtime that shares its tasks among threads each step of a request (a frame comes
-//! in, the stream's task begins, the connection writes) wakes a thread that was
-//! asleep, which takes the task and finds nothing of it in its caches: on sixteen
-//! processors that was a third of what a small request cost.
+//! in, a stream answers, the connection writes) wakes a thread that was asleep, which
+//! takes it over and finds nothing of it in its caches: on sixteen processors that was
+//! a third of what a small request cost.
 //!
 //! Where there are processors to spare there are more threads than that, so that most
 //! connections have one alone: a small request then waits for no large write of
@@ -19,14 +19,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tracing::dispatcher::{self, Dispatch};
+
+use super::line::{Line, Place};
 
 /// Tasks that a thread polls before it looks for what has come in. Bulk connections keep
 /// their thread busy and a poll of one is half a millisecond: with the runtime's 61 a small
 /// request beside them was seen after 10 ms (docs/performance.md, "Small requests"). Looking
 /// costs a system call that waits for nothing, which no load of small requests shows.
 const EVENT_INTERVAL: u32 = 1;
+
+/// Every so many tasks the next is one that another thread woke.
+const REMOTE_INTERVAL: u32 = 2;
 
 /// So few processors get a thread each.
 const FEW_PROCESSORS: usize = 3;
@@ -45,11 +51,14 @@ pub(super) struct Threads {
 
 #[derive(Debug)]
 struct Thread {
-    /// Of one worker. The scheduler for one thread alone would not do: it has what a task
-    /// wakes wait behind everybody else, and a request is three tasks that wake each
-    /// other. Beside bulk reads it took 5 ms in place of 0.7. Gone when it is dropped.
-    runtime: Option<Runtime>,
+    /// Of a runtime that polls its tasks in the order in which they were woken. One of many
+    /// threads has what was woken last run first: with more than two connections that are
+    /// always ready it left all but two of them waiting, for up to 0.2 s.
+    runtime: Handle,
     connections: AtomicUsize,
+    line: Arc<Line>,
+    /// Dropped, the runtime ends with all that it still serves.
+    _end: oneshot::Sender<()>,
 }
 
 /// A connection's place on a thread.
@@ -110,36 +119,68 @@ impl Threads {
 
 impl Thread {
     fn start(number: usize) -> io::Result<Self> {
-        let mut builder = Builder::new_multi_thread();
-        builder.worker_threads(1).thread_name(format!("tpad-edge-{number}"));
+        let name = format!("tpad-edge-{number}");
         // Who listens to what is said here listens to what is said there.
         let listener = dispatcher::get_default(Dispatch::clone);
-        builder.on_thread_start(move || {
-            std::mem::forget(dispatcher::set_default(&listener));
+        let listen = listener.clone();
+        let mut builder = Builder::new_current_thread();
+        builder.event_interval(EVENT_INTERVAL).global_queue_interval(REMOTE_INTERVAL);
+        builder.thread_name(&name).on_thread_start(move || {
+            std::mem::forget(dispatcher::set_default(&listen));
         });
-        let runtime = builder.event_interval(EVENT_INTERVAL).enable_all().build()?;
-        Ok(Self { runtime: Some(runtime), connections: AtomicUsize::new(0) })
+        let runtime = Driven(Some(builder.enable_all().build()?));
+        let handle = runtime.handle()?;
+        let (end, ended) = oneshot::channel::<()>();
+        thread::Builder::new().name(name).spawn(move || {
+            let _listening = dispatcher::set_default(&listener);
+            // Nothing is sent: it ends when the sender is gone.
+            runtime.block_on(ended);
+        })?;
+        Ok(Self {
+            runtime: handle,
+            connections: AtomicUsize::new(0),
+            line: Arc::default(),
+            _end: end,
+        })
     }
 }
 
-impl Drop for Thread {
+/// A runtime that may be dropped wherever it is: also by a task, if no thread was to be had.
+struct Driven(Option<Runtime>);
+
+impl Driven {
+    fn handle(&self) -> io::Result<Handle> {
+        let runtime = self.0.as_ref().ok_or_else(|| io::Error::other("it has ended"))?;
+        Ok(runtime.handle().clone())
+    }
+
+    fn block_on<T>(&self, end: impl Future<Output = T>) {
+        if let Some(runtime) = &self.0 {
+            let _ = runtime.block_on(end);
+        }
+    }
+}
+
+impl Drop for Driven {
     fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            // Whoever drops it may be a task.
+        if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
     }
 }
 
 impl Seat {
+    /// A place in the line of the thread's connections.
+    pub(super) fn place(&self) -> Place {
+        self.0.line.place()
+    }
+
     /// Begins a task on the thread, as one of `tracker`'s.
     pub(super) fn spawn<F>(&self, tracker: &TaskTracker, task: F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        if let Some(runtime) = &self.0.runtime {
-            tracker.spawn_on(task, runtime.handle());
-        }
+        tracker.spawn_on(task, &self.0.runtime);
     }
 }
 
@@ -151,13 +192,17 @@ impl Drop for Seat {
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::oneshot;
-
     use super::*;
 
     fn held(threads: &Threads) -> Vec<usize> {
         let threads = threads.threads.lock().expect("no panic");
         threads.iter().map(|thread| thread.connections.load(Ordering::Relaxed)).collect()
+    }
+
+    #[tokio::test]
+    async fn a_runtime_that_got_no_thread_can_be_dropped_by_a_task() {
+        let runtime = Builder::new_current_thread().build().expect("a runtime");
+        drop(Driven(Some(runtime)));
     }
 
     #[tokio::test]

@@ -3,40 +3,92 @@
 //! A client that reads as fast as the daemon writes never makes a write wait, and
 //! a connection would write until the runtime's own patience ends, 128 writes of a
 //! frame each. So a connection's task gives the thread back after its turn, and
-//! goes to the end of the queue.
+//! stands in [line](super::line) for the next.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Waker;
 
 use super::in_flight::Share;
+use super::line::Place;
 
-/// What a write may exceed a turn by: a frame's header, so that a frame of a turn's
-/// length is one write.
-const HEADER_BYTES: u64 = 1 << 10;
+/// What a write may exceed a turn by: a frame's header and the head of a reply, so that a
+/// frame of a turn's length is one write.
+const HEADER_BYTES: u64 = 17 << 10;
+
+/// Shorter writes stand in no line.
+pub(super) const LONG_BYTES: u64 = 64 << 10;
 
 /// What a connection has written since it was polled.
 #[derive(Debug)]
 pub(super) struct Turn {
     share: Arc<Share>,
+    /// In the line of its thread, if it has one to itself.
+    place: Option<Place>,
     written: AtomicU64,
 }
 
 impl Turn {
-    pub(super) fn new(share: Arc<Share>) -> Self {
-        Self { share, written: AtomicU64::new(0) }
+    pub(super) fn new(share: Arc<Share>, place: Option<Place>) -> Self {
+        Self { share, place, written: AtomicU64::new(0) }
     }
 
     /// The connection is polled.
     pub(super) fn begin(&self) {
-        self.written.store(0, Ordering::Relaxed);
+        let waits = self.place.as_ref().is_some_and(|place| {
+            place.arrive();
+            place.waits()
+        });
+        // Whoever woke it before its next turn, there is no more of the last one.
+        if !waits {
+            self.written.store(0, Ordering::Relaxed);
+        }
     }
 
-    /// The longest write now; `None` when the turn is over.
-    pub(super) fn longest_write(&self) -> Option<usize> {
-        let turn = self.share.turn_bytes();
-        let written = self.written.load(Ordering::Relaxed);
+    /// The poll is over.
+    pub(super) fn end(&self) {
+        if let Some(place) = &self.place {
+            place.pass();
+        }
+    }
+
+    /// What HTTP/2 holds of the connection's replies.
+    pub(super) fn held_bytes(&self) -> u64 {
+        self.share.held_bytes()
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.written.load(Ordering::Relaxed) >= self.share.turn_bytes()
+    }
+
+    /// How many of `bytes` may be written now; `None` if it is not the connection's turn:
+    /// `waker` is woken when it is.
+    pub(super) fn may_write(&self, bytes: usize, waker: &Waker) -> Option<usize> {
+        if self.is_over() {
+            self.line_up(waker);
+            return None;
+        }
+        // usize is 64 bits wherever this runs.
+        let long = bytes as u64 >= LONG_BYTES;
+        if long && self.place.as_ref().is_some_and(|place| !place.has_turn(waker)) {
+            return None;
+        }
         // At most some MiB.
-        (written < turn).then(|| usize::try_from(turn + HEADER_BYTES).unwrap_or(usize::MAX))
+        let most = usize::try_from(self.share.turn_bytes() + HEADER_BYTES).unwrap_or(usize::MAX);
+        Some(bytes.min(most))
+    }
+
+    /// Has `waker` woken for another turn: behind everybody else who is ready.
+    pub(super) fn line_up(&self, waker: &Waker) {
+        match &self.place {
+            Some(place) => place.line_up(waker),
+            None => waker.wake_by_ref(),
+        }
+    }
+
+    /// Whether the connection will be woken for a turn.
+    pub(super) fn is_lined_up(&self) -> bool {
+        self.place.as_ref().is_some_and(Place::waits)
     }
 
     pub(super) fn wrote(&self, bytes: usize) {

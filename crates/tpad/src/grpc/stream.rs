@@ -104,16 +104,16 @@ impl BlockStream {
 
     /// Starts reads while there is room ahead: first of the block that the stream broke off
     /// in, if it did.
-    fn read_ahead(&mut self) {
+    fn read_ahead(&mut self, cx: &mut Context<'_>) {
         if !self.started
             && let Some(first) = self.resume.first()
         {
-            self.read(first);
+            self.read(first, cx);
         }
         while self.next < self.selected.len() {
             let ordinal = self.next;
             let elsewhere = self.resume.has(ordinal) || self.resume.first() == Some(ordinal);
-            if !elsewhere && !self.read(ordinal) {
+            if !elsewhere && !self.read(ordinal, cx) {
                 return;
             }
             self.next = self.next.max(ordinal + 1);
@@ -121,7 +121,7 @@ impl BlockStream {
     }
 
     /// Starts to read a block, if there is room for it.
-    fn read(&mut self, ordinal: usize) -> bool {
+    fn read(&mut self, ordinal: usize, cx: &mut Context<'_>) -> bool {
         let Some((key, bytes)) = self.selected.get(ordinal) else { return true };
         if Instant::now() >= self.call.deadline {
             let left = (self.next..self.selected.len()).filter(|n| !self.resume.has(*n)).count();
@@ -133,11 +133,28 @@ impl BlockStream {
         let Some(ahead) = self.window.take(bytes) else { return false };
         let generation = self.selected.generation().clone();
         let options = ReadOptions::demand(self.call.deadline);
-        self.reading.push(Box::pin(async move {
+        let mut read: BoxFuture<'static, Finished> = Box::pin(async move {
             let result = generation.read(key.clone(), options).await.map(Box::new);
             Finished { ordinal, key, result, ahead }
-        }));
+        });
+        // What is in memory is there at once, and waits among no others.
+        match read.as_mut().poll(cx) {
+            Poll::Ready(finished) => self.take(finished),
+            Poll::Pending => self.reading.push(read),
+        }
         true
+    }
+
+    /// A read has ended.
+    fn take(&mut self, Finished { ordinal, key, result, ahead }: Finished) {
+        match result {
+            Ok(block) => self.ready.push_back(Ready { ordinal, block, ahead }),
+            Err(error) => {
+                self.first.take_if(|first| *first == ordinal);
+                self.window.give_back(ahead);
+                self.failures.add(&key, error);
+            }
+        }
     }
 
     /// The next block that is ready and may be sent.
@@ -195,20 +212,11 @@ impl Stream for BlockStream {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         loop {
-            this.read_ahead();
+            this.read_ahead(cx);
             // Also while a block is being sent, so that the next one is ready
             // when it has been.
-            while let Poll::Ready(Some(Finished { ordinal, key, result, ahead })) =
-                this.reading.poll_next_unpin(cx)
-            {
-                match result {
-                    Ok(block) => this.ready.push_back(Ready { ordinal, block, ahead }),
-                    Err(error) => {
-                        this.first.take_if(|first| *first == ordinal);
-                        this.window.give_back(ahead);
-                        this.failures.add(&key, error);
-                    }
-                }
+            while let Poll::Ready(Some(finished)) = this.reading.poll_next_unpin(cx) {
+                this.take(finished);
             }
             if let Some(message) = this.message() {
                 return Poll::Ready(Some(message));

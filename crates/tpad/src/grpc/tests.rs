@@ -83,7 +83,7 @@ impl Inside {
             drain_deadline: Duration::from_secs(7),
         };
         let drain = admin.drain.clone();
-        let routes = routes(&engine, OPTIONS, admin);
+        let (routes, _) = routes(&engine, OPTIONS, admin);
         Self { checkpoint, engine, routes, drain, _empty: empty }
     }
 

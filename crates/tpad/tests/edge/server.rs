@@ -89,6 +89,7 @@ impl Server {
         let edge = bound.serve(EdgeConfig {
             routes: tonic::service::Routes::from(routes(&replies))
                 .add_service(health.max_decoding_message_size(limits.request_bytes)),
+            direct: None,
             methods: HashSet::from(["tpad.test.Replies/Endless".to_owned()]),
             pages: axum::Router::new().route("/page", get(|| async { "a page" })),
             limits,

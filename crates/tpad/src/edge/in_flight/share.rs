@@ -1,15 +1,17 @@
 //! One connection's share of the bytes in flight, and of the time to write them.
 
-use std::future::Future;
-use std::pin::Pin;
+mod waiting;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::futures::OwnedNotified;
 use tokio::sync::{Notify, Semaphore};
 
+pub(in crate::edge) use self::waiting::Waiting;
+
+use self::waiting::Woken;
 use super::InFlight;
 use super::peers::{NoPlace, PeerShare, Place};
 use crate::edge::stall::Stall;
@@ -32,16 +34,20 @@ pub(super) const LEAST_PIECE_BYTES: u64 = 64 << 10;
 /// they lost a sixth of their throughput, with 1 MiB half.
 const ROUND_BYTES: u64 = 16 << 20;
 
-/// What the connections that share a thread write before each has had its turn, while one
-/// peer has them all and they are four at most. One alone reads 5.3 GB/s with turns of 2 or
-/// 1 MiB, 5.1 with 512 KiB and 4.9 with 256. Four with 512 KiB each in place of 2 MiB had
-/// 0.95 of the throughput, and a small request beside them took 0.27 in place of 0.46 ms at
-/// the median, 1.6 in place of 2.8 at the 99th percentile (docs/performance.md, "Turns").
+/// What one connection writes before others on its thread have their turn, while no other
+/// peer writes. One alone reads 5.3 GB/s with turns of 2 or 1 MiB, 5.1 with 512 KiB and 4.9
+/// with 256.
 const TURN_BYTES: u64 = 2 << 20;
 
-/// What a whole peer writes while others write too, and the least for each connection of
-/// one that is alone. Near what a socket on loopback takes at a time (some 380 KiB here),
-/// so that who has one connection can use its turn.
+/// The same where a peer that is alone has more than one connection on a thread. Others of
+/// the thread wait for one such turn, whoever stands in line for the next ones. Against
+/// 512 KiB it reads 1.03 times as fast, and a small request beside four takes 0.9 in place of
+/// 1.3 ms at the 99th percentile, 0.65 in place of 0.3 at the median (docs/performance.md,
+/// "Turns").
+const LONE_TURN_BYTES: u64 = 1 << 20;
+
+/// What a whole peer writes while others write too. Near what a socket on loopback takes at
+/// a time (some 380 KiB here), so that who has one connection can use its turn.
 const SHARED_TURN_BYTES: u64 = 512 << 10;
 
 /// The least of it for one of a peer's connections.
@@ -57,7 +63,7 @@ pub(in crate::edge) struct Share {
     all: Arc<InFlight>,
     peer: Arc<PeerShare>,
     bytes: AtomicU64,
-    /// Streams of which HTTP/2 holds bytes.
+    /// Streams that have something to send.
     streams: AtomicUsize,
     stall: Stall,
     moved: Arc<Notify>,
@@ -65,21 +71,8 @@ pub(in crate::edge) struct Share {
     at_bound: Arc<AtomicUsize>,
 }
 
-/// A stream that waits until it may send another piece.
-pub(in crate::edge) struct Waiting {
-    moved: Pin<Box<OwnedNotified>>,
-    /// `None` at the connection's own bound: what others give back is of no use there, and
-    /// a wake-up would be lost on it.
-    room: Option<Pin<Box<OwnedNotified>>>,
-    _counted: Counted,
-}
-
-/// Who woke a stream.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Woken {
-    ByRoom,
-    ByMoved,
-}
+/// A stream that has something to send.
+pub(in crate::edge) struct Sends(Arc<Share>);
 
 /// What a stream may do now.
 enum Room {
@@ -88,12 +81,6 @@ enum Room {
     Wait,
     /// Wait until the connection is below its own bound.
     AtBound,
-}
-
-/// A waiting stream, where those look who make room.
-enum Counted {
-    Waiting { all: Arc<InFlight>, peer: Arc<PeerShare> },
-    AtBound(Arc<AtomicUsize>),
 }
 
 impl Share {
@@ -143,7 +130,7 @@ impl Share {
                 Room::AtBound => true,
             };
             match waiting {
-                Some(waits) if waits.room.is_none() == at_bound => match waits.poll(cx) {
+                Some(waits) if waits.is_at_bound() == at_bound => match waits.poll(cx) {
                     Poll::Ready(by) => {
                         woken = Some(by);
                         *waiting = None;
@@ -152,7 +139,7 @@ impl Share {
                 },
                 // In the queue first, then looking again: no wake-up is missed.
                 _ => {
-                    *waiting = Some(self.wait(at_bound));
+                    *waiting = Some(Waiting::of(self, at_bound));
                     if at_bound && woken.take() == Some(Woken::ByRoom) {
                         // It was meant for one that can use it, and this one is not in
                         // that queue any more.
@@ -163,11 +150,22 @@ impl Share {
         }
     }
 
-    /// Counts a piece that is handed to HTTP/2; `begins` if its stream had none there.
-    pub(in crate::edge) fn add(&self, bytes: u64, begins: bool) {
-        if begins {
-            self.streams.fetch_add(1, Ordering::Relaxed);
-        }
+    /// What HTTP/2 holds of the connection's replies.
+    pub(in crate::edge) fn held_bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Counts a stream that has something to send, until what is returned is dropped.
+    ///
+    /// Not by whether HTTP/2 holds bytes of it: of those with small pieces many have none there
+    /// at a time, and the next would get large ones.
+    pub(in crate::edge) fn sends(self: &Arc<Self>) -> Sends {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        Sends(Arc::clone(self))
+    }
+
+    /// Counts a piece that is handed to HTTP/2.
+    pub(in crate::edge) fn add(&self, bytes: u64) {
         if self.bytes.fetch_add(bytes, Ordering::SeqCst) == 0 {
             self.all.active_connections.fetch_add(1, Ordering::Relaxed);
             if self.peer.active.fetch_add(1, Ordering::Relaxed) == 0 {
@@ -179,11 +177,8 @@ impl Share {
         self.stall.begin();
     }
 
-    /// A piece was taken or dropped; `ends` if it was its stream's last there.
-    pub(in crate::edge) fn remove(&self, bytes: u64, ends: bool) {
-        if ends {
-            self.streams.fetch_sub(1, Ordering::Relaxed);
-        }
+    /// A piece was taken or dropped.
+    pub(in crate::edge) fn remove(&self, bytes: u64) {
         let before = self.bytes.fetch_sub(bytes, Ordering::SeqCst);
         if before == bytes {
             self.stall.clear();
@@ -199,22 +194,23 @@ impl Share {
             self.stall.progress();
         }
         self.peer.bytes.fetch_sub(bytes, Ordering::SeqCst);
+        self.all.sent.inc_by(bytes);
         self.all.remove(bytes);
         if self.all.waiting.load(Ordering::SeqCst) > 0 || self.at_bound.load(Ordering::SeqCst) > 0 {
             self.moved.notify_one();
         }
     }
 
-    /// What the connection may write before others have their turn. The runtime
-    /// polls connections in turn, so equal turns are equal shares of what the
-    /// daemon can write; a peer's connections share one, and a peer that is alone
+    /// What the connection may write before others have their turn. Connections
+    /// write in the order in which they stand in line, so equal turns are equal shares of
+    /// what the daemon can write; a peer's connections share one, and a peer that is alone
     /// has longer ones.
     pub(in crate::edge) fn turn_bytes(&self) -> u64 {
         if self.all.active_peers.load(Ordering::Relaxed) < 2 {
             let connections = self.all.active_connections.load(Ordering::Relaxed).max(1);
             // They are spread evenly over the threads.
             let beside = connections.div_ceil(self.all.threads) as u64;
-            return (TURN_BYTES / beside).max(SHARED_TURN_BYTES);
+            return (TURN_BYTES / beside).max(LONE_TURN_BYTES);
         }
         let connections = self.peer.active.load(Ordering::Relaxed).max(1) as u64;
         (SHARED_TURN_BYTES / connections).max(LEAST_TURN_BYTES)
@@ -256,23 +252,6 @@ impl Share {
         self.all.connection_limit.min(part.max(LEAST_PIECE_BYTES))
     }
 
-    fn wait(&self, at_bound: bool) -> Waiting {
-        let enabled = |notify: &Arc<Notify>| {
-            let mut notified = Box::pin(Arc::clone(notify).notified_owned());
-            notified.as_mut().enable();
-            notified
-        };
-        let moved = enabled(&self.moved);
-        let room = (!at_bound).then(|| enabled(&self.peer.room));
-        let counted = if at_bound {
-            self.at_bound.fetch_add(1, Ordering::SeqCst);
-            Counted::AtBound(Arc::clone(&self.at_bound))
-        } else {
-            Counted::waiting(Arc::clone(&self.all), Arc::clone(&self.peer))
-        };
-        Waiting { moved, room, _counted: counted }
-    }
-
     /// Wakes the next: the one that passed may have nothing to send yet.
     fn pass_on(&self) {
         let held = self.bytes.load(Ordering::SeqCst);
@@ -292,35 +271,9 @@ impl Drop for Share {
     }
 }
 
-impl Waiting {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Woken> {
-        // Dropping the other one hands its wake-up on if it had one.
-        if self.room.as_mut().is_some_and(|room| room.as_mut().poll(cx).is_ready()) {
-            return Poll::Ready(Woken::ByRoom);
-        }
-        self.moved.as_mut().poll(cx).map(|()| Woken::ByMoved)
-    }
-}
-
-impl Counted {
-    fn waiting(all: Arc<InFlight>, peer: Arc<PeerShare>) -> Self {
-        peer.waiting.fetch_add(1, Ordering::SeqCst);
-        all.waiting.fetch_add(1, Ordering::SeqCst);
-        Self::Waiting { all, peer }
-    }
-}
-
-impl Drop for Counted {
+impl Drop for Sends {
     fn drop(&mut self) {
-        match self {
-            Self::Waiting { all, peer } => {
-                all.waiting.fetch_sub(1, Ordering::SeqCst);
-                peer.waiting.fetch_sub(1, Ordering::SeqCst);
-            }
-            Self::AtBound(waiting) => {
-                waiting.fetch_sub(1, Ordering::SeqCst);
-            }
-        }
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -2,17 +2,13 @@
 
 use std::task::Waker;
 
-use bytes::Bytes;
-
 use super::*;
-use crate::edge::EdgeMetrics;
 
 /// A connection of a peer of its own, whose one stream takes all that it gets and is not read.
 struct Unread {
     share: Arc<Share>,
     stream: Arc<StreamState>,
-    metrics: EdgeMetrics,
-    pieces: Vec<Bytes>,
+    pieces: Vec<Data>,
 }
 
 impl Unread {
@@ -20,14 +16,13 @@ impl Unread {
         Self {
             share: Arc::new(all.join(user(uid))),
             stream: StreamState::current(),
-            metrics: EdgeMetrics::default(),
             pieces: Vec::new(),
         }
     }
 
     fn take(&mut self, bytes: usize) {
         let bytes = vec![0; bytes].into();
-        self.pieces.push(self.stream.send(bytes, &self.share, &self.metrics));
+        self.pieces.push(Data::new(Bytes::new(), bytes, &self.stream, &self.share));
     }
 
     /// Takes the next piece, if there is one for it.
@@ -131,7 +126,7 @@ fn the_bounds_of_all_connections_never_come_to_more_than_the_limit() {
     for connections in 1..=LIMIT / LEAST_PIECE_BYTES {
         // Of few peers: these are not counted here.
         let share = all.join(user(u32::try_from(connections % 3).expect("small")));
-        share.add(1, true);
+        share.add(1);
         shares.push(share);
         let sum: u64 = shares.iter().map(Share::bound).sum();
         assert!(sum <= LIMIT, "{connections}: {sum}");
