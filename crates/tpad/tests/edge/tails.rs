@@ -48,10 +48,7 @@ async fn rest(reader: &mut Reader, stream: u32) -> usize {
 }
 
 async fn is_over(server: &Server) {
-    eventually("the reply's task is over", || {
-        server.replies() == 0 && server.in_flight_bytes() > 0
-    })
-    .await;
+    eventually("the reply is over", || server.replies() == 0 && server.in_flight_bytes() > 0).await;
 }
 
 #[tokio::test]

@@ -1,8 +1,10 @@
 //! Many workers of gRPC's own library at one server on one processor: what a server
 //! gives when its clients are not the bound. A single client process of grpcio is
-//! full long before either server is (part `wire`).
+//! full long before either server is (part `wire`). Beside them the raw loop, without
+//! pacing as tpad's listeners are: what one processor can send at all.
 
 use std::fmt;
+use std::process::Command;
 
 use anyhow::{Result, anyhow};
 
@@ -52,12 +54,37 @@ pub(crate) fn run(place: &Place, plan: &Plan) -> Result<Vec<Row>> {
     let values = values::write(place, &[value()])?;
     let tonic = servers::ours(place, "generated-tonic", &values, &[]);
     let tpad = tpad(place);
+    let raw = servers::ours(place, "raw-tcp", &values, &["--congestion", "reno"]);
     let contenders = vec![
         Contender { name: LIMIT, run: grpcio(place, &tonic), at: |_| true },
         Contender { name: "tpad", run: grpcio(place, &tpad), at: |_| true },
+        Contender { name: "raw TCP loop, Reno", run: raw_loop(place, &raw), at: |_| true },
     ];
     let case = Case { processes: place.client_processors.min(MOST_PROCESSES) };
     contest(place, &contenders, &[case], plan.rounds, |_| Ok(()))
+}
+
+/// As many requests at a time, by one process that only receives.
+fn raw_loop<'a>(place: &'a Place, server: &'a Result<Server>) -> Result<Run<'a, Case>> {
+    let server = server.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+    Ok(Box::new(move |case| {
+        let mut command = on(&place.client, place.program("peer-load")?);
+        command.arg("raw");
+        load(&mut command, server);
+        command.args(["--concurrency", &(case.processes * REQUESTS).to_string()]);
+        client(place, Ok(command), Sample::of_outcome, "workers")
+    }))
+}
+
+/// What both clients are told.
+fn load(command: &mut Command, server: &Server) {
+    command.arg("--addr").arg(server.address.to_string());
+    command.args(["--bytes", &value().bytes().to_string()]);
+    command.args(["--keys", &value().keys.to_string()]);
+    command.args(["--warmup", WARMUP, "--seconds", SECONDS]);
+    for pid in server.pids() {
+        command.arg("--server").arg(pid.to_string());
+    }
 }
 
 /// grpcio with the options that docs/operations.md recommends.
@@ -66,15 +93,9 @@ fn grpcio<'a>(place: &'a Place, server: &'a Result<Server>) -> Result<Run<'a, Ca
     Ok(Box::new(move |case| {
         let mut command = on(&place.client, place.tool("python")?);
         command.arg(place.script("grpc_load.py")).arg("--tpad");
-        command.arg("--addr").arg(server.address.to_string());
-        command.args(["--bytes", &value().bytes().to_string()]);
-        command.args(["--keys", &value().keys.to_string()]);
+        load(&mut command, server);
         command.args(["--processes", &case.processes.to_string()]);
         command.args(["--concurrency", &REQUESTS.to_string()]);
-        command.args(["--warmup", WARMUP, "--seconds", SECONDS]);
-        for pid in server.pids() {
-            command.arg("--server").arg(pid.to_string());
-        }
         client(place, Ok(command), Sample::of_outcome, "workers")
     }))
 }
