@@ -187,7 +187,8 @@ where
                     }
                 };
             }
-            () = stalled.as_mut() => return ConnectionOutcome::Stalled,
+            // The connection may have used up the task's budget.
+            () = tokio::task::unconstrained(stalled.as_mut()) => return ConnectionOutcome::Stalled,
         }
     }
 }

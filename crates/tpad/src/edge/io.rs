@@ -131,7 +131,7 @@ impl WatchedIo {
     ) -> Poll<io::Result<usize>> {
         let turn = self.turn.as_ref();
         let most = turn.map_or(Some(bytes), |turn| turn.may_write(bytes, cx.waker()));
-        // The socket would take more: nothing stalls.
+        // Whether the socket would take more is not known: what has stalled goes on stalling.
         let Some(most) = most else { return Poll::Pending };
         let written = write(Pin::new(&mut self.socket), cx, most);
         match &written {

@@ -1,7 +1,8 @@
 //! The line in which the connections of a thread stand for long writes.
 //!
 //! Only the first of them is woken: what else the thread has to do, reading requests and
-//! answering small ones, then waits for one turn at writing and not for one of each.
+//! answering small ones, then waits for the turn at writing in which it comes and for the
+//! next one, and not for one of each.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};

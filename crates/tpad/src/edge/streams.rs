@@ -221,7 +221,7 @@ impl Rounds {
         }
         self.wakes.state.swap(IDLE, Ordering::AcqRel);
         if again || !turn.is_lined_up() {
-            // To the end of the queue, behind everybody else who is ready.
+            // To the end of the queue, behind everybody else who was woken.
             cx.waker().wake_by_ref();
         }
         turn.end();

@@ -12,14 +12,14 @@ use std::task::Waker;
 use super::in_flight::Share;
 use super::line::Place;
 
-/// What a write may exceed a turn by: a frame's header and the head of a reply, so that a
-/// frame of a turn's length is one write.
+/// What a write that is then done may exceed a turn by: a frame's header and the head of a
+/// reply, so that a frame of a turn's length is one write.
 const HEADER_BYTES: u64 = 17 << 10;
 
-/// Shorter writes stand in no line.
+/// A connection that writes less stands in no line.
 pub(super) const LONG_BYTES: u64 = 64 << 10;
 
-/// What a connection has written since it was polled.
+/// What a connection has written since its turn began.
 #[derive(Debug)]
 pub(super) struct Turn {
     share: Arc<Share>,
@@ -69,13 +69,16 @@ impl Turn {
             return None;
         }
         // usize is 64 bits wherever this runs.
-        let long = bytes as u64 >= LONG_BYTES;
+        let bytes = bytes as u64;
+        // Of short frames as many as of a long one: who takes no others stands in line too.
+        let long = self.written.load(Ordering::Relaxed) + bytes >= LONG_BYTES;
         if long && self.place.as_ref().is_some_and(|place| !place.has_turn(waker)) {
             return None;
         }
+        let turn = self.share.turn_bytes();
+        let most = if bytes <= turn + HEADER_BYTES { bytes } else { turn };
         // At most some MiB.
-        let most = usize::try_from(self.share.turn_bytes() + HEADER_BYTES).unwrap_or(usize::MAX);
-        Some(bytes.min(most))
+        Some(usize::try_from(most).unwrap_or(usize::MAX))
     }
 
     /// Has `waker` woken for another turn: behind everybody else who is ready.

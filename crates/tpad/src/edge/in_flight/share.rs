@@ -40,7 +40,7 @@ const ROUND_BYTES: u64 = 16 << 20;
 const TURN_BYTES: u64 = 2 << 20;
 
 /// The same where a peer that is alone has more than one connection on a thread. Others of
-/// the thread wait for one such turn, whoever stands in line for the next ones. Against
+/// the thread wait for two such turns at most, however many stand in line. Against
 /// 512 KiB it reads 1.03 times as fast, and a small request beside four takes 0.9 in place of
 /// 1.3 ms at the 99th percentile, 0.65 in place of 0.3 at the median (docs/performance.md,
 /// "Turns").

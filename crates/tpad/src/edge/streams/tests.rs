@@ -304,6 +304,37 @@ async fn who_waits_in_line_is_polled_for_what_is_short_and_writes_in_its_turn() 
 }
 
 #[tokio::test]
+async fn many_short_frames_stand_in_line_as_a_long_one_does() {
+    let line: Arc<Line> = Arc::default();
+    let rig = Rig::new();
+    let turn = Turn::new(Arc::clone(&rig.share), Some(line.place()));
+    let other = line.place();
+    assert!(other.has_turn(&noop_waker()));
+    turn.begin();
+    let frame = 16 << 10;
+    let mut frames = 0;
+    while turn.may_write(frame, &noop_waker()).is_some() {
+        turn.wrote(frame);
+        frames += 1;
+    }
+    assert_eq!(frames, 3);
+    turn.end();
+    other.pass();
+    turn.begin();
+    assert!(turn.may_write(frame, &noop_waker()).is_some(), "in its turn");
+}
+
+#[tokio::test]
+async fn a_write_exceeds_its_turn_only_to_be_done() {
+    let rig = Rig::new();
+    let length = |bytes: u64| usize::try_from(bytes).expect("short");
+    let turn = length(rig.share.turn_bytes());
+    let most = |bytes| rig.turn.may_write(bytes, &noop_waker()).expect("its turn");
+    assert_eq!(most(turn + 400), turn + 400);
+    assert_eq!(most(2 * turn), turn);
+}
+
+#[tokio::test]
 async fn what_a_turn_has_used_up_does_not_come_back_before_the_next() {
     let line: Arc<Line> = Arc::default();
     let rig = Rig::new();
