@@ -20,7 +20,8 @@ use super::stream::{HELD_BYTES, StreamState};
 
 mod data;
 
-/// What is this short is handed on with what follows it, if that is there.
+/// What is this short is handed on with what follows it, if that is there, to a client that
+/// reads within frames.
 const HEAD_BYTES: usize = 16 << 10;
 
 /// When a reply is ended. Most are over before anybody waits: those set no timer.
@@ -182,7 +183,11 @@ impl ReplyBody {
             };
             match frame {
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if self.head.is_empty() && data.len() <= HEAD_BYTES => {
+                    Ok(data)
+                        if self.head.is_empty()
+                            && data.len() <= HEAD_BYTES
+                            && self.stream.reads_within_frames() =>
+                    {
                         self.head = data;
                     }
                     Ok(data) => self.rest = data,

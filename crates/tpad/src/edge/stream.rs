@@ -30,6 +30,9 @@ pub(super) const HELD_BYTES: u64 = 16 << 10;
 /// After its deadline a stream gets this long to deliver the status that says so.
 const STATUS_GRACE: Duration = Duration::from_millis(250);
 
+/// What tpad's bulk receiver gives each stream, four times what its ordinary one does.
+const BULK_WINDOW_BYTES: u64 = 64 << 20;
+
 tokio::task_local! {
     /// The stream that is being served.
     static STREAM: Arc<StreamState>;
@@ -90,6 +93,13 @@ impl StreamState {
     /// Whether all of the reply waits for the socket alone, not for who reads it.
     pub(super) fn is_within_window(&self) -> bool {
         self.sent.load(Ordering::Relaxed) <= self.window.bytes()
+    }
+
+    /// Whether the client reads within frames, as far as its windows tell: those of tpad's
+    /// bulk receiver. Others hear nothing of a frame before its last byte, and of a reply that
+    /// breaks off within the first nothing at all.
+    pub(super) fn reads_within_frames(&self) -> bool {
+        self.window.bytes() >= BULK_WINDOW_BYTES
     }
 
     /// The reply's end goes, although the client may have more to take than a stream may leave.

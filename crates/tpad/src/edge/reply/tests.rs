@@ -60,8 +60,8 @@ async fn what_holds_memory_until_it_is_taken_does_not_end_early() {
 }
 
 /// The lengths of what a reply of such frames hands on, with room for a whole piece.
-fn pieces(frames: &[usize]) -> Vec<usize> {
-    let mut reply = reply(u32::MAX, None);
+fn pieces(window: u32, frames: &[usize]) -> Vec<usize> {
+    let mut reply = reply(window, None);
     let frames: Vec<_> = frames
         .iter()
         .map(|length| Ok::<_, Status>(Frame::data(Bytes::from(vec![7; *length]))))
@@ -87,7 +87,15 @@ fn what_is_short_goes_with_what_follows_it() {
         (&[20, 2 * piece], vec![piece, piece + 20]),
         (&[HEAD_BYTES + 1, 1 << 20], vec![HEAD_BYTES + 1, 1 << 20]),
     ] {
-        assert_eq!(pieces(frames), expected, "{frames:?}");
+        assert_eq!(pieces(u32::MAX, frames), expected, "{frames:?}");
+    }
+}
+
+#[test]
+fn what_is_short_is_a_frame_of_its_own_for_who_waits_for_whole_ones() {
+    for window in [0, (64 << 20) - 1] {
+        let frames = [400, 1 << 20, 20, 1 << 20];
+        assert_eq!(pieces(window, &frames), frames);
     }
 }
 
