@@ -19,7 +19,8 @@ use super::header::HEADER_LIST_BYTES;
 
 /// What the daemon may send before it hears from us: a thirtieth of a second at 2 GB/s
 /// until half of it is given back, far more than any round trip. What is not read
-/// stays in the sockets: nothing here takes this memory.
+/// stays in the sockets: nothing here takes this memory. By this length a daemon knows who
+/// reads within frames, and sends a reply's head in one with its payload.
 pub(super) const WINDOW_BYTES: u32 = 64 << 20;
 
 /// The same for the connection: as much as can be, since its one call has a bound of its own.
